@@ -1,0 +1,49 @@
+# make demo     the product's main job, end to end, on real images
+# make test     the tests, with guarded counts
+# make lint     style, types, import directions, generated files
+# make bench    measure this machine and render the table of README.md
+#
+# Needs Python 3.11 to 3.13, pip and gcc; everything else goes into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.installed
+PACKAGES := protocol prover verifier ml benchmarks
+PROTO := proto/zkmark/v1/zkmark.proto
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto
+
+.PHONY: demo test lint bench stubs venv clean
+
+demo: venv
+	PATH="$(BIN):$$PATH" bash examples/quickstart.sh
+
+test: venv
+	$(BIN)/python -m pytest --guard-counts
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --cache-dir build/import-linter
+	mkdir -p build/stubs
+	$(PROTOC) --python_out=build/stubs --grpc_python_out=build/stubs --mypy_out=build/stubs $(PROTO)
+	diff -r -x '*.proto' -x '__init__.py' -x '__pycache__' -x py.typed build/stubs/zkmark proto/zkmark
+	$(BIN)/python -m benchmarks --check
+
+bench: venv
+	$(BIN)/python -m benchmarks
+
+stubs: venv
+	$(PROTOC) --python_out=proto --grpc_python_out=proto --mypy_out=proto $(PROTO)
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "zkmark needs Python 3.11 to 3.13: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ml,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

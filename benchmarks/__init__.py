@@ -1,0 +1,1 @@
+"""Benchmarks: whole jobs and micro benches, run with `python -m benchmarks`."""
