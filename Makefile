@@ -9,9 +9,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
-PACKAGES := protocol prover verifier ml benchmarks
-PROTO := proto/zkmark/v1/zkmark.proto
-PROTOC = $(BIN)/python -m grpc_tools.protoc -I proto
+# $(call protoc,DIR): the Python stubs and their types, generated into DIR.
+protoc = $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) \
+	--mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) proto/zkmark/v1/zkmark.proto
 
 .PHONY: demo test lint bench stubs venv clean
 
@@ -26,7 +26,7 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports --cache-dir build/import-linter
 	mkdir -p build/stubs
-	$(PROTOC) --python_out=build/stubs --grpc_python_out=build/stubs --mypy_out=build/stubs $(PROTO)
+	$(call protoc,build/stubs)
 	diff -r -x '*.proto' -x '__init__.py' -x '__pycache__' -x py.typed build/stubs/zkmark proto/zkmark
 	$(BIN)/python -m benchmarks --check
 
@@ -34,7 +34,7 @@ bench: venv
 	$(BIN)/python -m benchmarks
 
 stubs: venv
-	$(PROTOC) --python_out=proto --grpc_python_out=proto --mypy_out=proto $(PROTO)
+	$(call protoc,proto)
 
 venv: $(STAMP)
 

@@ -1,1 +1,1 @@
-"""The stranger's side: policy, checks and reports, and the command `zkmark-verifier`; needs no marking key and no torch."""
+"""The stranger's side: policy, checks, reports and the command `zkmark-verifier`; no marking key, no torch."""

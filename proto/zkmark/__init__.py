@@ -1,0 +1,1 @@
+"""Wire messages, one package per version."""
