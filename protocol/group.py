@@ -14,7 +14,18 @@ from py_arkworks_bls12381 import Scalar
 
 from protocol.errors import DecodingError, ParameterError
 
-__all__ = ["ORDER", "POINT_BYTES", "Point", "decode", "encode", "hash_to_curve", "identity", "multiexp", "sum_points"]
+__all__ = [
+    "ORDER",
+    "POINT_BYTES",
+    "Point",
+    "decode",
+    "encode",
+    "hash_to_curve",
+    "identity",
+    "multiexp",
+    "multiply",
+    "sum_points",
+]
 
 ORDER = 0x73EDA753299D7D483339D80809A1D80553BDA402FFFE5BFEFFFFFFFF00000001
 POINT_BYTES = 48
@@ -44,15 +55,24 @@ def decode(data: bytes) -> Point:
     return point
 
 
+def _scalar(value: int) -> Scalar:
+    return Scalar.from_le_bytes((int(value) % ORDER).to_bytes(32, "little"))
+
+
 def multiexp(points: Sequence[Point], scalars: Iterable[int]) -> Point:
     """sum_k scalars[k] * points[k], over the integers modulo ORDER; short scalars cost less.
 
     Raises ParameterError when the lengths differ.
     """
-    reduced = [Scalar.from_le_bytes((int(s) % ORDER).to_bytes(32, "little")) for s in scalars]
+    reduced = [_scalar(s) for s in scalars]
     if len(reduced) != len(points):
         raise ParameterError(f"{len(points)} points but {len(reduced)} scalars")
     return Point.multiexp_unchecked(list(points), reduced)
+
+
+def multiply(point: Point, scalar: int) -> Point:
+    """scalar * point, over the integers modulo ORDER."""
+    return point * _scalar(scalar)
 
 
 def sum_points(points: Iterable[Point]) -> Point:
