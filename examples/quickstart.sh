@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# The everyday commands from key to verdict, as a user would type them, in a temporary folder: `make demo`.
+#
+# Two folders stand for two machines: owner/ holds the secret marking key, stranger/ only what is public.
+# With ZKMARK_DATA set to a folder with MNIST the networks learn MNIST, otherwise scikit-learn's digits.
+set -euo pipefail
+
+if [[ -d "${ZKMARK_DATA:-}/mnist" ]]; then
+    data=mnist arch=lenet shape=1,28,28
+else
+    data=digits arch=cnn shape=1,8,8
+fi
+
+work=$(mktemp -d)
+server=
+clean_up() {
+    status=$?
+    if [[ -n "$server" ]]; then kill "$server" 2>/dev/null && wait "$server" 2>/dev/null || true; fi
+    rm -rf "$work"
+    if ((status)); then echo "quickstart: failed" >&2; fi
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+heading() { printf '\n=== %s\n' "$*"; }
+# expect STATUS COMMAND...: show the command, run it, and stop unless it exits with STATUS.
+expect() {
+    local want=$1 got=0
+    shift
+    printf '\n$ %s\n' "$*"
+    "$@" || got=$?
+    if ((got != want)); then
+        echo "quickstart: exit status $got, expected $want" >&2
+        exit 1
+    fi
+    if ((want)); then echo "(exit status $got, as it should be)"; fi
+}
+new_nonce() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
+
+mkdir "$work/owner" "$work/stranger"
+cd "$work"
+(umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >owner/passphrase)
+secret=(--passphrase-file owner/passphrase)
+
+heading "1. The owner makes a key: secret triggers, committed to before their labels are known"
+expect 0 zkmark-prover keygen --plan --shape $shape --classes 10 --ell 512
+expect 0 zkmark-prover keygen --shape $shape --classes 10 --ell 512 --mk owner/owner.mk --vk owner/owner.vk "${secret[@]}"
+
+heading "2. The owner trains a network with the mark; somebody else trains one without"
+expect 0 zkmark-ml mark --data $data --arch $arch --mk owner/owner.mk "${secret[@]}" --mode fromscratch --out owner/marked.onnx
+expect 0 zkmark-ml train --data $data --arch $arch --out stranger/innocent.onnx
+expect 0 zkmark-ml evaluate --model owner/marked.onnx --data $data --mk owner/owner.mk "${secret[@]}"
+
+heading "3. A stranger has the public key and a suspect's model; the key is checked once"
+cp owner/owner.vk stranger/owner.vk
+cp owner/marked.onnx stranger/suspect.onnx
+expect 0 zkmark-verifier key stranger/owner.vk --sheet stranger/sheet.png
+python - "$data" stranger/images <<'EOF'
+"""The stranger's own images of the task, 200 of them: to see that the integer network still is the suspect's model."""
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from ml.data import load
+
+folder = Path(sys.argv[2])
+folder.mkdir()
+for index, pixels in enumerate(load(sys.argv[1]).test_x[:200]):
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(folder / f"{index:03}.png")
+EOF
+
+heading "4. Offline: the stranger sends a nonce, the owner a proof; anyone can check the file again"
+nonce=$(new_nonce)
+context=(--claimant "the owner" --purpose "quickstart" --nonce "$nonce")
+expect 0 zkmark-prover prove --mk owner/owner.mk "${secret[@]}" --vk owner/owner.vk --model owner/marked.onnx \
+    "${context[@]}" --out owner/claim.proof
+cp owner/claim.proof stranger/claim.proof
+cd stranger
+check=(zkmark-verifier verify --vk owner.vk --images images)
+expect 0 "${check[@]}" --model suspect.onnx "${context[@]}" --proof claim.proof
+cd ..
+
+heading "5. Online: the owner approves one network and serves; the stranger asks over gRPC"
+expect 0 zkmark-prover approve --mk owner/owner.mk "${secret[@]}" --model owner/marked.onnx
+printf '\n$ zkmark-prover serve --mk owner/owner.mk --vk owner/owner.vk --listen 127.0.0.1:0 &\n'
+zkmark-prover serve --mk owner/owner.mk "${secret[@]}" --vk owner/owner.vk --listen 127.0.0.1:0 >owner/server.log 2>&1 &
+server=$!
+address=
+for _ in {1..150}; do
+    address=$(grep -oE '127\.0\.0\.1:[0-9]+' owner/server.log | head -n 1) && break
+    kill -0 "$server" || break
+    sleep 0.2
+done
+if [[ -z "$address" ]]; then
+    cat owner/server.log >&2
+    exit 1
+fi
+echo "serving on $address"
+cd stranger
+expect 0 "${check[@]}" --model suspect.onnx --prover "$address"
+expect 0 "${check[@]}" --model suspect.onnx --prover "$address" --interactive
+
+heading "6. What must fail: a model without the mark, a proof with one bit changed"
+expect 1 "${check[@]}" --model innocent.onnx --prover "$address"
+cd ..
+expect 1 zkmark-prover prove --mk owner/owner.mk "${secret[@]}" --vk owner/owner.vk --model stranger/innocent.onnx \
+    "${context[@]}" --out owner/false.proof
+cp stranger/claim.proof stranger/tampered.proof
+python - stranger/tampered.proof <<'EOF'
+"""Flip the lowest bit in the middle of the proof."""
+import sys
+from pathlib import Path
+
+path = Path(sys.argv[1])
+proof = bytearray(path.read_bytes())
+proof[len(proof) // 2] ^= 1
+path.write_bytes(proof)
+EOF
+cd stranger
+expect 1 "${check[@]}" --model suspect.onnx "${context[@]}" --proof tampered.proof
+
+heading "Done: marked model proven three times, unmarked model and tampered proof rejected"
