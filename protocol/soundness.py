@@ -1,0 +1,284 @@
+"""Every number that claims security, computed with exact integers and fractions (SPEC section 9).
+
+False claims, cut and choose, and the ledger of the argument's statistical errors.  Bits are -log2 of a probability.
+The argument's terms hold in the proven regime: unique decoding for the proximity test (BCIKS, FOCS 2020, Theorem 1.6)
+and the Johnson bound for the linear and quadratic tests; no conjecture enters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cache
+from math import ceil, comb, inf, isqrt, log2
+
+from protocol.errors import ParameterError
+from protocol.field import DEGREE, TWO_ADICITY, P
+
+FALSE_CLAIM_TARGET = 128
+LOG2_MODELS = 32  # models that one accuser may try a key on
+VOID_TARGET = 40  # an honest key is refused for its void items with probability 2^-40
+ARGUMENT_TARGET = 120  # no parameters under it can be constructed
+QUERY_TARGET = 124  # bits that the column queries are chosen for
+LINK_REPETITIONS = 5
+MAX_LOG2_ROW = 20
+DISCRETE_LOGARITHM = "discrete logarithms in BLS12-381 G1 are hard (published estimates: 2^117 to 2^126)"
+HASHES = "SHA-256 and cSHAKE256 behave as random oracles (collisions: 2^128)"
+FIAT_SHAMIR = "Fiat-Shamir: W hashes of work multiply the statistical error by W"
+
+
+def bits(probability: Fraction) -> float:
+    """-log2 of a probability, infinity for 0."""
+    if not probability:
+        return inf
+    return log2(probability.denominator) - log2(probability.numerator)
+
+
+# False claims
+
+
+def tail(h: int, classes: int, k: int) -> Fraction:
+    """P[Bin(h, 1 / classes) >= k]: that a model which does not depend on the coin matches k of h triggers."""
+    ways = sum(comb(h, j) * (classes - 1) ** (h - j) for j in range(max(k, 0), h + 1))
+    return Fraction(ways, classes**h)
+
+
+def false_claim_bits(
+    h: int, classes: int, k_min: int, freedom_bits: float = 0, log2_models: float = LOG2_MODELS
+) -> float:
+    """-log2(models * 2^freedom * P[Bin(h, 1 / classes) >= k_min]); W hashes of an accuser's work take log2 W off it."""
+    if not 1 <= k_min <= h:
+        raise ParameterError(f"k_min must be 1 to {h}")
+    return bits(tail(h, classes, k_min)) - freedom_bits - log2_models
+
+
+def smallest_k_min(
+    h: int,
+    classes: int,
+    target: float = FALSE_CLAIM_TARGET,
+    freedom_bits: float = 0,
+    log2_models: float = LOG2_MODELS,
+) -> int | None:
+    """The smallest k_min <= h with at least `target` false-claim bits, or None."""
+    limit = classes**h >> max(ceil(target + freedom_bits + log2_models), 0)
+    k, ways, term = h + 1, 0, 1  # term = C(h, k-1) (classes-1)^(h-k+1)
+    while k > 1 and ways + term <= limit:
+        ways, k = ways + term, k - 1
+        term = term * k // (h - k + 1) * (classes - 1)
+    return k if k <= h else None
+
+
+def smallest_ell(classes: int, target: float = FALSE_CLAIM_TARGET, limit: int = 4096) -> int | None:
+    """The fewest triggers (at most `limit`) for which every accepted h has a k_min that meets `target`, or None."""
+    return next((n for n in range(1, limit + 1) if smallest_k_min(window(n)[0], classes, target) is not None), None)
+
+
+def void_limit(opened: int, classes: int) -> int:
+    """The smallest tau with P[Bin(opened, 1 / classes) > tau] <= 2^-VOID_TARGET.
+
+    So many opened items may carry, by the coin, the true class of their (natural) image.
+    """
+    return (smallest_k_min(opened, classes, VOID_TARGET, 0, 0) or opened + 1) - 1
+
+
+# Cut and choose
+
+
+def window(ell: int) -> tuple[int, int]:
+    """The smallest and the largest accepted number of hidden triggers: ell / 2 -+ 1.5 sqrt(ell), rounded inwards."""
+    reach = isqrt(9 * ell // 4)
+    return max(ell // 2 - reach, 0), min(ell // 2 + reach, ell)
+
+
+def hidden_bad(ell: int, log2_work: int, log2_doubt: int = 0) -> int:
+    """b: how many ill-formed triggers can all stay hidden after 2^log2_work hashes, but for probability 2^-log2_doubt.
+
+    The largest B with 2^log2_work * sum over accepted h of C(ell - B, h - B) / 2^ell >= 2^-log2_doubt; 0 if none.
+    """
+    low, high = window(ell)
+
+    def possible(bad: int) -> bool:
+        ways = sum(comb(ell - bad, h - bad) for h in range(max(low, bad), high + 1))
+        return ways << (log2_work + log2_doubt) >= 1 << ell
+
+    below, above = 0, high + 1  # the probability falls with B
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (middle, above) if possible(middle) else (below, middle)
+    return below
+
+
+# The argument
+
+
+@cache
+def query_error(log2_row: int, log2_rate_inverse: int, queries: int) -> tuple[Fraction, Fraction]:
+    """(error of the column queries, list size of the Johnson bound).
+
+    A row has 2^a slots and t random coefficients, k = 2^a + t, in a domain of n points.  A false statement agrees with
+    the committed columns in at most the larger of n - floor((n-k)/2) (proximity) and 1.1 sqrt(2k/n) n (the linear and
+    quadratic tests) of the n columns, of which t distinct ones are opened.
+    """
+    n = 1 << (log2_row + log2_rate_inverse)
+    k = (1 << log2_row) + queries
+    agree = isqrt(242 * k * n // 100)
+    error = Fraction(comb(max(n - (n - k) // 2, agree), queries), comb(n, queries))
+    return error, Fraction(n * (agree + 3 - 2 * k), (agree + 1) ** 2 - n * (2 * k - 2))
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The free parameters of the polynomial commitment: 2^a slots in a row, rate 2^-r, t opened columns.
+
+    Raises ParameterError outside their ranges, or when the column queries alone miss ARGUMENT_TARGET.
+    """
+
+    log2_row: int
+    log2_rate_inverse: int = 3
+    queries: int = 150
+
+    def __post_init__(self) -> None:
+        if not (8 <= self.log2_row <= MAX_LOG2_ROW and self.log2_rate_inverse in (3, 4) and 1 <= self.queries <= 255):
+            raise ParameterError("row length, rate or number of queries out of range")
+        if self.log2_row + self.log2_rate_inverse > TWO_ADICITY:
+            raise ParameterError("the evaluation domain does not fit the field")
+        if bits(self.query_error) < ARGUMENT_TARGET:
+            raise ParameterError(
+                f"{self.queries} column queries give {bits(self.query_error):.1f} bits, under {ARGUMENT_TARGET}"
+            )
+
+    @property
+    def row(self) -> int:
+        """Slots in a row."""
+        return 1 << self.log2_row
+
+    @property
+    def degree(self) -> int:
+        """k: number of coefficients of an encoded row, which hides any `queries` columns."""
+        return self.row + self.queries
+
+    @property
+    def domain(self) -> int:
+        """n: number of columns."""
+        return self.row << self.log2_rate_inverse
+
+    @property
+    def query_error(self) -> Fraction:
+        return query_error(self.log2_row, self.log2_rate_inverse, self.queries)[0]
+
+    @property
+    def list_size(self) -> Fraction:
+        return query_error(self.log2_row, self.log2_rate_inverse, self.queries)[1]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the ledger counts in one argument."""
+
+    leaves: int  # looked-up values, all trees together
+    table_rows: int  # of all tables together
+    trees: tuple[int, ...]  # log2 of the number of leaves of each tree, the table tree included
+    affine_rounds: int  # rounds of all sumchecks of degree 2 outside the trees
+    point_coordinates: int  # coordinates of the random points at which committed columns are compared
+    equations: int  # linear equations, batched by powers of one challenge
+    triples: int  # quadratic constraints, batched with independent coefficients
+    rows: int  # committed rows over F
+    link_coordinates: int  # pixels of one trigger
+
+
+@dataclass(frozen=True)
+class Term:
+    """One source of error, as a probability."""
+
+    name: str
+    error: Fraction
+
+    def __str__(self) -> str:
+        return f"{self.name}: 2^-{bits(self.error):.1f}"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The argument's statistical error by source, and what is assumed beside it."""
+
+    terms: tuple[Term, ...]
+    assumptions: tuple[str, ...]
+
+    @property
+    def total(self) -> Fraction:
+        return sum((term.error for term in self.terms), Fraction(0))
+
+    @property
+    def bits(self) -> float:
+        return bits(self.total)
+
+
+def argument_ledger(counts: Counts, parameters: Parameters, interactive: bool) -> Ledger:
+    """The ledger of one argument.  Raises ParameterError when the total misses ARGUMENT_TARGET.
+
+    Challenges in K have a non-zero first coordinate, so they are drawn from (p-1) p^4 elements.  The proximity theorem
+    is about uniform coefficients; that none of `rows` has a zero there costs at most the factor p / (p - rows).
+    """
+    size, field = (P - 1) * P ** (DEGREE - 1), P**DEGREE
+    n, k = parameters.domain, parameters.degree
+    layers = sum(2 * j + 2 for depth in counts.trees for j in range(depth))
+    coordinates = LINK_REPETITIONS * (counts.link_coordinates - 1).bit_length()
+    if counts.rows >= P:
+        raise ParameterError("too many committed rows")
+    terms = (
+        # One Schwartz-Zippel in (alpha, beta) after clearing denominators of degree 2.
+        Term("lookups", Fraction(2 * (counts.leaves + counts.table_rows), size)),
+        # Layer j: j rounds of degree 2 (the equality factor is divided out), one point between the pair, one batching.
+        Term("lookup trees", Fraction(layers, size)),
+        Term("affine and output sumchecks", Fraction(2 * counts.affine_rounds, size)),
+        Term("random points", Fraction(counts.point_coordinates, size)),
+        Term("batched linear equations", parameters.list_size * Fraction(counts.equations, size)),
+        Term("batched quadratic constraints", parameters.list_size * Fraction(1 if counts.triples else 0, size)),
+        Term("proximity", Fraction(n, field) * Fraction(P, P - counts.rows) + Fraction((n - k) // 2, size)),
+        Term("column queries", parameters.query_error),
+        Term("link of pixels", Fraction(1, P**LINK_REPETITIONS) + Fraction(coordinates, size)),
+        Term("link of labels", Fraction(1, P**LINK_REPETITIONS)),
+    )
+    ledger = Ledger(terms, (DISCRETE_LOGARITHM, HASHES) if interactive else (DISCRETE_LOGARITHM, HASHES, FIAT_SHAMIR))
+    if ledger.bits < ARGUMENT_TARGET:
+        raise ParameterError(f"the argument has {ledger.bits:.1f} bits, under {ARGUMENT_TARGET}")
+    return ledger
+
+
+def opening_bytes(parameters: Parameters, rows: int) -> int:
+    """Approximate size of the commitment's part of a proof: columns, authentication paths and the three tests."""
+    t, k = parameters.queries, parameters.degree
+    paths = t * (1 + parameters.domain.bit_length() - t.bit_length()) * 32
+    return t * rows * 4 + paths + 4 * DEGREE * (k + (parameters.row + k) + 2 * k)
+
+
+def choose_parameters(counts: Counts, rows: Callable[[int], int], log2_rate_inverse: int = 3) -> Parameters:
+    """The parameters of the smallest proof; `rows(a)` is the number of committed rows of 2^a slots.
+
+    The fewest queries with QUERY_TARGET bits are taken for each row length (150 from 2^13 slots on at rate 1/8).
+    Raises ParameterError when no row length reaches ARGUMENT_TARGET.
+    """
+    found = []
+    for a in range(8, MAX_LOG2_ROW + 1):
+        t = _queries(a, log2_rate_inverse)
+        if t is None:
+            continue
+        parameters = Parameters(a, log2_rate_inverse, t)
+        try:
+            argument_ledger(replace(counts, rows=rows(a)), parameters, interactive=True)
+        except ParameterError:
+            continue
+        found.append(parameters)
+    if not found:
+        raise ParameterError(f"no parameters reach {ARGUMENT_TARGET} bits for this network and key")
+    return min(found, key=lambda q: opening_bytes(q, rows(q.log2_row)))
+
+
+@cache
+def _queries(log2_row: int, log2_rate_inverse: int) -> int | None:
+    """The fewest queries, at most 255, with QUERY_TARGET bits."""
+    for t in range(1, min(255, 1 << log2_row) + 1):
+        if query_error(log2_row, log2_rate_inverse, t)[0] <= Fraction(1, 1 << QUERY_TARGET):
+            return t
+    return None
