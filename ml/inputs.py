@@ -1,0 +1,96 @@
+"""Files that say how a suspect model is read: image folders and the preprocessing.  Owner and verifier use the same.
+
+This module needs numpy and Pillow, not torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from ml.quantise import MAX_CALIBRATION_IMAGES, Derivation, images_digest
+from protocol.errors import DecodingError, ParameterError
+
+MAX_IMAGES = 1 << 14
+MAX_IMAGE_FILE_BYTES = 16 << 20
+MAX_PREPROCESS_BYTES = 1 << 16
+FORMATS = ("PNG", "BMP", "PPM", "GIF", "JPEG")  # raster formats with a small decoder; PPM includes PGM
+MODES = {1: "L", 3: "RGB"}
+
+Images = npt.NDArray[np.uint8]
+
+
+def image_folder(path: str | Path, shape: tuple[int, int, int], limit: int = MAX_IMAGES) -> Images:
+    """The images of a folder, in the order of their names: uint8 [n, C, H, W] with 1 <= n <= limit, C 1 or 3.
+
+    Images are never resized: whether and how is the user's choice.  Raises DecodingError for a file that is not an image
+    or of another size, ParameterError for an empty folder or other channels, OSError for a folder that cannot be read.
+    """
+    channels, height, width = shape
+    if channels not in MODES:
+        raise ParameterError(f"image files have 1 or 3 channels, not {channels}")
+    files = sorted(file for file in Path(path).iterdir() if file.is_file() and not file.name.startswith("."))
+    if not 1 <= len(files) <= limit:
+        raise ParameterError(f"{path}: {len(files)} images, expected 1 to {limit}")
+    out = np.empty((len(files), channels, height, width), np.uint8)
+    for slot, file in zip(out, files, strict=True):
+        if file.stat().st_size > MAX_IMAGE_FILE_BYTES:
+            raise DecodingError(f"{file.name}: more than {MAX_IMAGE_FILE_BYTES} bytes")
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                if image.size != (width, height):
+                    raise DecodingError(f"{file.name}: {image.width} x {image.height} pixels, not {width} x {height}")
+                pixels = np.asarray(image.convert(MODES[channels]), np.uint8)
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            if isinstance(error, DecodingError):
+                raise
+            raise DecodingError(f"{file.name}: not a readable image ({', '.join(FORMATS)})") from None
+        slot[:] = pixels.reshape(height, width, channels).transpose(2, 0, 1)
+    return out
+
+
+def read_derivation(
+    calibration: Path | None, preprocess: Path | None, shape: tuple[int, int, int]
+) -> tuple[Derivation, Images | None]:
+    """The derivation that two options name, and its calibration images.
+
+    calibration: a folder of images, or None for noise.  preprocess: a JSON file with any of "scale" and "shift" (one
+    number per channel: the model sees scale * pixel + shift, pixels 0..255) and "outputs" (which logits of the model are
+    the classes 0, 1, ... of the key), or None.  Raises DecodingError, ParameterError or OSError.
+    """
+    images = None if calibration is None else image_folder(calibration, shape, MAX_CALIBRATION_IMAGES)
+    digest = b"" if images is None else images_digest(images)
+    pairs, outputs = _preprocess(preprocess, shape[0]) if preprocess else ((), ())
+    return Derivation(calibration=digest, preprocess=pairs, outputs=outputs), images
+
+
+def _preprocess(path: Path, channels: int) -> tuple[tuple[tuple[float, float], ...], tuple[int, ...]]:
+    with open(path, "rb") as file:
+        data = file.read(MAX_PREPROCESS_BYTES + 1)
+    try:
+        content = json.loads(data) if len(data) <= MAX_PREPROCESS_BYTES else None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or not content.keys() <= {"scale", "shift", "outputs"}:
+        raise DecodingError(f'{path.name}: not a JSON object of "scale", "shift" and "outputs"')
+    scale = _numbers(content.get("scale", [1.0] * channels), f"{path.name}: scale", channels)
+    shift = _numbers(content.get("shift", [0.0] * channels), f"{path.name}: shift", channels)
+    outputs = _numbers(content.get("outputs", []), f"{path.name}: outputs", None)
+    if not all(n.is_integer() for n in outputs):
+        raise DecodingError(f"{path.name}: outputs are whole numbers")
+    pairs = tuple(zip(scale, shift, strict=True)) if content.keys() & {"scale", "shift"} else ()
+    return pairs, tuple(int(n) for n in outputs)
+
+
+def _numbers(value: object, what: str, count: int | None) -> list[float]:
+    good = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    if not good or not isinstance(value, list) or (count is not None and len(value) != count) or len(value) > 1 << 16:
+        raise DecodingError(f"{what} is not a list of {'' if count is None else f'{count} '}numbers")
+    try:
+        return [float(v) for v in value]
+    except OverflowError:
+        raise DecodingError(f"{what} is out of range") from None

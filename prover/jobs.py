@@ -1,0 +1,182 @@
+"""What the prover decides, without gRPC: which networks it answers for, and the claims about them.
+
+A refused network and one that cannot be proven get the same answer.  Both are found out at the same place, by looking up
+the approvals after the model has been derived: whether enough triggers match was computed when the owner approved, so
+that the time of an answer depends on the client's model alone.  Only the time of a proof itself differs, and a proof is
+an answer anyway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ml.quantise import Derivation, derive
+from prover.keys import Approvals, load_owner, record_approval
+from protocol.argument import Context, Statement, prove
+from protocol.claim import Claim, statement_digests
+from protocol.errors import ParameterError, VerificationError
+from protocol.keygen import MarkingKey, VerificationKey
+from protocol.network import Network
+from protocol.soundness import smallest_k_min
+from protocol.transcript import Channel, FiatShamir
+
+Images = npt.NDArray[np.uint8]
+Report = Callable[[str, float], None]
+Cancelled = Callable[[], bool]
+
+TARGET_BITS = 128  # of the false-claim bound, for the default k_min
+REFUSAL = "no proof is made for this model"
+KEPT_CLAIMS = 8  # answers that are given again without proving again
+
+
+class Refused(Exception):
+    """No proof is made, and the client does not learn why."""
+
+    def __init__(self) -> None:
+        super().__init__(REFUSAL)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A suspect model as both sides see it: the digest of its file and the network that was derived from it."""
+
+    network: Network
+    model_digest: bytes
+    derivation_digest: bytes
+    freedom_bits: float
+
+
+def subject(model: bytes, derivation: Derivation, calibration: Images | None, key: VerificationKey) -> Subject:
+    """Derive the integer network of an ONNX model that is to be claimed under `key`.
+
+    Raises DecodingError or ParameterError.
+    """
+    derived = derive(model, derivation, calibration)
+    network = derived.network
+    if network.shape != key.parameters.shape or network.classes != key.parameters.classes:
+        raise ParameterError(
+            f"the model classifies {network.shape} into {network.classes} classes, "
+            f"the key is for {key.parameters.shape} and {key.parameters.classes}"
+        )
+    return Subject(network, hashlib.sha256(model).digest(), derivation.digest, derived.freedom_bits)
+
+
+def approve(path: Path, secret: bytes, about: Subject, k_min: int | None = None) -> Approvals:
+    """Record in the owner's file that `about` may be proven, with this k_min (default: the smallest for 128 bits).
+
+    Raises VerificationError `prove.matches` if too few hidden triggers match, which also spends one of the budget:
+    whoever watches what the server answers learns that, too.  Raises ParameterError over the budget, or for a second
+    k_min.
+    """
+    key, approvals = load_owner(path, secret)
+    k_min = k_min or approvals.k_min.get(about.network.digest) or default_k_min(key.vk, about.freedom_bits)
+    if not 1 <= k_min <= key.vk.h:
+        raise ParameterError(f"k_min must be 1 to {key.vk.h}")
+    matches = int((about.network.classify(key.hidden_images) == key.hidden_labels).sum())
+    approvals = record_approval(path, secret, about.network.digest, k_min if matches >= k_min else 0)
+    if matches < k_min:
+        raise VerificationError("prove.matches", f"fewer than {k_min} of the {key.vk.h} hidden triggers match")
+    return approvals
+
+
+def default_k_min(key: VerificationKey, freedom_bits: float) -> int:
+    """The smallest k_min whose false-claim bound has TARGET_BITS.  Raises ParameterError if there is none."""
+    k_min = smallest_k_min(key.h, key.parameters.classes, TARGET_BITS, freedom_bits)
+    if k_min is None:
+        raise ParameterError(f"no k_min <= {key.h} reaches {TARGET_BITS} bits with {freedom_bits:g} bits of freedom")
+    return k_min
+
+
+def make_claim(
+    key: MarkingKey,
+    about: Subject,
+    k_min: int,
+    context: Context,
+    channel: Channel | None = None,
+    *,
+    progress: Report | None = None,
+    cancelled: Cancelled | None = None,
+) -> Claim:
+    """Prove that at least `k_min` hidden triggers match.  Raises as `protocol.argument.prove` does."""
+    statement = Statement(key.vk, about.network, k_min, context, about.model_digest, about.derivation_digest)
+    proof = prove(statement, key, channel or FiatShamir(), progress=progress, cancelled=cancelled)
+    return Claim(k_min, context, statement_digests(statement), proof)
+
+
+class Prover:
+    """One owner's file, opened for answering.  `claim` is called by one worker at a time."""
+
+    def __init__(self, path: Path, secret: bytes, *, claimant: str = "", calibration: Images | None = None) -> None:
+        self._path, self._secret = path, secret
+        self._claimant, self._calibration = claimant, calibration
+        self._claims: OrderedDict[bytes, bytes] = OrderedDict()
+        self._version = self._stat()
+        self._key, self._approvals = load_owner(path, secret)
+
+    @property
+    def vk(self) -> VerificationKey:
+        return self._key.vk
+
+    def check_header(self, vk_digest: bytes, context: Context) -> None:
+        """What can be refused with a reason before a model is uploaded.  Raises ParameterError."""
+        if vk_digest != self.vk.digest:
+            raise ParameterError("this prover holds another key")
+        if context.claimant != self._claimant:
+            raise ParameterError("this prover makes no proofs for that claimant")  # a relayed challenge ends here
+
+    def claim(
+        self,
+        model: bytes,
+        derivation: Derivation,
+        context: Context,
+        channel: Channel,
+        *,
+        progress: Report | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> bytes:
+        """The canonical bytes of a claim about an approved model, with the k_min that the owner approved.
+
+        Raises DecodingError or ParameterError for an unusable model, Refused, or what cancels a proof.
+        """
+        asked = hashlib.sha256(hashlib.sha256(model).digest() + derivation.digest + context.to_bytes()).digest()
+        if not channel.interactive and asked in self._claims:
+            return self._claims[asked]
+        if progress is not None:
+            progress("derive", 0.0)
+        about = subject(model, derivation, self._calibration if derivation.calibration else None, self.vk)
+        k_min = self._current_approvals().k_min.get(about.network.digest, 0)
+        if not k_min:
+            raise Refused
+        try:
+            claim = make_claim(self._key, about, k_min, context, channel, progress=progress, cancelled=cancelled)
+        except VerificationError as error:
+            if error.check == "prove.matches":  # cannot happen for what `approve` recorded; a client may not tell
+                raise Refused from None
+            raise
+        data = claim.to_bytes()
+        if not channel.interactive:
+            self._claims[asked] = data
+            if len(self._claims) > KEPT_CLAIMS:
+                self._claims.popitem(last=False)
+        return data
+
+    def _stat(self) -> tuple[int, int]:
+        status = self._path.stat()
+        return status.st_ino, status.st_mtime_ns
+
+    def _current_approvals(self) -> Approvals:
+        """The approvals on disk: what the owner approves while the server runs counts at once."""
+        version = self._stat()
+        if version != self._version:
+            key, approvals = load_owner(self._path, self._secret)
+            if key.vk.digest != self.vk.digest:
+                raise ParameterError("the owner's file now holds another key; start the server again")
+            self._version, self._approvals = version, approvals
+        return self._approvals

@@ -1,0 +1,237 @@
+"""The gRPC face of `prover.jobs`: uploads, the queue of one worker, events, limits.
+
+A client holds a coroutine, a temporary file and no more until its model is complete; then it waits in a short queue for
+the one worker.  Whatever the client does, every wait is limited, and a client that leaves cancels its job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import signal
+import tempfile
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from threading import Event
+from typing import IO, Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+
+from ml.quantise import Derivation
+from prover.jobs import Prover, Refused
+from protocol.argument import Cancelled, Context
+from protocol.errors import DecodingError, ParameterError
+from protocol.transcript import FiatShamir, InteractiveProver
+from zkmark.v1 import zkmark_pb2 as pb
+from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
+
+CHUNK = 1 << 20
+MAX_RPCS = 32
+SERVICE = "zkmark.v1.Prover"
+log = logging.getLogger("zkmark.prover")
+
+Call = grpc.aio.ServicerContext[pb.ProveRequest, pb.ProveEvent]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes of a model; jobs that wait; seconds for one message, for the upload, for a proof; seconds to stop."""
+
+    upload: int = 256 << 20
+    waiting: int = 8
+    message_s: float = 30.0
+    upload_s: float = 300.0
+    proof_s: float = 600.0
+    grace_s: float = 10.0
+
+
+class Busy(Exception):
+    """The queue is full."""
+
+
+class Servicer(pb_grpc.ProverServicer):
+    """zkmark.v1.Prover over a `Prover`."""
+
+    def __init__(self, prover: Prover, limits: Limits) -> None:
+        self._prover, self._limits = prover, limits
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prover")
+        self._jobs = 0
+
+    def close(self) -> None:
+        """Wait for the worker."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    async def Key(self, request: pb.KeyRequest, context: Any) -> None:  # type: ignore[override]
+        data = self._prover.vk.to_bytes()
+        for at in range(0, len(data), CHUNK):
+            await asyncio.wait_for(context.write(pb.KeyChunk(data=data[at : at + CHUNK])), self._limits.message_s)
+
+    async def Prove(self, request_iterator: Any, context: Call) -> None:  # type: ignore[override]
+        try:
+            await Session(self._prover, self._limits, context).run(self._submit)
+        except (DecodingError, ParameterError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except Refused as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except Busy:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many jobs wait; try again later")
+        except (TimeoutError, Cancelled):
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the client or the job took too long")
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            # Neither the client nor the log gets the message of an error that nobody foresaw: it may quote a secret.
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            log.error("internal error: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+
+    def _submit(self, job: Callable[[], bytes]) -> tuple[int, asyncio.Future[bytes]]:
+        """Queue a job for the worker: how many are ahead, and its result."""
+        if self._jobs > self._limits.waiting:
+            raise Busy
+        future = asyncio.get_running_loop().run_in_executor(self._worker, job)
+        ahead, self._jobs = self._jobs, self._jobs + 1
+        future.add_done_callback(self._finished)
+        return ahead, future
+
+    def _finished(self, future: asyncio.Future[bytes]) -> None:
+        self._jobs -= 1
+        if not future.cancelled():
+            future.exception()  # a job whose client left is not an unhandled error
+
+
+class Session:
+    """One call of Prove."""
+
+    def __init__(self, prover: Prover, limits: Limits, call: Call) -> None:
+        self._prover, self._limits, self._call = prover, limits, call
+        self._loop = asyncio.get_running_loop()
+        self._writing = asyncio.Lock()
+        self._stopped = Event()
+        self._progress = ("", 0.0)
+
+    async def run(self, submit: Callable[[Callable[[], bytes]], tuple[int, asyncio.Future[bytes]]]) -> None:
+        header = (await self._read("header")).header
+        context, derivation = Context.from_bytes(header.context), Derivation.from_bytes(header.derivation)
+        self._prover.check_header(header.vk_digest, context)
+        if not 0 < header.model_size <= self._limits.upload:
+            raise ParameterError(f"a model has 1 to {self._limits.upload} bytes here")
+        with tempfile.TemporaryFile() as model:
+            async with asyncio.timeout(self._limits.upload_s):
+                await self._receive(model, header.model_size)
+
+            def job() -> bytes:
+                if self._stopped.is_set():
+                    raise Cancelled
+                model.seek(0)
+                channel = InteractiveProver(self._ask) if header.interactive else FiatShamir()
+                return self._prover.claim(
+                    model.read(), derivation, context, channel, progress=self._report, cancelled=self._stopped.is_set
+                )
+
+            ahead, result = submit(job)
+            try:
+                await self._write(pb.ProveEvent(queued=pb.Queued(ahead=ahead)))
+                async with asyncio.timeout(self._limits.proof_s * (ahead + 1)):
+                    claim = await self._follow(result)
+            finally:
+                self._stopped.set()
+        await self._send(claim)
+
+    async def _receive(self, model: IO[bytes], size: int) -> None:
+        have = 0
+        while have < size:
+            chunk = (await self._read("model_chunk")).model_chunk
+            have += len(chunk)
+            if not chunk or have > size:
+                raise DecodingError("upload: empty chunk or more bytes than announced")
+            model.write(chunk)
+
+    async def _follow(self, result: asyncio.Future[bytes]) -> bytes:
+        """Report progress until the worker is done; a slow reader misses steps, and delays nobody else."""
+        sent = self._progress
+        while not result.done():
+            await asyncio.wait({result}, timeout=0.25)
+            if self._progress != sent:
+                sent = self._progress
+                await self._write(pb.ProveEvent(progress=pb.Progress(phase=sent[0], fraction=sent[1])))
+        return result.result()
+
+    async def _send(self, claim: bytes) -> None:
+        digest = hashlib.sha256(claim).digest()
+        await self._write(pb.ProveEvent(claim=pb.ClaimHeader(size=len(claim), sha256=digest)))
+        for at in range(0, len(claim), CHUNK):
+            await self._write(pb.ProveEvent(claim_chunk=claim[at : at + CHUNK]))
+        await self._write(pb.ProveEvent(done=pb.Done()))
+
+    async def _read(self, kind: str) -> pb.ProveRequest:
+        message = await asyncio.wait_for(self._call.read(), self._limits.message_s)
+        if not isinstance(message, pb.ProveRequest) or message.WhichOneof("message") != kind:
+            raise DecodingError(f"request: expected {kind}")
+        return message
+
+    async def _write(self, event: pb.ProveEvent) -> None:
+        async with self._writing:
+            await asyncio.wait_for(self._call.write(event), self._limits.message_s)
+
+    def _report(self, phase: str, fraction: float) -> None:
+        self._progress = (phase, fraction)
+
+    def _ask(self, pending: bytes) -> bytes:
+        """In the worker: one coin of the client, who may leave or be late."""
+        answer = asyncio.run_coroutine_threadsafe(self._exchange(pending), self._loop)
+        while not answer.done():
+            if self._stopped.is_set():
+                answer.cancel()
+                raise Cancelled
+            wait({answer}, timeout=0.1)
+        return answer.result()
+
+    async def _exchange(self, pending: bytes) -> bytes:
+        await self._write(pb.ProveEvent(pending=pending))
+        return (await self._read("coin")).coin
+
+
+class Server:
+    """A running server: `port` is the bound one, `stop` ends it."""
+
+    def __init__(self, prover: Prover, listen: str, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._servicer = Servicer(prover, self.limits)
+        self._server = grpc.aio.server(maximum_concurrent_rpcs=MAX_RPCS)
+        pb_grpc.add_ProverServicer_to_server(self._servicer, self._server)
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        try:
+            self.port = self._server.add_insecure_port(listen)
+        except RuntimeError:
+            raise ParameterError(f"cannot listen on {listen}") from None
+
+    async def start(self) -> None:
+        await self._server.start()
+        for name in ("", SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Take no new calls, give running ones `grace_s`, cancel the rest, wait for the worker."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self.limits.grace_s)
+        await asyncio.get_running_loop().run_in_executor(None, self._servicer.close)
+
+
+async def serve(prover: Prover, listen: str, limits: Limits, ready: Callable[[int], None]) -> None:
+    """Serve until SIGTERM or SIGINT.  `ready` gets the bound port."""
+    server = Server(prover, listen, limits)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await server.start()
+    ready(server.port)
+    await stopping.wait()
+    await server.stop()
