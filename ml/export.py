@@ -1,0 +1,39 @@
+"""torch -> ONNX: one image, raw pixels 0 .. 255, static shape, normalization inside the graph, logits out.
+
+ONNX is the only model format here: it holds numbers and a graph, and unlike a pickle cannot run code when it is read.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+
+from ml.models import build
+
+OPSET = 18
+
+
+def export_onnx(model: nn.Module, shape: tuple[int, int, int]) -> bytes:
+    """ONNX bytes of a model that takes float [n, C, H, W] of pixels 0 .. 255; input `image`, output `logits`."""
+    training = model.training
+    with warnings.catch_warnings(), TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        warnings.simplefilter("ignore")  # the tracing exporter announces its retirement on every call
+        torch.onnx.export(
+            model.eval().cpu(), (torch.zeros(1, *shape),), path, dynamo=False, opset_version=OPSET,
+            input_names=["image"], output_names=["logits"], do_constant_folding=True,
+        )  # fmt: skip
+        data = path.read_bytes()
+    model.train(training)
+    return data
+
+
+def random_onnx(arch: str, shape: tuple[int, int, int], classes: int = 10, seed: int = 0) -> bytes:
+    """ONNX bytes of an untrained network, for benchmarks and tests of everything behind the training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return export_onnx(build(arch, shape, classes), shape)

@@ -1,0 +1,245 @@
+"""Strict reading of ONNX bytes: one input, one output, static shapes, finite constants, no control flow.
+
+What leaves this module is a `Graph` of plain Python and numpy values in which every operator is needed for the output
+and every name is defined before it is used.  DecodingError means that the bytes are not a well-formed model,
+ParameterError that a well-formed model uses something that the integer network does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import DecodingError, ParameterError
+
+if TYPE_CHECKING:
+    from onnx import AttributeProto, GraphProto, TensorProto, ValueInfoProto
+
+MAX_MODEL_BYTES = 1 << 30
+MAX_OPERATORS = 1 << 14
+MAX_SIDE = 1 << 12  # of an input image
+OPSETS = range(13, 27)  # versions of the default domain whose operators mean what `lowering` takes them to mean
+
+SUPPORTED = frozenset({
+    "Add", "AveragePool", "BatchNormalization", "Constant", "Conv", "Div", "Dropout", "Flatten", "Gemm",
+    "GlobalAveragePool", "Identity", "LogSoftmax", "MatMul", "Mul", "ReduceMean", "Relu", "Reshape", "Softmax", "Sub",
+})
+ADVICE = {
+    "MaxPool": "use average pooling",
+    "GlobalMaxPool": "use global average pooling",
+    "Cast": "export the model in float32 throughout",
+    "Shape": "export with static shapes and constant folding",
+    "If": "control flow is never accepted",
+    "Loop": "control flow is never accepted",
+    "Scan": "control flow is never accepted",
+}
+
+Floats = npt.NDArray[np.float64]
+Attribute = int | float | str | tuple[int, ...] | npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One node of the graph.  An omitted optional input is the empty name."""
+
+    kind: str
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    attributes: Mapping[str, Attribute]
+
+    @property
+    def where(self) -> str:
+        return f"operator {self.kind} {self.name!r}"
+
+    def fail(self, reason: str) -> ParameterError:
+        """The error to raise: `raise operator.fail("...")`."""
+        return ParameterError(f"{self.where}: {reason}")
+
+    def integer(self, name: str, default: int) -> int:
+        value = self.attributes.get(name, default)
+        if not isinstance(value, int):
+            raise self.fail(f"attribute {name} must be an integer")
+        return value
+
+    def real(self, name: str, default: float) -> float:
+        value = self.attributes.get(name, default)
+        if not isinstance(value, float):
+            raise self.fail(f"attribute {name} must be a float")
+        return value
+
+    def integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        """A list attribute of as many integers as `default`, each in 0 .. 2^16."""
+        value = self.attributes.get(name, default)
+        if not isinstance(value, tuple) or len(value) != len(default) or not all(0 <= n <= 1 << 16 for n in value):
+            raise self.fail(f"attribute {name} must be {len(default)} integers in 0 .. 65536")
+        return value
+
+
+@dataclass(frozen=True)
+class Graph:
+    """input: name of the image tensor float32 [1, C, H, W]; output: name of the logits [1, classes]."""
+
+    input: str
+    shape: tuple[int, int, int]
+    output: str
+    classes: int
+    operators: tuple[Operator, ...]
+    constants: Mapping[str, npt.NDArray[Any]]  # float64 or int64
+
+
+def read_model(data: bytes) -> Graph:
+    """The graph of ONNX bytes.  Raises DecodingError (malformed) or ParameterError (unsupported)."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if len(data) > MAX_MODEL_BYTES:
+        raise DecodingError(f"ONNX model: over {MAX_MODEL_BYTES} bytes")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except (DecodeError, ValueError):
+        raise DecodingError("ONNX model: not an ONNX file, or truncated") from None
+    if not model.HasField("graph") or not model.graph.node:
+        raise DecodingError("ONNX model: no graph")
+    if model.functions or model.training_info:
+        raise ParameterError("ONNX model: model-local functions and training graphs are not supported")
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    if versions.get("", versions.get("ai.onnx")) not in OPSETS:
+        raise ParameterError(f"ONNX model: operator set must be {OPSETS.start} .. {OPSETS.stop - 1}")
+    return _graph(model.graph)
+
+
+def _graph(graph: GraphProto) -> Graph:
+    if len(graph.node) > MAX_OPERATORS or len(graph.initializer) > MAX_OPERATORS:
+        raise ParameterError(f"ONNX model: over {MAX_OPERATORS} operators or constants")
+    if graph.sparse_initializer or graph.quantization_annotation:
+        raise ParameterError("ONNX model: sparse and quantised tensors are not supported; export plain float32")
+    constants = {tensor.name: _array(tensor, f"initializer {tensor.name!r}") for tensor in graph.initializer}
+    if len(constants) != len(graph.initializer):
+        raise DecodingError("ONNX model: two initializers of one name")
+    inputs = [value for value in graph.input if value.name not in constants]
+    if len(inputs) != 1 or len(graph.output) != 1:
+        raise ParameterError("ONNX model: exactly one input image and one output are expected")
+    _, channels, rows, columns = _dimensions(inputs[0], 4, "[1, C, H, W]")
+    _, classes = _dimensions(graph.output[0], 2, "[1, classes]")
+    if max(channels, rows, columns) > MAX_SIDE:
+        raise ParameterError(f"ONNX model: input sides are limited to {MAX_SIDE}")
+    operators = []
+    defined = {"", inputs[0].name, *constants}
+    for node in graph.node:
+        name = node.name or (node.output[0] if node.output else "")
+        where = f"operator {node.op_type} {name!r}"
+        if node.domain not in ("", "ai.onnx"):
+            raise ParameterError(f"{where}: operators of the domain {node.domain!r} are not supported")
+        if node.op_type not in SUPPORTED:
+            raise ParameterError(
+                f"{where}: not supported; {ADVICE.get(node.op_type, 'supported are ' + ', '.join(sorted(SUPPORTED)))}"
+            )
+        missing = [i for i in node.input if i not in defined]
+        if missing:
+            raise DecodingError(f"{where}: input {missing[0]!r} is not defined before it (cycle or missing tensor)")
+        outputs = [o for o in node.output if o]
+        if not outputs or any(o in defined for o in outputs) or len(outputs) != len(set(outputs)):
+            raise DecodingError(f"{where}: output names must be new")
+        attributes = {a.name: _attribute(a, where) for a in node.attribute}
+        if len(attributes) != len(node.attribute):
+            raise DecodingError(f"{where}: two attributes of one name")
+        if node.op_type == "Constant":
+            constants[outputs[0]] = _constant(attributes, where)
+        else:
+            operators.append(Operator(node.op_type, name, tuple(node.input), outputs[0], attributes))
+        defined.add(outputs[0])  # further outputs (a dropout mask, training statistics) stay undefined: not supported
+    output = graph.output[0].name
+    return Graph(inputs[0].name, (channels, rows, columns), output, classes, _needed(operators, output), constants)
+
+
+def _needed(operators: list[Operator], output: str) -> tuple[Operator, ...]:
+    """The operators that the output depends on: dead ones must not change the network's digest."""
+    wanted, kept = {output}, []
+    for operator in reversed(operators):
+        if operator.output in wanted:
+            wanted.update(operator.inputs)
+            kept.append(operator)
+    return tuple(reversed(kept))
+
+
+def _dimensions(value: ValueInfoProto, rank: int, expected: str) -> tuple[int, ...]:
+    from onnx import TensorProto
+
+    tensor = value.type.tensor_type
+    if tensor.elem_type != TensorProto.FLOAT:
+        raise ParameterError(f"ONNX model: {value.name!r} must be a float32 tensor")
+    dims = [d.dim_value if d.HasField("dim_value") else 0 for d in tensor.shape.dim]
+    if len(dims) != rank or dims[0] != 1 or not all(0 < d <= 1 << 16 for d in dims):
+        raise ParameterError(f"ONNX model: {value.name!r} must have the static shape {expected}; export with batch 1")
+    return tuple(dims)
+
+
+def _array(tensor: TensorProto, where: str) -> npt.NDArray[Any]:
+    """float64 or int64 values of a tensor; its size is compared with its bytes before anything is made."""
+    from onnx import TensorProto
+
+    kinds: dict[int, tuple[str, type, Iterable[Any]]] = {
+        TensorProto.FLOAT: ("<f4", np.float64, tensor.float_data),
+        TensorProto.DOUBLE: ("<f8", np.float64, tensor.double_data),
+        TensorProto.INT64: ("<i8", np.int64, tensor.int64_data),
+    }
+    if tensor.data_type not in kinds:
+        raise ParameterError(f"{where}: only float32, float64 and int64 tensors are supported")
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        raise ParameterError(f"{where}: external data is not supported; save the model as one file")
+    if len(tensor.dims) > 8 or any(d < 0 for d in tensor.dims) or tensor.HasField("segment"):
+        raise DecodingError(f"{where}: bad dimensions")
+    dtype, wide, typed = kinds[tensor.data_type]
+    count = prod(tensor.dims)
+    typed_length = len(typed)  # type: ignore[arg-type]
+    if tensor.HasField("raw_data"):
+        if typed_length or len(tensor.raw_data) != count * np.dtype(dtype).itemsize:
+            raise DecodingError(f"{where}: data does not match its dimensions")
+        flat = np.frombuffer(tensor.raw_data, dtype)
+    else:
+        if typed_length != count:
+            raise DecodingError(f"{where}: data does not match its dimensions")
+        flat = np.fromiter(typed, dtype, count)
+    values: npt.NDArray[Any] = flat.astype(wide).reshape(tuple(tensor.dims))
+    if wide is np.float64 and not np.isfinite(values).all():
+        raise DecodingError(f"{where}: NaN or infinite value")
+    return values
+
+
+def _attribute(attribute: AttributeProto, where: str) -> Attribute:
+    from onnx import AttributeProto
+
+    if attribute.ref_attr_name:
+        raise ParameterError(f"{where}: attribute references are not supported")
+    if attribute.type == AttributeProto.INT:
+        return int(attribute.i)
+    if attribute.type == AttributeProto.FLOAT:
+        if not np.isfinite(attribute.f):
+            raise DecodingError(f"{where}: attribute {attribute.name!r} is not finite")
+        return float(attribute.f)
+    if attribute.type == AttributeProto.INTS:
+        return tuple(int(i) for i in attribute.ints)
+    if attribute.type == AttributeProto.FLOATS:
+        return np.array(attribute.floats, np.float64)
+    if attribute.type == AttributeProto.TENSOR:
+        return _array(attribute.t, f"{where}, attribute {attribute.name!r}")
+    if attribute.type == AttributeProto.STRING:
+        return attribute.s.decode("utf-8", "replace")
+    raise ParameterError(f"{where}: attribute {attribute.name!r} holds a subgraph or an unsupported type")
+
+
+def _constant(attributes: Mapping[str, Attribute], where: str) -> npt.NDArray[Any]:
+    match list(attributes.items()):
+        case [("value" | "value_float" | "value_floats" | "value_int" | "value_ints", value)]:
+            if not isinstance(value, str):
+                array = np.asarray(value)
+                if np.isfinite(array).all():
+                    return array.astype(np.int64 if array.dtype.kind == "i" else np.float64)
+    raise ParameterError(f"{where}: only one finite numeric value is supported")

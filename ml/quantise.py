@@ -1,0 +1,173 @@
+"""ONNX bytes -> the integer network that a proof is about.  Owner and verifier run this and must find the same bits.
+
+bytes -> `onnx_reader` (strict graph) -> `lowering` (the same network in real numbers) -> `calibration` (images, unless
+the verifier has its own) -> `integers` (scales and weights).  Needs numpy and onnx, not torch; onnxruntime only for
+`fidelity`, which enters no digest and no proof.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from math import log2
+
+import numpy as np
+import numpy.typing as npt
+
+from ml.calibration import noise_images
+from ml.integers import to_integers
+from ml.lowering import lower, select_outputs
+from ml.onnx_reader import read_model
+from protocol.encoding import Reader, Writer
+from protocol.errors import DecodingError, ParameterError
+from protocol.network import Network
+
+TABLE_BITS = 16
+HEADROOM = {"noise": 16, "images": 2}
+DEFAULT_MIN_AGREEMENT = 0.98
+MAX_CALIBRATION_IMAGES = 1024
+
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """Everything that the integer network depends on besides the model file; part of the statement.
+
+    calibration: empty for SHAKE noise, else the SHA-256 of the verifier's calibration images (`images_digest`).
+    preprocess: (scale, shift) per channel, applied to pixels 0..255 before the model; empty for none.
+    outputs: the logits of the model that are the classes 0, 1, ... of the key; empty for all in order.
+    table_bits: width b of the activation tables, 12..20.
+    """
+
+    calibration: bytes = b""
+    preprocess: tuple[tuple[float, float], ...] = ()
+    outputs: tuple[int, ...] = ()
+    table_bits: int = TABLE_BITS
+
+    def __post_init__(self) -> None:
+        if len(self.calibration) not in (0, 32):
+            raise ParameterError("derivation: the calibration digest has 32 bytes")
+        if not all(np.isfinite(v) and abs(v) < 2.0**32 for pair in self.preprocess for v in pair):
+            raise ParameterError("derivation: preprocessing out of range")
+        if len(set(self.outputs)) != len(self.outputs) or not all(0 <= n < 1 << 16 for n in self.outputs):
+            raise ParameterError("derivation: output map must name distinct logits")
+        if not 12 <= self.table_bits <= 20:
+            raise ParameterError("derivation: table_bits must be 12 .. 20")
+
+    @property
+    def headroom(self) -> int:
+        return HEADROOM["images" if self.calibration else "noise"]
+
+    @property
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.to_bytes()).digest()
+
+    def freedom_bits(self, logits: int) -> float:
+        """F of the false-claim bound: log2 of the number of derivations of this form that a claimant could have named.
+
+        logits: outputs of the model.  The default derivation has 0.  Calibration images are the verifier's own and
+        count 1 bit (used or not); a preprocessing counts all bits of its numbers.
+        """
+        bits = 1.0 if self.calibration else 0.0
+        bits += 128.0 * len(self.preprocess)
+        bits += sum(log2(max(logits - k, 1)) for k in range(len(self.outputs)))
+        return bits + (log2(9) if self.table_bits != TABLE_BITS else 0.0)
+
+    def to_bytes(self) -> bytes:
+        out = Writer().raw(b"zkmark derivation 1\n").blob(self.calibration).u32(len(self.preprocess))
+        out.raw(np.array(self.preprocess, "<f8").tobytes()).u32(len(self.outputs))
+        return out.raw(np.array(self.outputs, "<u4").tobytes()).u8(self.table_bits).to_bytes()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Derivation:
+        """Raises DecodingError."""
+        r = Reader(data, "derivation")
+        r.magic(b"zkmark derivation 1\n")
+        calibration = r.blob(32)
+        pairs = r.array("<f8", 2 * r.u32()).reshape(-1, 2).tolist()
+        outputs = r.array("<u4", r.u32()).tolist()
+        try:
+            derivation = Derivation(calibration, tuple((a, b) for a, b in pairs), tuple(outputs), r.u8())
+        except ParameterError as error:
+            raise r.fail(str(error)) from None
+        r.done()
+        return derivation
+
+
+DEFAULT = Derivation()
+
+
+@dataclass(frozen=True)
+class Derived:
+    """The network and what a report says about it.  max_z: the largest z of each requant node."""
+
+    network: Network
+    freedom_bits: float
+    max_z: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """agreement: share of `count` images that the integer and the float model give the same class.
+
+    constant: the integer network gives all of them one class.
+    """
+
+    count: int
+    agreement: float
+    constant: bool
+
+
+def images_digest(images: Images) -> bytes:
+    """SHA-256 of the shape and bytes of calibration images u8 [n, C, H, W], in order."""
+    shape = b"".join(n.to_bytes(4, "little") for n in images.shape)
+    return hashlib.sha256(b"zkmark calibration images 1\n" + shape + np.ascontiguousarray(images).tobytes()).digest()
+
+
+def derive(model_bytes: bytes, derivation: Derivation = DEFAULT, calibration_images: Images | None = None) -> Derived:
+    """The integer network of ONNX bytes, the same on every machine.
+
+    calibration_images: uint8 [n, C, H, W], exactly when the derivation names their digest.  Raises DecodingError for
+    malformed bytes; ParameterError, naming the operator or node, for a model outside the protocol.
+    """
+    graph = read_model(model_bytes)
+    real = lower(graph, derivation.preprocess)
+    if derivation.outputs:
+        real = select_outputs(real, derivation.outputs)
+    if (calibration_images is not None) != bool(derivation.calibration):
+        raise ParameterError("calibration images are needed exactly when the derivation names their digest")
+    if calibration_images is None:
+        images = noise_images(real.shape)
+    else:
+        images = calibration_images
+        if images.dtype != np.uint8 or images.shape[1:] != real.shape:
+            raise ParameterError(f"calibration images must be uint8 [n, {', '.join(map(str, real.shape))}]")
+        if not 1 <= len(images) <= MAX_CALIBRATION_IMAGES or images_digest(images) != derivation.calibration:
+            raise ParameterError(f"not the 1 .. {MAX_CALIBRATION_IMAGES} calibration images that the derivation names")
+    network, max_z = to_integers(real, images, derivation.table_bits, derivation.headroom)
+    return Derived(network, derivation.freedom_bits(graph.classes), max_z)
+
+
+def fidelity(model_bytes: bytes, network: Network, images: Images, derivation: Derivation = DEFAULT) -> Fidelity:
+    """Compare the network with onnxruntime on images uint8 [n, C, H, W].  It enters no digest and no proof."""
+    import onnxruntime
+
+    graph = read_model(model_bytes)
+    if len(images) == 0 or images.dtype != np.uint8 or images.shape[1:] != graph.shape:
+        raise ParameterError(f"fidelity needs uint8 images [n, {', '.join(map(str, graph.shape))}]")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime raises many kinds, none of them ours
+        raise DecodingError(f"ONNX model: onnxruntime refuses it ({type(error).__name__})") from None
+    pairs = np.array(derivation.preprocess or ((1.0, 0.0),) * graph.shape[0])
+    scale, shift = pairs[:, 0, None, None], pairs[:, 1, None, None]
+    inputs = ((image * scale + shift).astype(np.float32)[None] for image in images)
+    logits = np.concatenate([session.run(None, {graph.input: x})[0] for x in inputs])
+    if derivation.outputs:
+        logits = logits[:, list(derivation.outputs)]
+    classes = network.classify(images)
+    return Fidelity(len(images), float((logits.argmax(axis=1) == classes).mean()), len(set(classes.tolist())) == 1)

@@ -1,0 +1,414 @@
+"""The integer network: what Classify means, exactly and for everyone (SPEC section 3).
+
+A network is a list of nodes in topological order.  Node 0 is the input, the last node is the output, all others are
+requant nodes.  Activations are integers; a tensor of a batch is stored as ``[channel, row, column, image]`` (the image
+is the fastest index, so that every kernel runs over contiguous images).
+
+    input    x0[c, r, w, i] = tables[c, pixel[c, r, w, i]]
+    affine   y = bias + sum over edges of Lin_e(z_source)
+    requant  u = floor((y + off(s)) / 2^s),  z = table(u),     off(s) = 2^(s-1), off(0) = 0
+    output   logits g = y of the last node; Classify = strict, unique argmax
+
+``Lin_e`` is an optional sum-pool, then a convolution.  A dense layer is a convolution whose kernel covers its whole
+(pooled) input; a scaled residual shortcut is a depthwise 1 x 1 convolution.  Only requant outputs z and the input x0
+are ever committed by the prover: pools and convolutions are linear and stay virtual.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.encoding import Reader, Writer
+from protocol.errors import ParameterError
+
+P = 15 * 2**27 + 1  # BabyBear; the static bounds below keep every integer of a network unique modulo P
+MARGIN_BITS = 30  # total width of the two limbs that hold an output margin
+MAX_OUTPUT = (P - 2**MARGIN_BITS - 1) // 2  # |logit| <= this: no negative margin wraps into the limbs
+MAX_TABLE_BITS = 20
+MAX_NODES = 4096
+MAX_DIMENSION = 1 << 16
+MAX_WEIGHTS = 1 << 31
+MAX_NETWORK_BYTES = 1 << 31
+
+Ints = npt.NDArray[np.int64]
+
+
+def rounding_offset(shift: int) -> int:
+    """off(s) of SPEC section 3: half a unit of the shifted grid, 0 when nothing is shifted."""
+    return 1 << (shift - 1) if shift else 0
+
+
+@dataclass(frozen=True)
+class Window:
+    """One axis of a sliding window: output p and tap k read input stride*p + dilation*k - pad, if it exists."""
+
+    kernel: int
+    stride: int = 1
+    pad_before: int = 0
+    pad_after: int = 0
+    dilation: int = 1
+
+    def outputs(self, length: int) -> int:
+        """Number of output positions over an input axis of `length`."""
+        reach = self.dilation * (self.kernel - 1) + 1
+        return (length + self.pad_before + self.pad_after - reach) // self.stride + 1
+
+    def taps(self, length: int) -> Ints:
+        """[kernel, outputs] input index read by tap k at output p; -1 where it falls into the padding."""
+        k = np.arange(self.kernel, dtype=np.int64)[:, None]
+        p = np.arange(self.outputs(length), dtype=np.int64)[None, :]
+        index = self.stride * p + self.dilation * k - self.pad_before
+        return np.where((index >= 0) & (index < length), index, -1)
+
+
+IDENTITY = Window(1)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One linear map into a node: optional sum-pool (rows, columns), then a grouped convolution.
+
+    weight: int64 [O, C // groups, KH, KW].
+    """
+
+    source: int
+    weight: Ints
+    rows: Window
+    columns: Window
+    groups: int = 1
+    pool: tuple[Window, Window] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """phi: table[i] is the value at u = i - 2^(bits-1); int64 [2^bits]."""
+
+    bits: int
+    values: Ints
+
+    @cached_property
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.bits.to_bytes(1, "little") + self.values.astype("<i8").tobytes()).digest()
+
+
+@dataclass(frozen=True)
+class Node:
+    """A requant node (`table` set) or the output node (`table` None, shift 0)."""
+
+    edges: tuple[Edge, ...]
+    bias: Ints  # int64 [O]
+    shift: int = 0
+    table: Table | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Network:
+    """input_tables: int64 [C, 256]; shape: (C, H, W); nodes[0] is graph node 1, and so on."""
+
+    shape: tuple[int, int, int]
+    input_tables: Ints
+    nodes: tuple[Node, ...]
+    shapes: tuple[tuple[int, int, int], ...] = field(init=False)  # output shape of every graph node, the input first
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shapes", tuple(_infer_shapes(self)))
+        _check_bounds(self)
+
+    @property
+    def classes(self) -> int:
+        return self.shapes[-1][0]
+
+    @property
+    def activations(self) -> int:
+        """Requant outputs per image."""
+        return sum(prod(s) for s in self.shapes[1:-1])
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical encoding: structure and integers.  This is what a proof binds to."""
+        return hashlib.sha256(self.to_bytes()).digest()
+
+    def tables(self) -> list[Table]:
+        """The distinct activation tables in order of first use."""
+        seen: dict[bytes, Table] = {}
+        for node in self.nodes:
+            if node.table is not None:
+                seen.setdefault(node.table.digest, node.table)
+        return list(seen.values())
+
+    def to_bytes(self) -> bytes:
+        out = Writer().raw(b"zkmark network 1\n")
+        for n in self.shape:
+            out.u32(n)
+        out.raw(self.input_tables.astype("<i8").tobytes())
+        tables = self.tables()
+        index = {t.digest: k for k, t in enumerate(tables)}
+        out.u32(len(tables))
+        for table in tables:
+            out.u8(table.bits).raw(table.values.astype("<i8").tobytes())
+        out.u32(len(self.nodes))
+        for node in self.nodes:
+            out.u8(node.shift).u32(0 if node.table is None else 1 + index[node.table.digest])
+            out.u32(len(node.bias)).raw(node.bias.astype("<i8").tobytes()).u32(len(node.edges))
+            for edge in node.edges:
+                out.u32(edge.source).u32(edge.groups)
+                for n in edge.weight.shape:
+                    out.u32(n)
+                windows = (edge.rows, edge.columns, *(edge.pool or ()))
+                out.u8(len(windows))
+                for w in windows:
+                    for n in (w.kernel, w.stride, w.pad_before, w.pad_after, w.dilation):
+                        out.u32(n)
+                out.raw(edge.weight.astype("<i8").tobytes())
+        return out.to_bytes()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Network:
+        """The network encoded by `to_bytes`.  Raises DecodingError, or ParameterError for a network out of bounds."""
+        r = Reader(data, "network")
+        r.magic(b"zkmark network 1\n")
+        shape = (r.u32(), r.u32(), r.u32())
+        if not all(0 < n <= MAX_DIMENSION for n in shape):
+            raise r.fail("input shape out of range")
+        input_tables = r.array("<i8", shape[0] * 256).reshape(shape[0], 256)
+        tables = []
+        for _ in range(_capped(r, MAX_NODES)):
+            bits = r.u8()
+            if not 1 <= bits <= MAX_TABLE_BITS:
+                raise r.fail("table width out of range")
+            tables.append(Table(bits, r.array("<i8", 1 << bits)))
+        nodes = []
+        for _ in range(_capped(r, MAX_NODES)):
+            shift, which = r.u8(), _capped(r, len(tables))
+            bias = r.array("<i8", _capped(r, MAX_DIMENSION))
+            edges = []
+            for _ in range(_capped(r, MAX_NODES)):
+                source, groups = r.u32(), r.u32()
+                dims = tuple(_capped(r, MAX_WEIGHTS) for _ in range(4))
+                count = r.u8()
+                if count not in (2, 4):
+                    raise r.fail("an edge has two or four windows")
+                windows = [Window(*(_capped(r, MAX_DIMENSION) for _ in range(5))) for _ in range(count)]
+                weight = r.array("<i8", prod(dims)).reshape(dims)
+                pool = (windows[2], windows[3]) if count == 4 else None
+                edges.append(Edge(source, weight, windows[0], windows[1], groups, pool))
+            nodes.append(Node(tuple(edges), bias, shift, tables[which - 1] if which else None))
+        r.done()
+        network = Network(shape, input_tables, tuple(nodes))
+        if network.to_bytes() != data:
+            raise r.fail("not the canonical encoding")
+        return network
+
+    def forward(self, images: npt.NDArray[np.uint8]) -> Forward:
+        """Exact evaluation of images u8 [h, C, H, W].  Sums are done in float64, exact below 2^53 by the bounds."""
+        if images.dtype != np.uint8 or images.shape[1:] != self.shape:
+            raise ParameterError(f"images must be uint8 [h, {', '.join(map(str, self.shape))}]")
+        pixels = np.ascontiguousarray(images.transpose(1, 2, 3, 0))
+        x0 = np.stack([t[c] for t, c in zip(self.input_tables, pixels, strict=True)]).astype(np.int32)
+        outputs: list[npt.NDArray[np.int32]] = [x0]
+        units: list[npt.NDArray[np.int32]] = []
+        for node in self.nodes:
+            y = affine(node, outputs)
+            if node.table is None:
+                return Forward(pixels, tuple(outputs), tuple(units), y.reshape(self.classes, -1))
+            u = (y + rounding_offset(node.shift)) >> node.shift
+            units.append(u.astype(np.int32))
+            outputs.append(node.table.values.astype(np.int32)[u + (1 << (node.table.bits - 1))])
+        raise ParameterError("network has no output node")
+
+    def classify(self, images: npt.NDArray[np.uint8], batch: int = 256) -> npt.NDArray[np.int64]:
+        """[h] class of each image: the strict unique argmax of its logits, -1 on a tie."""
+        return np.concatenate([
+            strict_argmax(self.forward(images[i : i + batch]).logits) for i in range(0, len(images), batch)
+        ] or [np.zeros(0, np.int64)])
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Every value of one evaluation that the prover commits to.
+
+    pixels: uint8 [C, H, W, h]; outputs[0] = x0 and outputs[k] = z of node k, int32 [C, H, W, h];
+    units[k - 1] = u of node k, int32; logits: int64 [classes, h].
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    outputs: tuple[npt.NDArray[np.int32], ...]
+    units: tuple[npt.NDArray[np.int32], ...]
+    logits: Ints
+
+
+def strict_argmax(logits: Ints) -> npt.NDArray[np.int64]:
+    """[h] index of the unique largest of logits [classes, h]; -1 where the largest is not unique."""
+    best = logits.argmax(axis=0)
+    unique = (logits == logits.max(axis=0)).sum(axis=0) == 1
+    return np.where(unique, best, -1)
+
+
+def _capped(r: Reader, cap: int) -> int:
+    n = r.u32()
+    if n > cap:
+        raise r.fail(f"count {n} over the cap {cap}")
+    return n
+
+
+def pooled_shape(edge: Edge, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Shape of an edge's source after its sum-pool."""
+    c, h, w = shape
+    return (c, edge.pool[0].outputs(h), edge.pool[1].outputs(w)) if edge.pool else shape
+
+
+def _infer_shapes(net: Network) -> Iterator[tuple[int, int, int]]:
+    """Check the structure and yield the output shape of every graph node."""
+    if not net.nodes or net.nodes[-1].table is not None:
+        raise ParameterError("the last node must be the output")
+    if net.input_tables.shape != (net.shape[0], 256):
+        raise ParameterError("input tables must be [C, 256]")
+    if len(net.nodes) > MAX_NODES:
+        raise ParameterError(f"more than {MAX_NODES} nodes")
+    shapes = [net.shape]
+    for number, node in enumerate(net.nodes, 1):
+        where = f"node {number} {node.name}".rstrip()
+        if (node.table is None) != (number == len(net.nodes)):
+            raise ParameterError(f"{where}: only the last node is an output")
+        if node.table is not None and (
+            not 1 <= node.table.bits <= MAX_TABLE_BITS or len(node.table.values) != 1 << node.table.bits
+        ):
+            raise ParameterError(f"{where}: table must have 2^bits entries, bits <= {MAX_TABLE_BITS}")
+        if not 0 <= node.shift <= 24 or (node.table is None and node.shift):
+            raise ParameterError(f"{where}: shift out of range")
+        found = set()
+        for edge in node.edges:
+            if not 0 <= edge.source < number:
+                raise ParameterError(f"{where}: edge from a later node")
+            windows = (edge.rows, edge.columns, *(edge.pool or ()))
+            if any(min(w.kernel, w.stride, w.dilation) < 1 or min(w.pad_before, w.pad_after) < 0 for w in windows):
+                raise ParameterError(f"{where}: bad window")
+            c, h, w = pooled_shape(edge, shapes[edge.source])
+            o, cg, kh, kw = edge.weight.shape
+            if edge.groups < 1 or c != cg * edge.groups or o % edge.groups or (kh, kw) != (
+                edge.rows.kernel, edge.columns.kernel
+            ):
+                raise ParameterError(f"{where}: weight {edge.weight.shape} does not fit input {(c, h, w)}")
+            found.add((o, edge.rows.outputs(h), edge.columns.outputs(w)))
+        if len(found) != 1 or min(min(s) for s in found) < 1 or max(max(s) for s in found) > MAX_DIMENSION:
+            raise ParameterError(f"{where}: edges disagree on the output shape {sorted(found)}")
+        shapes.append(found.pop())
+        if node.bias.shape != (shapes[-1][0],):
+            raise ParameterError(f"{where}: bias must be [{shapes[-1][0]}]")
+    if shapes[-1][1:] != (1, 1):
+        raise ParameterError("the output must be one logit per class")
+    if shapes[-1][0] < 2:
+        raise ParameterError("a classifier has at least two classes")
+    return iter(shapes)
+
+
+def affine_bounds(node: Node, ranges: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+    """Per output channel (min, max) of y, from per channel (min, max) of every earlier node.
+
+    Padding contributes the integer 0, so a tap's contribution ranges over [min(0, .), max(0, .)] when the edge pads.
+    """
+    low, high = node.bias.astype(object), node.bias.astype(object)
+    for edge in node.edges:
+        lo, hi = ranges[edge.source]
+        windows = (edge.rows, edge.columns, *(edge.pool or ()))
+        if any(w.pad_before or w.pad_after for w in windows):
+            lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
+        factor = edge.pool[0].kernel * edge.pool[1].kernel if edge.pool else 1
+        o, cg = edge.weight.shape[:2]
+        positive = np.maximum(edge.weight, 0).sum(axis=(2, 3)) * factor  # [O, C // groups]
+        negative = np.minimum(edge.weight, 0).sum(axis=(2, 3)) * factor
+        group = np.arange(o) // (o // edge.groups)
+        channel = group[:, None] * cg + np.arange(cg)[None, :]
+        reach = int(max(positive.max(initial=0), -negative.min(initial=0))) * int(max(hi.max(), -lo.min(), 1)) * 2 * cg
+        kind = np.int64 if reach < 1 << 62 else object  # Python integers only where 64 bits could overflow
+        p, n, a, b = (x.astype(kind) for x in (positive, negative, lo[channel], hi[channel]))
+        low = low + (p * a + n * b).sum(axis=1)
+        high = high + (p * b + n * a).sum(axis=1)
+    return low, high
+
+
+def _check_bounds(net: Network) -> None:
+    """Static bounds of SPEC section 3: honest witnesses exist, and are unique modulo P.
+
+    Raises ParameterError naming the node.
+    """
+    limit = 1 << 30
+    if np.abs(net.input_tables).max(initial=0) >= limit:
+        raise ParameterError("input table value out of range")
+    ranges: list[tuple[Ints, Ints]] = [(net.input_tables.min(axis=1), net.input_tables.max(axis=1))]
+    for number, node in enumerate(net.nodes, 1):
+        where = f"node {number} {node.name}".rstrip()
+        if any(np.abs(e.weight).max(initial=0) >= limit for e in node.edges) or np.abs(node.bias).max() >= limit:
+            raise ParameterError(f"{where}: weight or bias of 2^30 or more")
+        low_all, high_all = affine_bounds(node, ranges)
+        low, high = min(low_all), max(high_all)
+        if node.table is None:
+            if max(-low, high) > MAX_OUTPUT:
+                raise ParameterError(f"{where}: logits reach {max(-low, high)}, over {MAX_OUTPUT}")
+            return
+        half, off = 1 << (node.table.bits + node.shift - 1), rounding_offset(node.shift)
+        if low + off < -half or high + off > half - 1:
+            raise ParameterError(
+                f"{where}: y in [{low}, {high}] leaves the table of {node.table.bits} bits at shift {node.shift}"
+            )
+        if max(-low, high) + half + off >= P:
+            raise ParameterError(f"{where}: y in [{low}, {high}] is not unique modulo p")
+        if np.abs(node.table.values).max() >= limit:
+            raise ParameterError(f"{where}: table value out of range")
+        # Per channel: the table's real extremes over the units that the channel can reach.
+        values, middle = node.table.values, 1 << (node.table.bits - 1)
+        bounds = [
+            (int(v.min()), int(v.max()))
+            for lo, hi in zip(low_all, high_all, strict=True)
+            for v in [values[((int(lo) + off) >> node.shift) + middle : ((int(hi) + off) >> node.shift) + middle + 1]]
+        ]
+        ranges.append((np.array([b[0] for b in bounds], np.int64), np.array([b[1] for b in bounds], np.int64)))
+
+
+def sum_pool(x: npt.NDArray[np.float64], pool: tuple[Window, Window]) -> npt.NDArray[np.float64]:
+    """Sum-pool [C, H, W, h] over rows, then columns."""
+    for axis, window in ((1, pool[0]), (2, pool[1])):
+        taps = window.taps(x.shape[axis])
+        padded = np.concatenate([x, np.zeros_like(x.take([0], axis))], axis)  # index -1 reads zero
+        x = np.add.reduce([padded.take(t, axis) for t in taps])
+    return x
+
+
+def affine(node: Node, outputs: Sequence[npt.NDArray[np.int32]]) -> Ints:
+    """y int64 [O, H', W', h] of one node: a matrix product per edge over gathered taps.
+
+    Exact, whatever the order of the sums, while every partial sum is below 2^53.
+    """
+    total: npt.NDArray[np.float64] | None = None
+    for edge in node.edges:
+        x = outputs[edge.source].astype(np.float64)
+        if edge.pool:
+            x = sum_pool(x, edge.pool)
+        h = x.shape[3]
+        o, cg, kh, kw = edge.weight.shape
+        ty, tx = edge.rows.taps(x.shape[1]), edge.columns.taps(x.shape[2])
+        if (ty < 0).any() or (tx < 0).any():
+            x = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))  # index -1 reads zero
+        ph, pw = ty.shape[1], tx.shape[1]
+        weight = edge.weight.astype(np.float64).reshape(edge.groups, o // edge.groups, cg * kh * kw)
+        y = np.empty((edge.groups, o // edge.groups, ph * pw * h))
+        for g in range(edge.groups):
+            part = x[g * cg : (g + 1) * cg]
+            columns = np.empty((cg, kh, kw, ph, pw, h))
+            for ky in range(kh):
+                for kx in range(kw):
+                    columns[:, ky, kx] = part[:, ty[ky]][:, :, tx[kx]]
+            np.matmul(weight[g], columns.reshape(cg * kh * kw, ph * pw * h), out=y[g])
+        y = y.reshape(o, ph, pw, h)
+        total = y if total is None else np.add(total, y, out=total)
+    if total is None:
+        raise ParameterError("node without edges")
+    return total.astype(np.int64) + node.bias[:, None, None, None]
