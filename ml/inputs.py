@@ -27,8 +27,8 @@ Images = npt.NDArray[np.uint8]
 def image_folder(path: str | Path, shape: tuple[int, int, int], limit: int = MAX_IMAGES) -> Images:
     """The images of a folder, in the order of their names: uint8 [n, C, H, W] with 1 <= n <= limit, C 1 or 3.
 
-    Images are never resized: whether and how is the user's choice.  Raises DecodingError for a file that is not an image
-    or of another size, ParameterError for an empty folder or other channels, OSError for a folder that cannot be read.
+    Images are never resized: whether and how is the user's choice.  Raises DecodingError for a file that is not an
+    image or of another size, ParameterError for an empty folder or other channels, OSError for an unreadable folder.
     """
     channels, height, width = shape
     if channels not in MODES:
@@ -59,8 +59,8 @@ def read_derivation(
     """The derivation that two options name, and its calibration images.
 
     calibration: a folder of images, or None for noise.  preprocess: a JSON file with any of "scale" and "shift" (one
-    number per channel: the model sees scale * pixel + shift, pixels 0..255) and "outputs" (which logits of the model are
-    the classes 0, 1, ... of the key), or None.  Raises DecodingError, ParameterError or OSError.
+    number per channel: the model sees scale * pixel + shift, pixels 0..255) and "outputs" (which logits of the model
+    are the classes 0, 1, ... of the key), or None.  Raises DecodingError, ParameterError or OSError.
     """
     images = None if calibration is None else image_folder(calibration, shape, MAX_CALIBRATION_IMAGES)
     digest = b"" if images is None else images_digest(images)

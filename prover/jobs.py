@@ -1,9 +1,8 @@
 """What the prover decides, without gRPC: which networks it answers for, and the claims about them.
 
-A refused network and one that cannot be proven get the same answer.  Both are found out at the same place, by looking up
-the approvals after the model has been derived: whether enough triggers match was computed when the owner approved, so
-that the time of an answer depends on the client's model alone.  Only the time of a proof itself differs, and a proof is
-an answer anyway.
+A refused network and one that cannot be proven get the same answer.  Both are found out at the same place, by looking
+up the approvals after the model has been derived: whether enough triggers match was computed when the owner approved, so
+that the time of a refusal depends on the client's model alone.
 """
 
 from __future__ import annotations
@@ -18,20 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ml.quantise import Derivation, derive
-from prover.keys import Approvals, load_owner, record_approval
 from protocol.argument import Context, Statement, prove
 from protocol.claim import Claim, statement_digests
 from protocol.errors import ParameterError, VerificationError
 from protocol.keygen import MarkingKey, VerificationKey
 from protocol.network import Network
-from protocol.soundness import smallest_k_min
+from protocol.soundness import FALSE_CLAIM_TARGET, smallest_k_min
 from protocol.transcript import Channel, FiatShamir
+from prover.keys import Approvals, load_owner, record_approval
 
 Images = npt.NDArray[np.uint8]
 Report = Callable[[str, float], None]
 Cancelled = Callable[[], bool]
 
-TARGET_BITS = 128  # of the false-claim bound, for the default k_min
 REFUSAL = "no proof is made for this model"
 KEPT_CLAIMS = 8  # answers that are given again without proving again
 
@@ -87,10 +85,12 @@ def approve(path: Path, secret: bytes, about: Subject, k_min: int | None = None)
 
 
 def default_k_min(key: VerificationKey, freedom_bits: float) -> int:
-    """The smallest k_min whose false-claim bound has TARGET_BITS.  Raises ParameterError if there is none."""
-    k_min = smallest_k_min(key.h, key.parameters.classes, TARGET_BITS, freedom_bits)
+    """The smallest k_min whose false-claim bound has FALSE_CLAIM_TARGET.  Raises ParameterError if there is none."""
+    k_min = smallest_k_min(key.h, key.parameters.classes, FALSE_CLAIM_TARGET, freedom_bits)
     if k_min is None:
-        raise ParameterError(f"no k_min <= {key.h} reaches {TARGET_BITS} bits with {freedom_bits:g} bits of freedom")
+        raise ParameterError(
+            f"no k_min <= {key.h} reaches {FALSE_CLAIM_TARGET} bits with {freedom_bits:g} bits of freedom in the derivation"
+        )
     return k_min
 
 
@@ -115,7 +115,7 @@ class Prover:
 
     def __init__(self, path: Path, secret: bytes, *, claimant: str = "", calibration: Images | None = None) -> None:
         self._path, self._secret = path, secret
-        self._claimant, self._calibration = claimant, calibration
+        self._claimant, self.calibration = claimant, calibration
         self._claims: OrderedDict[bytes, bytes] = OrderedDict()
         self._version = self._stat()
         self._key, self._approvals = load_owner(path, secret)
@@ -150,7 +150,7 @@ class Prover:
             return self._claims[asked]
         if progress is not None:
             progress("derive", 0.0)
-        about = subject(model, derivation, self._calibration if derivation.calibration else None, self.vk)
+        about = subject(model, derivation, self.calibration if derivation.calibration else None, self.vk)
         k_min = self._current_approvals().k_min.get(about.network.digest, 0)
         if not k_min:
             raise Refused

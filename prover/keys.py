@@ -1,16 +1,16 @@
 """The owner's file at rest: the marking key and the networks it may answer for, encrypted and authenticated together.
 
-    file    = magic | log2 N, r, p | salt[32] | nonce[12] | length | AES-256-GCM(plaintext) | tag[16]
-    key     = scrypt(secret, salt, N, r, p)                                              (RFC 7914, NIST SP 800-38D)
-    plaintext = marking key | budget | approvals: network digest[32] -> k_min            (everything before it is the AAD)
+    file = magic | log2 N, r, p | salt[32] | nonce[12] | length | AES-256-GCM(plaintext) | tag[16]
+    key = scrypt(secret, salt, N, r, p)                                                  (RFC 7914, NIST SP 800-38D)
+    plaintext = marking key | budget | approvals: network digest[32] -> k_min            (magic to nonce are the AAD)
 
 The file is written to a temporary name, synced and renamed, mode 0600, each time with a fresh salt and nonce.  A wrong
 secret and an altered file look the same to AES-GCM: both are ParameterError (exit 2), since neither says anything false
 about a claim.  Who can put back an older copy of the file also puts back an older list of approvals.
 
 The approvals are the defense against a serving oracle: a thief who may ask about networks of his own making reads one
-bit of a secret trigger per answer.  So the number of networks a key ever answers for is limited, each has one k_min, and
-a network that turned out not to be provable (k_min 0, until a smaller k_min is approved) spends one of them, too.
+bit of a secret trigger per answer.  So the number of networks a key ever answers for is limited, each has one k_min,
+and a network that turned out not to be provable (k_min 0, until a smaller k_min is approved) spends one of them, too.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def save_marking_key(path: str | Path, key: MarkingKey, secret: bytes) -> None:
     with _locked(path):
         if os.path.lexists(path):
             raise ParameterError(f"{path} exists; a marking key is never overwritten")
-        write_private(path, _seal(key, Approvals(), secret))
+        write_file(path, _seal(key, Approvals(), secret))
 
 
 def load_marking_key(path: str | Path, secret: bytes) -> MarkingKey:
@@ -92,7 +92,7 @@ def record_approval(path: str | Path, secret: bytes, network_digest: bytes, k_mi
         key, approvals = load_owner(path, secret)
         changed = approvals.record(network_digest, k_min)
         if changed != approvals:
-            write_private(path, _seal(key, changed, secret))
+            write_file(path, _seal(key, changed, secret))
     return changed
 
 
@@ -131,7 +131,7 @@ def read_capped(path: str | Path, cap: int, what: str) -> bytes:
     return data
 
 
-def write_private(path: str | Path, data: bytes, mode: int = 0o600) -> None:
+def write_file(path: str | Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a file at once or not at all, readable as `mode` says from its first byte on."""
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # made with mode 0600
@@ -178,7 +178,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _derive(secret: bytes, salt: bytes, log2_n: int) -> bytes:
-    key = scrypt(secret, salt, 32, 1 << log2_n, R, P)  # type: ignore[arg-type]  # bytes are taken as they are
+    key = scrypt(secret, salt, 32, 1 << log2_n, R, P)
     if not isinstance(key, bytes):
         raise TypeError("one key was asked for")
     return key

@@ -23,10 +23,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from ml.quantise import Derivation
-from prover.jobs import Prover, Refused
 from protocol.argument import Cancelled, Context
 from protocol.errors import DecodingError, ParameterError
 from protocol.transcript import FiatShamir, InteractiveProver
+from prover.jobs import Prover, Refused
 from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 

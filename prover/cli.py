@@ -1,0 +1,309 @@
+"""`zkmark-prover`: the owner's commands.  Exit status 0 done, 1 no proof can be made, 2 malformed input or misuse.
+
+Heavy modules are imported when a command needs them, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+
+from protocol.errors import DecodingError, ParameterError, VerificationError
+
+if TYPE_CHECKING:
+    from ml.quantise import Derivation
+    from prover.jobs import Images
+
+P = ParamSpec("P")
+Command = TypeVar("Command", bound=Callable[..., Any])
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+MAX_MODEL_BYTES = 256 << 20
+
+
+def outcome(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn the errors of a command into one line (or JSON) and the exit status."""
+
+    @wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (VerificationError, DecodingError, ParameterError, OSError) as error:
+            if kwargs.get("as_json"):
+                check = error.check if isinstance(error, VerificationError) else None
+                click.echo(json.dumps({"done": False, "failed_check": check, "error": str(error)}))
+            click.echo(f"zkmark-prover: {error}", err=True)
+            sys.exit(1 if isinstance(error, VerificationError) else 2)
+
+    return wrapper
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+secret_options = options(
+    click.option("--passphrase-file", type=FILE, help="File whose first line is the passphrase."),
+    click.option("--key-file", type=FILE, help="File of random bytes instead of a passphrase."),
+)
+model_options = options(
+    click.option("--model", required=True, type=FILE, help="The suspect's model, ONNX."),
+    click.option("--calibration", type=FOLDER, help="Images to calibrate the integer network with, instead of noise."),
+    click.option("--preprocess", type=FILE, help="JSON: scale, shift per channel, outputs of the model that count."),
+    click.option("--k-min", type=click.IntRange(min=1), help="Triggers to prove [default: fewest for 128 bits]."),
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Make a secret watermark key, and prove that a model carries the watermark without revealing it."""
+
+
+@cli.command("keygen")
+@click.option("--shape", required=True, help="Channels, height, width of the images: 1,28,28.")
+@click.option("--classes", required=True, type=click.IntRange(min=2), help="Number of classes.")
+@click.option("--ell", default=512, show_default=True, type=click.IntRange(min=1),
+              help="Number of triggers; half of them stay secret.")  # fmt: skip
+@click.option("--triggers", type=FOLDER,
+              help="Your own trigger images instead of abstract ones; each must be hard to guess (128 bits).")  # fmt: skip
+@click.option("--mk", type=NEW_FILE, help="New file for the secret marking key.")
+@click.option("--vk", type=NEW_FILE, help="New file for the public verification key.")
+@click.option("--plan", is_flag=True, help="Only say what such a key would cost and prove.")
+@secret_options
+@json_option
+@outcome
+def keygen_command(
+    shape: str, classes: int, ell: int, triggers: Path | None, mk: Path | None, vk: Path | None, plan: bool,
+    passphrase_file: Path | None, key_file: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Make a key: trigger images, their commitments, and labels by a joint coin."""
+    from prover.plan import plan_key
+
+    dimensions = _shape(shape)
+    if plan:
+        found = plan_key(dimensions, classes, ell)
+        _print(as_json, found.to_json(), found.text())
+        return
+    if mk is None or vk is None:
+        raise click.UsageError("give --mk and --vk, or --plan")
+    for path in (mk, vk):
+        if path.exists():
+            raise ParameterError(f"{path} exists; a key is never overwritten")
+    from ml.triggers import abstract_images, load_folder
+    from protocol.keygen import KeyParameters, generate_key
+    from prover.keys import read_secret, save_marking_key, write_file
+
+    secret = read_secret(passphrase_file, key_file, confirm=True)
+    with _progress(as_json) as report:
+        images = load_folder(triggers, dimensions, ell) if triggers else abstract_images(ell, dimensions)
+        key = generate_key(
+            KeyParameters(dimensions, classes, ell), images, progress=lambda done, of: report("commit", done / of)
+        )
+    save_marking_key(mk, key, secret)
+    write_file(vk, key.vk.to_bytes(), 0o644)
+    result = {
+        "done": True, "vk_digest": key.vk.digest.hex(), "owner": key.vk.owner_public_key.hex(),
+        "ell": ell, "h": key.vk.h, "mk": str(mk), "vk": str(vk),
+    }  # fmt: skip
+    _print(as_json, result, f"{ell} triggers, {key.vk.h} of them secret: {mk} (keep it), {vk} (publish it)")
+
+
+@cli.command("approve")
+@click.option("--mk", required=True, type=FILE, help="The marking key.")
+@model_options
+@secret_options
+@json_option
+@outcome
+def approve_command(
+    mk: Path, model: Path, calibration: Path | None, preprocess: Path | None, k_min: int | None,
+    passphrase_file: Path | None, key_file: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Allow a server of this key to prove claims about a model, with one k_min for ever.
+
+    Spends one of the networks that a key may answer for in its life, also when no proof can be made.
+    """
+    from prover.jobs import approve, subject
+    from prover.keys import load_owner, read_secret
+
+    secret = read_secret(passphrase_file, key_file)
+    key = load_owner(mk, secret)[0].vk
+    derivation, images = _derivation(calibration, preprocess, key.parameters.shape)
+    about = subject(_read(model, MAX_MODEL_BYTES, "model"), derivation, images, key)
+    approvals = approve(mk, secret, about, k_min)
+    k_min, left = approvals.k_min[about.network.digest], approvals.budget - len(approvals.k_min)
+    result = {
+        "done": True, "network_digest": about.network.digest.hex(), "model_digest": about.model_digest.hex(),
+        "k_min": k_min, "h": key.h, "budget_left": left,
+    }  # fmt: skip
+    _print(as_json, result, f"approved with k_min {k_min} of {key.h}; {left} more networks can be approved")
+
+
+@cli.command("prove")
+@click.option("--mk", required=True, type=FILE, help="The marking key.")
+@click.option("--vk", required=True, type=FILE, help="The verification key.")
+@model_options
+@click.option("--nonce", required=True, metavar="HEX", help="The 32 bytes that the verifier drew for this claim.")
+@click.option("--purpose", default="", help="What the claim is for, as agreed with the verifier.")
+@click.option("--claimant", default="", help="Who claims.")
+@click.option("--verifier", default="", help="Whom the claim is for.")
+@click.option("--out", required=True, type=NEW_FILE, help="File for the claim.")
+@secret_options
+@json_option
+@outcome
+def prove_command(
+    mk: Path, vk: Path, model: Path, calibration: Path | None, preprocess: Path | None, k_min: int | None, nonce: str,
+    purpose: str, claimant: str, verifier: str, out: Path, passphrase_file: Path | None, key_file: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Write a claim about a model to a file.  Counts as an approval of the model."""
+    context_bytes = _nonce(nonce)
+    from protocol.argument import Context
+    from prover.jobs import approve, make_claim, subject
+    from prover.keys import load_owner, read_secret, write_file
+
+    context = Context(purpose, claimant, verifier, context_bytes)
+    secret = read_secret(passphrase_file, key_file)
+    key = load_owner(mk, secret)[0]
+    _check_pair(key.vk.digest, vk)
+    derivation, images = _derivation(calibration, preprocess, key.vk.parameters.shape)
+    with _progress(as_json) as report:
+        report("derive", 0.0)
+        about = subject(_read(model, MAX_MODEL_BYTES, "model"), derivation, images, key.vk)
+        k_min = approve(mk, secret, about, k_min).k_min[about.network.digest]
+        claim = make_claim(key, about, k_min, context, progress=report)
+    data = claim.to_bytes()
+    write_file(out, data, 0o644)
+    result = {
+        "done": True, "k_min": k_min, "h": key.vk.h, "proof_bytes": len(claim.proof), "out": str(out),
+        "vk_digest": key.vk.digest.hex(), "model_digest": about.model_digest.hex(),
+        "network_digest": about.network.digest.hex(),
+    }  # fmt: skip
+    _print(as_json, result, f"at least {k_min} of {key.vk.h} secret triggers: {out}, {len(data):,} bytes")
+
+
+@cli.command("serve")
+@click.option("--mk", required=True, type=FILE, help="The marking key.")
+@click.option("--vk", required=True, type=FILE, help="The verification key.")
+@click.option("--listen", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT",
+              help="Port 0: any free one.")  # fmt: skip
+@click.option("--claimant", default="", help="The only claimant that this server proves for.")
+@click.option("--calibration", type=FOLDER, help="The calibration images that a verifier may name.")
+@click.option("--max-upload", type=click.IntRange(min=1, max=2048), default=256, show_default=True,
+              help="MiB of a model.")  # fmt: skip
+@click.option("--deadline", type=click.FloatRange(min=1), default=600, show_default=True,
+              help="Seconds for one proof.")  # fmt: skip
+@secret_options
+@json_option
+@outcome
+def serve_command(
+    mk: Path, vk: Path, listen: str, claimant: str, calibration: Path | None, max_upload: int, deadline: float,
+    passphrase_file: Path | None, key_file: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Answer verifiers over gRPC, for approved models only.  SIGTERM stops it gracefully."""
+    import asyncio
+    import logging
+
+    from ml.inputs import image_folder
+    from prover.jobs import Prover
+    from prover.keys import read_secret
+    from prover.server import Limits, serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    prover = Prover(mk, read_secret(passphrase_file, key_file), claimant=claimant)
+    _check_pair(prover.vk.digest, vk)
+    if calibration is not None:
+        prover.calibration = image_folder(calibration, prover.vk.parameters.shape)
+
+    def ready(port: int) -> None:
+        address = f"{listen.rpartition(':')[0]}:{port}"
+        _print(as_json, {"listening": address, "vk_digest": prover.vk.digest.hex()}, f"listening on {address}")
+        sys.stdout.flush()
+
+    asyncio.run(serve(prover, listen, Limits(upload=max_upload << 20, proof_s=deadline), ready))
+
+
+def _derivation(
+    calibration: Path | None, preprocess: Path | None, shape: tuple[int, int, int]
+) -> tuple[Derivation, Images | None]:
+    from ml.inputs import read_derivation
+
+    return read_derivation(calibration, preprocess, shape)
+
+
+def _check_pair(digest: bytes, vk: Path) -> None:
+    from protocol.keygen import MAX_KEY_BYTES, VerificationKey
+
+    if VerificationKey.from_bytes(_read(vk, MAX_KEY_BYTES, "verification key")).digest != digest:
+        raise ParameterError("the marking key and the verification key do not belong together")
+
+
+def _read(path: Path, cap: int, what: str) -> bytes:
+    from prover.keys import read_capped
+
+    return read_capped(path, cap, what)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    try:
+        channels, height, width = (int(n) for n in text.split(","))
+    except ValueError:
+        raise click.UsageError("--shape is channels,height,width") from None
+    if min(channels, height, width) < 1:
+        raise click.UsageError("--shape has three positive numbers")
+    return channels, height, width
+
+
+def _nonce(text: str) -> bytes:
+    try:
+        nonce = bytes.fromhex(text)
+    except ValueError:
+        nonce = b""
+    if len(nonce) != 32:
+        raise click.UsageError("--nonce is 64 hexadecimal digits")
+    return nonce
+
+
+def _print(as_json: bool, result: dict[str, Any], text: str) -> None:
+    click.echo(json.dumps(result) if as_json else text)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
+    """Where progress goes: a bar on a terminal, a line per phase elsewhere, nowhere when quiet."""
+    if not quiet and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda phase, fraction: bar.update(task, description=phase, completed=fraction)
+        return
+    seen: list[str] = []
+
+    def line(phase: str, fraction: float) -> None:
+        if not quiet and seen[-1:] != [phase]:
+            seen.append(phase)
+            click.echo(f"{phase} ...", err=True)
+
+    yield line
+
+
+def main() -> None:
+    """The console script."""
+    cli()

@@ -1,0 +1,202 @@
+"""From bytes and a policy to a verdict: the whole of what a verifier does, with files or with a prover on the line.
+
+Order: key, label rule, ground truth, derivation, fidelity, then the claim.  The verifier computes everything that she
+compares: from a claim she takes k_min and the proof.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ml.quantise import Derivation, Derived, Fidelity, derive, fidelity
+from protocol.argument import Context, Statement, verify
+from protocol.claim import Claim, compare
+from protocol.errors import ParameterError, VerificationError
+from protocol.keygen import VerificationKey, check_key
+from protocol.soundness import bits, hidden_bad
+from protocol.transcript import Channel, FiatShamir
+from verifier.ground_truth import check_ground_truth
+from verifier.policy import Policy
+
+Images = npt.NDArray[np.uint8]
+CUT_AND_CHOOSE_WORK = 128  # log2 of the hashes that a cheating owner may have spent on the key
+
+CAVEATS = (
+    "The claim is about the model file with this digest.  That it is the suspect's model is not proven: "
+    "obtain it from the suspect and export it yourself.",
+    "The model derives from marked material; whether a license allowed that is not judged.",
+    "That nobody put the triggers into the suspect's training data after the key was published is not proven.",
+    "Of several valid keys the one published first counts; its date is not part of the proof.",
+)
+CALIBRATED = "The calibration images are this verifier's own: the verdict convinces those who trust her choice."
+UNFAITHFUL = "Whether the integer network classifies like the model was not examined."
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the verifier holds: the key's bytes, the suspect's model, and how she reads it.
+
+    calibration: the images that the derivation names, if any.  images: her own, uint8 [n, C, H, W], for the fidelity
+    floor; None to go without.  reference: ONNX bytes of a classifier that knows what natural triggers show, if any.
+    """
+
+    key: bytes
+    model: bytes
+    context: Context
+    derivation: Derivation = field(default_factory=Derivation)
+    calibration: Images | None = None
+    images: Images | None = None
+    reference: bytes | None = None
+
+
+@dataclass
+class Verdict:
+    """What was found; fields stay None when a check before them failed.
+
+    outcome: accepted, rejected, or undecided (the fidelity floor failed: nothing is known about the mark).
+    failed_check: its name in SPEC.md.  bits: -log2 of probabilities.  digests: hexadecimal.  seconds: per phase.
+    """
+
+    outcome: str = "rejected"
+    failed_check: str | None = None
+    message: str = ""
+    h: int | None = None
+    k_min: int | None = None
+    false_claim_bits: float | None = None
+    argument_bits: float | None = None
+    ledger: list[tuple[str, float]] | None = None
+    cut_and_choose_b: int | None = None
+    label_rule: str | None = None
+    void_items: int | None = None
+    fidelity: Fidelity | None = None
+    owner: str | None = None
+    vk_digest: str | None = None
+    model_digest: str | None = None
+    network_digest: str | None = None
+    derivation_digest: str | None = None
+    freedom_bits: float | None = None
+    proof_bytes: int | None = None
+    interactive: bool = False
+    context: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    assumptions: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = CAVEATS
+
+    @property
+    def accepted(self) -> bool:
+        return self.outcome == "accepted"
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values, `accepted` first."""
+        values = dict(vars(self))
+        if self.fidelity is not None:
+            values["fidelity"] = vars(self.fidelity)
+        return {"accepted": self.accepted, **values}
+
+
+def check_key_bytes(data: bytes, reference: bytes | None, policy: Policy, verdict: Verdict) -> VerificationKey:
+    """Decode and check a key, and note what it says.  Raises DecodingError or VerificationError.
+
+    reference: ONNX bytes of a classifier that knows what natural triggers show, if any.
+    """
+    key = VerificationKey.from_bytes(data)
+    verdict.h, verdict.vk_digest, verdict.owner = key.h, key.digest.hex(), key.owner_public_key.hex()
+    verdict.label_rule = key.parameters.label_rule.name.lower()
+    with _timed(verdict, "key"):
+        check_key(key)
+    policy.check_label_rule(key)
+    verdict.cut_and_choose_b = hidden_bad(key.parameters.ell, CUT_AND_CHOOSE_WORK)
+    if reference is not None:
+        verdict.void_items = check_ground_truth(key, derive(reference, Derivation()).network)
+    return key
+
+
+def check(
+    subject: Subject,
+    obtain: Callable[[VerificationKey], bytes],
+    policy: Policy | None = None,
+    channel: Channel | None = None,
+) -> Verdict:
+    """Check everything and return the verdict.
+
+    Statement: at least k_min hidden triggers of the key are classified as their labels by the network derived from the
+    model.  `obtain` returns the bytes of the claim, from a file or from a prover; it is called when all else is in
+    order, and its VerificationError (a prover who refuses) is a verdict, too.  In the interactive channel the coins are
+    drawn while it runs.
+
+    Checks: those of `protocol.keygen.check_key`, `protocol.argument.verify`, `protocol.claim.compare`, and `policy.*`.
+    Soundness error: `false_claim_bits` and `argument_bits` of the verdict.
+    Left to the caller: the provenance of the model, of the key, and the nonce (fresh, drawn after the model was fixed).
+    Raises DecodingError or ParameterError for malformed input, and what `obtain` raises besides.
+    """
+    policy, channel = policy or Policy(), channel or FiatShamir()
+    verdict = Verdict(interactive=channel.interactive, model_digest=hashlib.sha256(subject.model).hexdigest())
+    context = subject.context
+    verdict.context = {
+        "purpose": context.purpose, "claimant": context.claimant, "verifier": context.verifier,
+        "nonce": context.nonce.hex(),
+    }  # fmt: skip
+    verdict.caveats += (CALIBRATED,) * (subject.calibration is not None) + (UNFAITHFUL,) * (subject.images is None)
+    try:
+        _check(subject, obtain, policy, channel, verdict)
+        verdict.outcome = "accepted"
+    except VerificationError as error:
+        verdict.failed_check, verdict.message = error.check, str(error)
+        verdict.outcome = "undecided" if error.check == "policy.fidelity" else "rejected"
+    return verdict
+
+
+def _check(
+    subject: Subject, obtain: Callable[[VerificationKey], bytes], policy: Policy, channel: Channel, verdict: Verdict
+) -> None:
+    key = check_key_bytes(subject.key, subject.reference, policy, verdict)
+    with _timed(verdict, "derive"):
+        derived = derive(subject.model, subject.derivation, subject.calibration)
+        verdict.network_digest = derived.network.digest.hex()
+    verdict.derivation_digest, verdict.freedom_bits = subject.derivation.digest.hex(), derived.freedom_bits
+    if derived.network.shape != key.parameters.shape or derived.network.classes != key.parameters.classes:
+        raise ParameterError(
+            f"the model classifies {derived.network.shape} into {derived.network.classes} classes, "
+            f"the key is for {key.parameters.shape} and {key.parameters.classes}"
+        )
+    _check_fidelity(subject, derived, policy, verdict)
+    claim = Claim.from_bytes(obtain(key))
+    verdict.k_min, verdict.proof_bytes = claim.k_min, len(claim.proof)
+    verdict.false_claim_bits = policy.check_k_min(key, claim.k_min, derived.freedom_bits)
+    model_digest = hashlib.sha256(subject.model).digest()
+    statement = Statement(
+        key, derived.network, claim.k_min, subject.context, model_digest, subject.derivation.digest
+    )
+    compare(claim, statement)
+    with _timed(verdict, "verify"):
+        ledger = verify(statement, claim.proof, channel)
+    verdict.argument_bits, verdict.assumptions = ledger.bits, ledger.assumptions
+    verdict.ledger = [(term.name, bits(term.error)) for term in ledger.terms]
+
+
+def _check_fidelity(subject: Subject, derived: Derived, policy: Policy, verdict: Verdict) -> None:
+    if subject.images is None:
+        return
+    with _timed(verdict, "fidelity"):
+        try:
+            verdict.fidelity = fidelity(subject.model, derived.network, subject.images, subject.derivation)
+        except ImportError:
+            raise ParameterError("the float model needs onnxruntime: install zkmark[fidelity]") from None
+    policy.check_fidelity(verdict.fidelity)
+
+
+@contextmanager
+def _timed(verdict: Verdict, phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        verdict.seconds[phase] = round(time.perf_counter() - start, 4)

@@ -1,0 +1,219 @@
+"""`zkmark-verifier`: check a key or a claim.  Exit status 0 accepted, 1 rejected or undecided, 2 malformed or misuse.
+
+Heavy modules are imported when a command needs them, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, ParamSpec
+
+import click
+
+from protocol.errors import DecodingError, ParameterError, VerificationError
+
+if TYPE_CHECKING:
+    from protocol.keygen import VerificationKey
+    from protocol.transcript import InteractiveVerifier
+    from verifier.check import Subject, Verdict
+    from verifier.policy import Policy
+
+P = ParamSpec("P")
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+MAX_MODEL_BYTES = 256 << 20
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Check that a suspect's model carries an owner's secret watermark, without learning the watermark."""
+
+
+def outcome(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn the errors of a command into one line (or JSON) and the exit status."""
+
+    @wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (DecodingError, ParameterError, OSError) as error:
+            if kwargs.get("as_json"):
+                click.echo(json.dumps({"accepted": False, "outcome": "malformed", "error": str(error)}))
+            click.echo(f"zkmark-verifier: {error}", err=True)
+            sys.exit(2)
+
+    return wrapper
+
+
+@cli.command("key")
+@click.argument("vk", type=FILE)
+@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG of the opened triggers.")
+@click.option("--reference", type=FILE, help="ONNX classifier that knows what natural triggers really show.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@outcome
+def key_command(vk: Path, sheet: Path | None, reference: Path | None, as_json: bool) -> None:
+    """Check a verification key, and show what its owner opened."""
+    from protocol.keygen import MAX_KEY_BYTES
+    from verifier.check import Verdict, check_key_bytes
+    from verifier.policy import Policy
+
+    verdict = Verdict()
+    try:
+        known = None if reference is None else _read(reference, MAX_MODEL_BYTES, "model")
+        key = check_key_bytes(_read(vk, MAX_KEY_BYTES, "verification key"), known, Policy(), verdict)
+        verdict.outcome = "accepted"
+    except VerificationError as error:
+        verdict.failed_check, verdict.message = error.check, str(error)
+        _finish(verdict, as_json)
+    from verifier.report import contact_sheet
+
+    parameters = key.parameters
+    if sheet is not None:
+        contact_sheet(key, sheet)
+    if not as_json:
+        shape = "x".join(map(str, parameters.shape))
+        click.echo(f"{parameters.ell} triggers of {shape} in {parameters.classes} classes, {key.h} of them hidden")
+        click.echo(f"labels: {parameters.label_rule.name.lower().replace('_', ' ')}")
+    _finish(verdict, as_json)
+
+
+@cli.command("verify")
+@click.option("--vk", required=True, type=FILE, help="The owner's verification key.")
+@click.option("--model", required=True, type=FILE, help="The suspect's model, ONNX, as you got it from the suspect.")
+@click.option("--proof", type=FILE, help="A claim file, to check offline.")
+@click.option("--prover", metavar="HOST:PORT", help="A prover server, to ask for a claim.")
+@click.option("--interactive", is_flag=True, help="Draw the challenges while the prover proves (with --prover).")
+@click.option("--nonce", metavar="HEX", help="32 bytes that you drew for this claim; with --prover new ones.")
+@click.option("--purpose", default="", help="What the claim is for; part of the statement.")
+@click.option("--claimant", default="", help="Who claims; part of the statement.")
+@click.option("--verifier", default="", help="Who you are; part of the statement.")
+@click.option("--calibration", type=FOLDER, help="Images to calibrate the integer network with, instead of noise.")
+@click.option("--preprocess", type=FILE, help="JSON: scale, shift per channel, outputs of the model that count.")
+@click.option("--images", type=FOLDER, help="Your images of the task (200 are enough), for the fidelity floor.")
+@click.option("--without-fidelity", is_flag=True, help="Do not compare the integer network with the float model.")
+@click.option("--reference", type=FILE, help="ONNX classifier that knows what natural triggers really show.")
+@click.option("--min-bits", type=click.FloatRange(min=0), default=128.0, show_default=True,
+              help="Bits of the false-claim bound that you ask for.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+@outcome
+def verify_command(
+    vk: Path, model: Path, proof: Path | None, prover: str | None, interactive: bool, nonce: str | None, purpose: str,
+    claimant: str, verifier: str, calibration: Path | None, preprocess: Path | None, images: Path | None,
+    without_fidelity: bool, reference: Path | None, min_bits: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Check a claim about a model: from a file (--proof) or from a prover (--prover)."""
+    if (proof is None) == (prover is None):
+        raise click.UsageError("give one of --proof and --prover")
+    if (images is None) != without_fidelity:
+        raise click.UsageError("give one of --images and --without-fidelity")
+    if proof is not None and (nonce is None or interactive):
+        raise click.UsageError("--proof needs the --nonce that you gave the owner, and is not interactive")
+    fresh = os.urandom(32) if nonce is None else _nonce(nonce)
+
+    from ml.inputs import image_folder, read_derivation
+    from protocol.argument import Context
+    from protocol.claim import MAX_CLAIM_BYTES
+    from protocol.keygen import MAX_KEY_BYTES, VerificationKey
+    from protocol.transcript import InteractiveVerifier
+    from verifier.check import Subject, check
+    from verifier.policy import Policy
+
+    key_bytes = _read(vk, MAX_KEY_BYTES, "verification key")
+    shape = VerificationKey.from_bytes(key_bytes).parameters.shape
+    derivation, calibration_images = read_derivation(calibration, preprocess, shape)
+    subject = Subject(
+        key=key_bytes,
+        model=_read(model, MAX_MODEL_BYTES, "model"),
+        context=Context(purpose, claimant, verifier, fresh),
+        derivation=derivation,
+        calibration=calibration_images,
+        images=image_folder(images, shape) if images else None,
+        reference=_read(reference, MAX_MODEL_BYTES, "model") if reference else None,
+    )
+    channel = InteractiveVerifier(os.urandom) if interactive else None
+    if proof is not None:
+        claim = _read(proof, MAX_CLAIM_BYTES, "claim")
+        verdict = check(subject, lambda key: claim, Policy(min_bits))
+    else:
+        verdict = _online(subject, str(prover), channel, Policy(min_bits), as_json)
+    _finish(verdict, as_json)
+
+
+def _online(
+    subject: Subject, target: str, channel: InteractiveVerifier | None, policy: Policy, quiet: bool
+) -> Verdict:
+    from verifier.check import check
+    from verifier.client import obtain_claim
+
+    with _progress(quiet) as report:
+
+        def obtain(key: VerificationKey) -> bytes:
+            return obtain_claim(
+                target, key, subject.model, subject.derivation, subject.context, channel, progress=report
+            )
+
+        return check(subject, obtain, policy, channel)
+
+
+def _finish(verdict: Verdict, as_json: bool) -> NoReturn:
+    """Print the verdict and exit with its status."""
+    if as_json:
+        click.echo(json.dumps(verdict.to_json(), indent=2))
+    else:
+        from rich.console import Console
+
+        from verifier.report import print_verdict
+
+        print_verdict(verdict, Console(highlight=False))
+    sys.exit(0 if verdict.accepted else 1)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
+    """Where progress goes: a bar on a terminal, a line per phase elsewhere, nowhere when quiet."""
+    if not quiet and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda phase, fraction: bar.update(task, description=escape(phase), completed=fraction)
+        return
+    seen: list[str] = []
+
+    def line(phase: str, fraction: float) -> None:
+        if not quiet and seen[-1:] != [phase]:
+            seen.append(phase)
+            click.echo(f"{phase} ...", err=True)
+
+    yield line
+
+
+def _read(path: Path, cap: int, what: str) -> bytes:
+    with open(path, "rb") as file:
+        data = file.read(cap + 1)
+    if len(data) > cap:
+        raise DecodingError(f"{what}: more than {cap} bytes")
+    return data
+
+
+def _nonce(text: str) -> bytes:
+    try:
+        nonce = bytes.fromhex(text)
+    except ValueError:
+        nonce = b""
+    if len(nonce) != 32:
+        raise click.UsageError("--nonce is 64 hexadecimal digits")
+    return nonce
+
+
+def main() -> None:
+    """The console script."""
+    cli()

@@ -1,0 +1,54 @@
+"""What this verifier accepts, apart from what is true: a valid proof can still fall short of her policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ml.quantise import DEFAULT_MIN_AGREEMENT, Fidelity
+from protocol.errors import VerificationError
+from protocol.keygen import LabelRule, VerificationKey
+from protocol.soundness import false_claim_bits
+
+MIN_BITS = 128.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """min_bits: of the false-claim bound.  min_agreement: share of images on which integer and float model agree.
+
+    chosen_labels: accept a key whose owner chose the labels, for which no bound on false claims exists.
+    """
+
+    min_bits: float = MIN_BITS
+    min_agreement: float = DEFAULT_MIN_AGREEMENT
+    chosen_labels: bool = False
+
+    def check_label_rule(self, key: VerificationKey) -> None:
+        """Raises VerificationError `policy.label_rule`."""
+        if key.parameters.label_rule != LabelRule.JOINT_COIN and not self.chosen_labels:
+            raise VerificationError("policy.label_rule", "the owner chose the labels: false claims are not bounded")
+
+    def check_k_min(self, key: VerificationKey, k_min: int, freedom_bits: float) -> float | None:
+        """The bits of the false-claim bound, None for chosen labels.  Raises VerificationError `policy.k_min`."""
+        if not 1 <= k_min <= key.h:
+            raise VerificationError("policy.k_min", f"k_min is {k_min}, the key has {key.h} hidden triggers")
+        if key.parameters.label_rule != LabelRule.JOINT_COIN:
+            return None
+        bits = false_claim_bits(key.h, key.parameters.classes, k_min, freedom_bits)
+        if bits < self.min_bits:
+            raise VerificationError(
+                "policy.k_min",
+                f"{k_min} of {key.h} triggers bound false claims by {bits:.1f} bits, not {self.min_bits:g}",
+            )
+        return bits
+
+    def check_fidelity(self, fidelity: Fidelity) -> None:
+        """Raises VerificationError `policy.fidelity`: then nothing is decided about the model."""
+        if fidelity.constant:
+            raise VerificationError("policy.fidelity", "the integer network gives every image the same class")
+        if fidelity.agreement < self.min_agreement:
+            raise VerificationError(
+                "policy.fidelity",
+                f"integer and float model agree on {fidelity.agreement:.2%} of {fidelity.count} images, "
+                f"not {self.min_agreement:.0%}",
+            )

@@ -1,0 +1,99 @@
+"""Verdicts and keys for people: text by rich, and the contact sheet of the opened triggers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from protocol.keygen import VerificationKey
+from verifier.check import Verdict
+from verifier.ground_truth import opened_items
+
+COLORS = {"accepted": "bold green", "rejected": "bold red", "undecided": "bold yellow"}
+CELL = 64  # pixels of a thumbnail's longer side, at least
+CAPTION = 16
+MAX_SHEET_ITEMS = 1024
+MAX_SHEET_COLUMNS = 16
+
+
+def print_verdict(verdict: Verdict, console: Console) -> None:
+    """The verdict as a table, with everything that a reader has to know to rely on it."""
+    reason = f"  {verdict.message}" if verdict.message else ""
+    console.print(f"[{COLORS[verdict.outcome]}]{verdict.outcome}[/]{escape(reason)}", soft_wrap=True)
+    rows: list[tuple[str, str | None]] = [
+        ("claim", _claim(verdict)),
+        ("false claims", _bits(verdict.false_claim_bits, "a model without the mark passes with probability")),
+        ("argument", _bits(verdict.argument_bits, "a false proof passes with probability")),
+        ("ill-formed triggers", _if(verdict.cut_and_choose_b, "at most {} can hide (2^128 hashes of work)")),
+        ("void triggers", _if(verdict.void_items, "{} of the opened half")),
+        ("fidelity", _fidelity(verdict)),
+        ("owner", verdict.owner),
+        ("key", verdict.vk_digest),
+        ("model file", verdict.model_digest),
+        ("network", verdict.network_digest),
+        *((name, value) for name, value in verdict.context.items()),
+        ("proof", _if(verdict.proof_bytes, "{:,} bytes" + (", interactive" if verdict.interactive else ""))),
+        ("seconds", ", ".join(f"{name} {value:.2f}" for name, value in verdict.seconds.items())),
+    ]
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        if value:
+            table.add_row(name, escape(value))
+    console.print(table)
+    if verdict.accepted:
+        for title, lines in (("Assumptions", verdict.assumptions), ("Not proven", verdict.caveats)):
+            console.print(f"\n{title}")
+            for line in lines:
+                console.print(f"  - {escape(line)}")
+
+
+def _claim(verdict: Verdict) -> str | None:
+    if verdict.k_min is None or verdict.h is None:
+        return None
+    return f"at least {verdict.k_min} of {verdict.h} hidden triggers have their secret labels"
+
+
+def _bits(value: float | None, what: str) -> str | None:
+    return None if value is None else f"{what} 2^-{value:.1f}"
+
+
+def _if(value: int | None, text: str) -> str | None:
+    return None if value is None else text.format(value)
+
+
+def _fidelity(verdict: Verdict) -> str | None:
+    found = verdict.fidelity
+    return None if found is None else f"integer and float model agree on {found.agreement:.2%} of {found.count} images"
+
+
+def contact_sheet(key: VerificationKey, path: Path, limit: int = MAX_SHEET_ITEMS) -> int:
+    """Write a PNG of the first `limit` opened triggers with their labels, for a person to look at; how many it shows.
+
+    Below each image stand its index in the key and its label.
+    """
+    images, labels = opened_items(key)
+    count = min(len(images), limit)
+    _, height, width = images.shape[1:]
+    factor = max(1, -(-CELL // max(height, width)))
+    columns = min(MAX_SHEET_COLUMNS, max(count, 1))
+    cell_width, cell_height = factor * width + 8, factor * height + CAPTION + 8
+    sheet = Image.new("RGB", (columns * cell_width, max(1, -(-count // columns)) * cell_height), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for place in range(count):
+        left, top = place % columns * cell_width + 4, place // columns * cell_height + 4
+        sheet.paste(_thumbnail(images[place], factor), (left, top))
+        text = f"{key.opened[place]}: {labels[place]}"
+        draw.text((left + factor * width // 2, top + factor * height + 2), text, "black", font, anchor="mt")
+    sheet.save(path, format="PNG")
+    return count
+
+
+def _thumbnail(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], factor: int) -> Image.Image:
+    """An image [C, H, W], enlarged by a whole factor: gray for one channel, the first three as colors otherwise."""
+    channels = image[:3] if len(image) >= 3 else image[:1].repeat(3, axis=0)
+    return Image.fromarray(np.ascontiguousarray(channels.transpose(1, 2, 0).repeat(factor, 0).repeat(factor, 1)))
