@@ -1,0 +1,241 @@
+"""The numbers that claim security, against independent computations and the published figures of the protocol."""
+
+from dataclasses import replace
+from fractions import Fraction
+from itertools import product
+from math import comb, inf, isqrt, log2
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import soundness
+from protocol.errors import ParameterError
+from protocol.soundness import Counts, Parameters, argument_ledger, bits, choose_parameters, query_error, tail
+
+P = 15 * 2**27 + 1
+
+# ResNet-18 on 32 x 32, h = 256: 20 requant trees and the table tree.
+RESNET = Counts(
+    leaves=29 * 10**7, table_rows=2**18, trees=(29,) * 21, affine_rounds=2**10, point_coordinates=2**9,
+    equations=2**15, triples=1000, rows=143 * 2**11 // 8, link_coordinates=3072,
+)  # fmt: skip
+
+
+def test_bits():
+    assert bits(Fraction(1, 8)) == 3 and bits(Fraction(1)) == 0 and bits(Fraction(0)) == inf
+    assert bits(Fraction(3, 2**5000)) == 5000 - log2(3)
+
+
+# False claims
+
+
+def test_tail_by_enumeration():
+    for h, classes in ((1, 2), (3, 3), (4, 3), (5, 2)):
+        for k in range(h + 2):
+            hits = sum(draw.count(0) >= k for draw in product(range(classes), repeat=h))
+            assert tail(h, classes, k) == Fraction(hits, classes**h)
+
+
+def test_raw_tails():
+    assert soundness.smallest_k_min(256, 10, 128, 0, 0) == 106
+    assert soundness.smallest_k_min(256, 10, 256, 0, 0) == 147
+    assert abs(bits(tail(256, 10, 106)) - 128.5) < 0.05
+    assert abs(bits(tail(256, 10, 231)) - 656.6) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("h", "classes", "freedom", "k_min"),
+    [(256, 10, 0, 118), (256, 10, 64, 138), (256, 10, 176, 168), (223, 10, 0, 109), (289, 10, 0, 126),
+     (256, 2, 0, 237), (160, 2, 0, 160), (159, 2, 0, None), (49, 10, 0, 49), (48, 10, 0, None)],
+)  # fmt: skip
+def test_default_k_min(h, classes, freedom, k_min):
+    assert soundness.smallest_k_min(h, classes, freedom_bits=freedom) == k_min
+
+
+@given(st.integers(1, 60), st.integers(2, 12), st.integers(0, 80), st.integers(0, 20))
+def test_smallest_k_min_is_the_smallest(h, classes, target, freedom):
+    enough = [k for k in range(1, h + 1) if tail(h, classes, k) * 2 ** (target + freedom + 3) <= 1]
+    assert soundness.smallest_k_min(h, classes, target, freedom, 3) == min(enough, default=None)
+    assert soundness.smallest_k_min(h, classes, target, freedom - 0.5, 3) == min(enough, default=None)  # rounded up
+
+
+def test_false_claim_bits():
+    assert abs(soundness.false_claim_bits(256, 10, 118) - (bits(tail(256, 10, 118)) - 32)) < 1e-9
+    assert soundness.false_claim_bits(256, 10, 118) >= 128 > soundness.false_claim_bits(256, 10, 117)
+    assert soundness.false_claim_bits(256, 10, 118, 64, 0) == pytest.approx(bits(tail(256, 10, 118)) - 64)
+    for k_min in (0, -1, 257):
+        with pytest.raises(ParameterError):
+            soundness.false_claim_bits(256, 10, k_min)
+
+
+def test_smallest_ell():
+    for classes, ell in ((10, 132), (2, 378)):
+        assert soundness.smallest_ell(classes) == ell
+        assert soundness.smallest_k_min(soundness.window(ell)[0], classes) is not None
+        assert soundness.smallest_k_min(soundness.window(ell - 1)[0], classes) is None
+    assert soundness.smallest_ell(2, limit=300) is None
+
+
+@given(st.integers(0, 300), st.integers(2, 100))
+def test_void_limit(opened, classes):
+    limit = soundness.void_limit(opened, classes)
+    assert 0 <= limit <= opened and tail(opened, classes, limit + 1) <= Fraction(1, 2**40)
+    assert limit == 0 or tail(opened, classes, limit) > Fraction(1, 2**40)
+
+
+# Cut and choose
+
+
+def test_window():
+    assert soundness.window(512) == (223, 289) and soundness.window(256) == (104, 152)
+    for ell in range(1, 2000):
+        low, high = soundness.window(ell)
+        assert 0 <= low <= high <= ell
+        if ell > 9:  # rounded inwards
+            assert ell // 2 - low == high - ell // 2 == max(r for r in range(ell) if 4 * r * r <= 9 * ell)
+
+
+def test_hidden_bad():
+    assert soundness.hidden_bad(512, 128) == 119
+    assert soundness.hidden_bad(256, 80) == 74
+    assert soundness.hidden_bad(512, 128, 40) == 150
+    assert soundness.hidden_bad(256, 0) == 0
+
+
+def test_hidden_bad_by_enumeration():
+    ell = 12
+    low, high = soundness.window(ell)
+    for log2_work in range(ell + 1):
+        accepted = [hidden for hidden in range(1 << ell) if low <= hidden.bit_count() <= high]
+        survive = [sum(hidden % (1 << bad) == (1 << bad) - 1 for hidden in accepted) for bad in range(high + 1)]
+        expected = max((bad for bad, ways in enumerate(survive) if ways << log2_work >= 1 << ell), default=0)
+        assert soundness.hidden_bad(ell, log2_work) == expected
+
+
+# The argument
+
+
+def oracle_query(a, inverse_rate, t):
+    n, k = inverse_rate << a, (1 << a) + t
+    e, j = (n - k) // 2, isqrt(242 * k * n // 100)
+    return (
+        Fraction(comb(max(n - e, j), t), comb(n, t)),
+        Fraction(n * (j + 3 - 2 * k), (j + 1) ** 2 - n * (2 * k - 2)),
+    )
+
+
+def smallest_queries(a, r, target):
+    return next(t for t in range(100, 256) if bits(query_error(a, r, t)[0]) >= target)
+
+
+@pytest.mark.parametrize(
+    ("log2_row", "rate", "expected"),
+    [(14, 3, [145, 150, 155]), (13, 3, [145, 150, 155]), (12, 3, [146, 150, 155]), (11, 3, [147, 152, 158]),
+     (10, 3, [156, 162, 168]), (14, 4, [132, 136, 141])],
+)  # fmt: skip
+def test_number_of_queries(log2_row, rate, expected):
+    assert [smallest_queries(log2_row, rate, target) for target in (120, 124, 128)] == expected
+
+
+@pytest.mark.parametrize(("log2_row", "rate", "queries"), [(14, 3, 150), (11, 4, 137), (10, 3, 162)])
+def test_query_error_and_list_size(log2_row, rate, queries):
+    assert query_error(log2_row, rate, queries) == oracle_query(log2_row, 1 << rate, queries)
+    assert 1 < query_error(log2_row, rate, queries)[1] <= 11
+
+
+def test_the_list_bound_depends_on_the_rate():
+    assert query_error(14, 4, 136)[1] <= 11 < query_error(14, 5, 130)[1]
+
+
+def test_parameters_under_the_target_cannot_be_constructed():
+    assert Parameters(14).query_error == query_error(14, 3, 150)[0]
+    assert (Parameters(14).row, Parameters(14).degree, Parameters(14).domain) == (2**14, 2**14 + 150, 2**17)
+    Parameters(14, 3, 145)
+    for bad in ((14, 3, 144), (10, 3, 150), (14, 4, 131), (14, 3, 0), (14, 3, 256), (14, 2, 150), (14, 5, 150),
+                (7, 3, 250), (21, 3, 150), (-1, 3, 150)):  # fmt: skip
+        with pytest.raises(ParameterError):
+            Parameters(*bad)
+
+
+def terms(counts=RESNET, parameters=Parameters(14)):  # noqa: B008
+    return {t.name: bits(t.error) for t in argument_ledger(counts, parameters, False).terms}
+
+
+def test_ledger_of_a_resnet():
+    found = terms()
+    expected = {
+        "lookups": 125.4,
+        "affine and output sumchecks": 143.5,
+        "batched linear equations": 137.0,  # list of 5.7, not 11, at rate 1/8
+        "column queries": 124.4,
+        "link of labels": 154.5,
+        "link of pixels": 148.6,
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=0.06), name
+    assert found["lookup trees"] > 139.8  # (3 j + 2) without the equality factor divided out
+    assert found["proximity"] > 136
+    assert argument_ledger(RESNET, Parameters(14), False).bits == pytest.approx(123.8, abs=0.05)
+    # t = 145: short rows fail, long rows pass; t = 155: the lookups dominate.
+    assert argument_ledger(RESNET, Parameters(14, 3, 145), False).bits == pytest.approx(120.2, abs=0.05)
+    assert argument_ledger(RESNET, Parameters(14, 3, 155), False).bits == pytest.approx(125.3, abs=0.1)
+    with pytest.raises(ParameterError):
+        argument_ledger(replace(RESNET, leaves=2**35), Parameters(14), False)
+
+
+def test_ledger_terms_from_first_principles():
+    small = Counts(10, 6, (2, 0, 3), 7, 11, 13, 1, 5, 784)
+    size, p = (P - 1) * P**4, Parameters(11, 3, 152)
+    n, k = 2**14, 2**11 + 152
+    query, list_size = oracle_query(11, 8, 152)
+    # Layers with 0, 1, ... rounds of degree 2, and two more random elements each.
+    trees = (2 + 4) + (2 + 4 + 6)
+    expected = [
+        Fraction(32, size), Fraction(trees, size), Fraction(14, size), Fraction(11, size), list_size * 13 / size,
+        list_size / size, Fraction(n * P, P**5 * (P - 5)) + Fraction((n - k) // 2, size), query,
+        Fraction(1, P**5) + Fraction(5 * 10, size), Fraction(1, P**5),
+    ]  # fmt: skip
+    ledger = argument_ledger(small, p, True)
+    assert [t.error for t in ledger.terms] == expected and ledger.total == sum(expected)
+    assert ledger.bits == bits(ledger.total) < bits(query)
+    assert argument_ledger(replace(small, triples=0), p, True).terms[5].error == 0
+    assert str(ledger.terms[7]) == "column queries: 2^-124.0"
+
+
+def test_every_count_matters():
+    base = terms()
+    for name, value in (("leaves", 2**29), ("table_rows", 2**28), ("trees", (29,) * 22), ("affine_rounds", 2**11),
+                        ("point_coordinates", 2**10), ("equations", 2**16), ("rows", 2**28),
+                        ("link_coordinates", 2**18)):  # fmt: skip
+        changed = terms(replace(RESNET, **{name: value}))
+        assert sum(changed[t] < base[t] for t in base) == 1, name
+
+
+def test_assumptions_are_named():
+    interactive, file = (argument_ledger(RESNET, Parameters(14), i).assumptions for i in (True, False))
+    assert any("discrete log" in a for a in interactive) and len(file) == len(interactive) + 1
+
+
+def test_too_many_rows():
+    with pytest.raises(ParameterError):
+        argument_ledger(replace(RESNET, rows=P), Parameters(14), True)
+
+
+def test_chosen_parameters_are_the_smallest_proof():
+    elements = 7_500_000
+
+    def rows(a):
+        return -(-elements // 2**a) + 40
+
+    chosen = choose_parameters(RESNET, rows)
+    sizes = {a: soundness.opening_bytes(Parameters(a, 3, soundness._queries(a, 3)), rows(a)) for a in range(9, 20)}
+    assert chosen.log2_row == min(sizes, key=sizes.get) and chosen.log2_rate_inverse == 3
+    assert chosen.queries == smallest_queries(chosen.log2_row, 3, 124)
+    assert choose_parameters(RESNET, rows, 4).log2_rate_inverse == 4
+    assert choose_parameters(RESNET, lambda a: 1 + 2**18 // 2**a).log2_row < chosen.log2_row
+
+
+def test_no_parameters_for_too_much_work():
+    with pytest.raises(ParameterError):
+        choose_parameters(replace(RESNET, leaves=2**40), lambda a: 10)
