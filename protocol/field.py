@@ -1,0 +1,211 @@
+"""BabyBear F (p = 15 * 2^27 + 1) and K = F[x] / (x^5 - 2), |K| = 2^154.5 (SPEC section 2).
+
+Arrays.  F: uint32 [n], canonical.  K: uint32 [5, n], Montgomery form (an internal matter: bytes are canonical).
+A scalar of K is [5, 1] and broadcasts.  Functions return new arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import DecodingError
+from protocol.kernels import cpu
+
+P = int(cpu.P)
+DEGREE = 5
+ELEMENT_BYTES = 4 * DEGREE  # of one element of K on the wire
+GENERATOR = 31  # of the multiplicative group of F
+TWO_ADICITY = 27
+
+Base = npt.NDArray[np.uint32]  # [n] of F
+Vector = npt.NDArray[np.uint32]  # [5, n] of K
+
+_P = np.uint32(P)
+_R = 2**32 % P
+_R2 = np.uint32(2**64 % P)
+_FROM = np.uint32(1)  # mont(a R, 1) = a
+
+
+def _scaled(values: npt.NDArray[np.uint32], factor: np.uint32) -> npt.NDArray[np.uint32]:
+    out = np.empty(values.shape, np.uint32)
+    cpu.f_scale(np.ascontiguousarray(values).reshape(-1), factor, out.reshape(-1))
+    return out
+
+
+def from_base(values: npt.NDArray[np.uint32]) -> Vector:
+    """Canonical words [5, n] to K."""
+    return _scaled(values, _R2)
+
+
+def to_base(elements: Vector) -> npt.NDArray[np.uint32]:
+    """K to canonical words [5, n]."""
+    return _scaled(elements, _FROM)
+
+
+def residues(values: npt.NDArray[np.integer]) -> Base:
+    """Integers of any sign to F, same shape."""
+    return np.mod(values, P).astype(np.uint32)
+
+
+def embed(values: npt.NDArray[np.integer] | Sequence[int]) -> Vector:
+    """Integers [n] to elements of K with four zero coordinates."""
+    out = np.zeros((DEGREE, len(values)), np.uint32)
+    out[0] = _scaled(residues(np.asarray(values)), _R2)
+    return out
+
+
+def constant(value: int) -> Vector:
+    """One integer as a scalar [5, 1]."""
+    return embed([value % P])
+
+
+def zeros(count: int) -> Vector:
+    return np.zeros((DEGREE, count), np.uint32)
+
+
+ZERO = zeros(1)
+ONE = constant(1)
+
+
+def concat(parts: Iterable[Vector]) -> Vector:
+    return np.concatenate([zeros(0), *parts], axis=1)
+
+
+def add(a: Vector, b: Vector) -> Vector:
+    s = a + b
+    return np.minimum(s, s - _P)
+
+
+def sub(a: Vector, b: Vector) -> Vector:
+    d = a - b
+    return np.minimum(d, d + _P)
+
+
+def neg(a: Vector) -> Vector:
+    return sub(np.zeros_like(a), a)
+
+
+def mul(a: Vector, b: Vector) -> Vector:
+    """Elementwise product; a scalar [5, 1] broadcasts."""
+    n = max(a.shape[1], b.shape[1])
+    out = np.empty((DEGREE, n), np.uint32)
+    if a.shape[1] == b.shape[1]:
+        cpu.k_mul(np.ascontiguousarray(a), np.ascontiguousarray(b), out)
+    elif a.shape[1] == 1:
+        cpu.k_outer(np.ascontiguousarray(a), np.ascontiguousarray(b), out)
+    elif b.shape[1] == 1:
+        cpu.k_outer(np.ascontiguousarray(b), np.ascontiguousarray(a), out)
+    else:
+        raise ValueError(f"lengths {a.shape[1]} and {b.shape[1]} do not broadcast")
+    return out
+
+
+def outer(a: Vector, b: Vector) -> Vector:
+    """[5, n m] of a[i] b[j], b fastest."""
+    out = np.empty((DEGREE, a.shape[1] * b.shape[1]), np.uint32)
+    cpu.k_outer(np.ascontiguousarray(a), np.ascontiguousarray(b), out)
+    return out
+
+
+def total(a: Vector) -> Vector:
+    """Sum of the elements, [5, 1]."""
+    out: Vector = cpu.k_sum(np.ascontiguousarray(a))
+    return out
+
+
+def dot(a: Vector, b: Vector) -> Vector:
+    return total(mul(a, b))
+
+
+def scale(a: Vector, values: npt.NDArray[np.integer] | int) -> Vector:
+    """a times integers (one, or one per element)."""
+    return mul(a, embed(np.atleast_1d(np.asarray(values))))
+
+
+def power(a: Vector, exponent: int) -> Vector:
+    """a ** exponent, elementwise, exponent >= 0."""
+    out, base = np.broadcast_to(ONE, a.shape).copy(), a
+    while exponent:
+        if exponent & 1:
+            out = mul(out, base)
+        base, exponent = mul(base, base), exponent >> 1
+    return out
+
+
+def inverse(a: Vector) -> Vector:
+    """Elementwise inverse (0 for 0), by a^(p^5 - 2) = conj(a) / norm(a).
+
+    The conjugates are the Frobenius powers a^(p^i); their product with a is the norm, an element of F.
+    """
+    conjugates = [a]
+    for _ in range(DEGREE - 1):
+        conjugates.append(mul_rows(conjugates[-1], _FROBENIUS))
+    rest = mul(mul(conjugates[1], conjugates[2]), mul(conjugates[3], conjugates[4]))
+    norm = to_base(mul(a, rest))[0]
+    inverted = np.array([pow(int(v), -1, P) if v else 0 for v in norm], np.uint32)
+    return mul(rest, embed(inverted))
+
+
+def mul_rows(a: Vector, factors: npt.NDArray[np.uint32]) -> Vector:
+    """Multiply coordinate c of every element by the base element factors[c] (Montgomery)."""
+    return np.stack([_scaled(a[c], factors[c]) for c in range(DEGREE)])
+
+
+# Frobenius: (sum a_i x^i)^p = sum a_i x^(ip), and x^p = 2^((p-1)/5) x because x^5 = 2.
+_FROBENIUS = np.array([pow(2, (P - 1) // 5 * i, P) * _R % P for i in range(DEGREE)], np.uint32)
+
+
+def powers(a: Vector, count: int) -> Vector:
+    """[5, count] of 1, a, a^2, ..."""
+    out = ONE
+    step = a
+    while out.shape[1] < count:
+        out = np.concatenate([out, mul(out, step)], axis=1)
+        step = mul(step, step)
+    return out[:, :count]
+
+
+def combine(values: npt.NDArray[np.uint32], weights: Vector) -> Vector:
+    """[5, rows] of sum_i values[row, i] weights[i]: values uint32 [rows, n] of F, weights [5, n] of K."""
+    rows, n = values.shape
+    out = np.empty((DEGREE, rows), np.uint32)
+    low, high = weights & np.uint32(0xFFFF), weights >> np.uint32(16)
+    values = np.ascontiguousarray(values)
+    cpu.parallel(lambda a, b: cpu.combine(values, low, high, out, a, b), rows, rows * n)
+    return out
+
+
+def matmul(a: npt.NDArray[np.uint32], b: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Product over F of a [m, k] and b [k, n], canonical values (either may be a Montgomery multiple).
+
+    Sixteen-bit halves in float64: partial sums stay below 2^32 k <= 2^53.
+    """
+    if a.shape[1] > 1 << 20:
+        raise ValueError("inner dimension over 2^20")
+    a0, a1 = (a & np.uint32(0xFFFF)).astype(np.float64), (a >> np.uint32(16)).astype(np.float64)
+    b0, b1 = (b & np.uint32(0xFFFF)).astype(np.float64), (b >> np.uint32(16)).astype(np.float64)
+    low, middle, high = a0 @ b0, a0 @ b1 + a1 @ b0, a1 @ b1
+    parts = [np.mod(part.astype(np.int64), P) for part in (low, middle, high)]
+    return ((parts[0] + (parts[1] << 16) + (parts[2] << 31) % P * 2) % P).astype(np.uint32)
+
+
+def to_bytes(elements: Vector) -> bytes:
+    """Wire form: per element its five canonical coordinates, little-endian u32."""
+    return np.ascontiguousarray(to_base(elements).T).astype("<u4").tobytes()
+
+
+def from_bytes(data: bytes) -> Vector:
+    """Elements from their wire form; raises DecodingError for a coordinate of p or more."""
+    if len(data) % ELEMENT_BYTES:
+        raise DecodingError("field elements: truncated")
+    words = np.frombuffer(data, "<u4").astype(np.uint32)
+    if (words >= _P).any():
+        raise DecodingError("field elements: a coordinate is not canonical")
+    return from_base(np.ascontiguousarray(words.reshape(-1, DEGREE).T))
+
+
+def equal(a: Vector, b: Vector) -> bool:
+    return bool((a == b).all())

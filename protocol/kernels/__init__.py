@@ -1,0 +1,1 @@
+"""The hot loops, one module per device with the same names.  `cpu` is numba."""

@@ -1,0 +1,473 @@
+"""Numba kernels over BabyBear F and its quintic extension K (SPEC section 2).
+
+Representation.  F: uint32 canonical in [0, p).  K: uint32 ``[5, n]``, one contiguous row per coordinate, each coordinate
+in Montgomery form (a * 2^32 mod p) so that a product of two stored values is one Montgomery reduction.  Loops are written
+so that LLVM vectorizes them: contiguous one-dimensional rows, unsigned arithmetic, branch-free reductions by `min`,
+sums kept in 64 bits and reduced once.  All kernels release the GIL; `parallel` spreads rows over the cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from numba import njit, uint32, uint64
+
+# Many arrays meet in one loop; the default limit of pairwise overlap checks would leave the widest loops scalar.
+llvm.set_option("zkmark", "--runtime-memory-check-threshold=4096")
+
+THREADS = max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 64))
+_pool = ThreadPoolExecutor(THREADS, thread_name_prefix="zkmark")
+
+P = np.uint32(15 * 2**27 + 1)
+_P64 = np.uint64(P)
+_INV = np.uint64(pow(int(P), -1, 2**32))
+_LOW = np.uint64(0xFFFFFFFF)
+_LOW16 = np.uint32(0xFFFF)
+_R = np.uint64(2**32 % int(P))
+_R2 = np.uint32(2**64 % int(P))
+_PHI = np.uint64(int(P) << 32)
+_0, _1, _2, _16, _32, _63 = (np.uint64(v) for v in (0, 1, 2, 16, 32, 63))
+
+kernel: Any = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
+inline: Any = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", forceinline=True)
+
+
+def parallel(call: Callable[[int, int], Any], rows: int, work: int) -> list[Any]:
+    """[call(first, last)] over a partition of `rows`; on several cores when `work` (elements) makes it worth while."""
+    parts = min(THREADS, rows) if work >= 1 << 14 else 1
+    if parts <= 1:
+        return [call(0, rows)]
+    cuts = [rows * k // parts for k in range(parts + 1)]
+    futures = [_pool.submit(call, a, b) for a, b in zip(cuts[1:], cuts[2:], strict=False)]
+    first = call(cuts[0], cuts[1])
+    return [first, *(f.result() for f in futures)]
+
+
+# --- scalars -----------------------------------------------------------------------------------------------------------
+
+
+@inline
+def reduce_sum(t):  # type: ignore[no-untyped-def]
+    """t / 2^32 mod p, canonical, for 0 <= t < 2 p 2^32 (Montgomery reduction)."""
+    y = uint32((((t & _LOW) * _INV & _LOW) * _P64) >> _32)
+    x = uint32(t >> _32)
+    x = min(x, uint32(x - P))
+    r = uint32(x - y)
+    return min(r, uint32(r + P))
+
+
+@inline
+def mont(a, b):  # type: ignore[no-untyped-def]
+    """a b / 2^32 mod p."""
+    t = uint64(a) * uint64(b)
+    y = uint32((((t & _LOW) * _INV & _LOW) * _P64) >> _32)
+    r = uint32(uint32(t >> _32) - y)
+    return min(r, uint32(r + P))
+
+
+@inline
+def add(a, b):  # type: ignore[no-untyped-def]
+    s = uint32(a + b)
+    return min(s, uint32(s - P))
+
+
+@inline
+def sub(a, b):  # type: ignore[no-untyped-def]
+    d = uint32(a - b)
+    return min(d, uint32(d + P))
+
+
+@inline
+def _five(a, b, c, d, last):  # type: ignore[no-untyped-def]
+    """Montgomery reduction of a + b + c + d + last, five products below p^2 (their plain sum can pass 2^64)."""
+    four = a + b + c + d
+    return reduce_sum((four - ((_0 - (four >> _63)) & _PHI)) + last)
+
+
+@inline
+def mul(a, b):  # type: ignore[no-untyped-def]
+    """Product in K = F[x]/(x^5 - 2) of two 5-tuples in Montgomery form."""
+    a0, a1, a2, a3, a4 = uint64(a[0]), uint64(a[1]), uint64(a[2]), uint64(a[3]), uint64(a[4])
+    b0, b1, b2, b3, b4 = uint64(b[0]), uint64(b[1]), uint64(b[2]), uint64(b[3]), uint64(b[4])
+    d1, d2 = uint64(add(b[1], b[1])), uint64(add(b[2], b[2]))
+    d3, d4 = uint64(add(b[3], b[3])), uint64(add(b[4], b[4]))
+    return (
+        _five(a0 * b0, a1 * d4, a2 * d3, a3 * d2, a4 * d1),
+        _five(a0 * b1, a1 * b0, a2 * d4, a3 * d3, a4 * d2),
+        _five(a0 * b2, a1 * b1, a2 * b0, a3 * d4, a4 * d3),
+        _five(a0 * b3, a1 * b2, a2 * b1, a3 * b0, a4 * d4),
+        _five(a0 * b4, a1 * b3, a2 * b2, a3 * b1, a4 * b0),
+    )
+
+
+@inline
+def add5(a, b):  # type: ignore[no-untyped-def]
+    return (add(a[0], b[0]), add(a[1], b[1]), add(a[2], b[2]), add(a[3], b[3]), add(a[4], b[4]))
+
+
+@inline
+def sub5(a, b):  # type: ignore[no-untyped-def]
+    return (sub(a[0], b[0]), sub(a[1], b[1]), sub(a[2], b[2]), sub(a[3], b[3]), sub(a[4], b[4]))
+
+
+@inline
+def rows(t, first, last):  # type: ignore[no-untyped-def]
+    """The five coordinate rows of t [5, n], cut to [first, last)."""
+    return (t[0][first:last], t[1][first:last], t[2][first:last], t[3][first:last], t[4][first:last])
+
+
+@inline
+def get(t, i):  # type: ignore[no-untyped-def]
+    return (t[0][i], t[1][i], t[2][i], t[3][i], t[4][i])
+
+
+@inline
+def put(t, i, v):  # type: ignore[no-untyped-def]
+    t[0][i] = v[0]
+    t[1][i] = v[1]
+    t[2][i] = v[2]
+    t[3][i] = v[3]
+    t[4][i] = v[4]
+
+
+@inline
+def close(total):  # type: ignore[no-untyped-def]
+    """A 64-bit sum of canonical values, mod p."""
+    return uint32(total % _P64)
+
+
+# --- vectors of K ------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def k_mul(a, b, out):  # type: ignore[no-untyped-def]
+    """out[i] = a[i] b[i]; all [5, n]."""
+    x, y, o = rows(a, 0, a.shape[1]), rows(b, 0, a.shape[1]), rows(out, 0, a.shape[1])
+    for i in range(uint64(a.shape[1])):
+        put(o, i, mul(get(x, i), get(y, i)))
+
+
+@kernel
+def k_outer(a, b, out):  # type: ignore[no-untyped-def]
+    """out[i m + j] = a[i] b[j]; a [5, n], b [5, m], out [5, n m]."""
+    n, m = a.shape[1], b.shape[1]
+    y = rows(b, 0, m)
+    for i in range(n):
+        s = (a[0, i], a[1, i], a[2, i], a[3, i], a[4, i])
+        o = rows(out, i * m, (i + 1) * m)
+        for j in range(uint64(m)):
+            put(o, j, mul(get(y, j), s))
+
+
+@kernel
+def f_scale(values, factor, out):  # type: ignore[no-untyped-def]
+    """out[i] = mont(values[i], factor): uint32 [n]."""
+    for i in range(uint64(values.size)):
+        out[i] = mont(values[i], factor)
+
+
+@kernel
+def k_sum(a):  # type: ignore[no-untyped-def]
+    """Sum of a [5, n], as [5, 1]."""
+    out = np.empty((5, 1), np.uint32)
+    for c in range(5):
+        row, total = a[c], _0
+        for i in range(uint64(row.size)):
+            total += uint64(row[i])
+        out[c, 0] = close(total)
+    return out
+
+
+@kernel
+def scatter_add(target, index, values):  # type: ignore[no-untyped-def]
+    """target[:, index[i]] += values[:, i]; indices may repeat."""
+    for c in range(5):
+        t, v = target[c], values[c]
+        for i in range(index.size):
+            t[index[i]] = add(t[index[i]], v[i])
+
+
+@kernel
+def combine(values, low, high, out, first, last):  # type: ignore[no-untyped-def]
+    """out[c, s] = sum_i values[s, i] weight[c, i]  (Montgomery weights of K, given as low + 2^16 high).
+
+    values uint32 [rows, h] canonical, low and high uint32 [5, h], out [5, rows]; rows first <= s < last.
+    """
+    h = values.shape[1]
+    l0, l1, l2, l3, l4 = rows(low, 0, h)
+    h0, h1, h2, h3, h4 = rows(high, 0, h)
+    for s in range(first, last):
+        row = values[s]
+        a0 = a1 = a2 = a3 = a4 = _0
+        b0 = b1 = b2 = b3 = b4 = _0
+        for i in range(uint64(h)):
+            x = uint64(row[i])
+            a0 += x * uint64(l0[i])
+            b0 += x * uint64(h0[i])
+            a1 += x * uint64(l1[i])
+            b1 += x * uint64(h1[i])
+            a2 += x * uint64(l2[i])
+            b2 += x * uint64(h2[i])
+            a3 += x * uint64(l3[i])
+            b3 += x * uint64(h3[i])
+            a4 += x * uint64(l4[i])
+            b4 += x * uint64(h4[i])
+        out[0, s] = uint32((a0 % _P64 + ((b0 % _P64) << _16)) % _P64)
+        out[1, s] = uint32((a1 % _P64 + ((b1 % _P64) << _16)) % _P64)
+        out[2, s] = uint32((a2 % _P64 + ((b2 % _P64) << _16)) % _P64)
+        out[3, s] = uint32((a3 % _P64 + ((b3 % _P64) << _16)) % _P64)
+        out[4, s] = uint32((a4 % _P64 + ((b4 % _P64) << _16)) % _P64)
+
+
+# --- sumcheck over A B + C D, tensors [outer, n, inner] ------------------------------------------------------------------
+
+
+@kernel
+def fold(table, out, n, inner, r, pad, first, last):  # type: ignore[no-untyped-def]
+    """out[o, j, i] = lo + r (hi - lo), lo = table[o, 2j, i], hi = table[o, 2j + 1, i] or `pad` past the end.
+
+    table [5, outer n inner], out [5, outer ceil(n / 2) inner]; rows (o, j) from first to last; r, pad [5, 1].
+    """
+    half = (n + 1) // 2
+    s = (r[0, 0], r[1, 0], r[2, 0], r[3, 0], r[4, 0])
+    e = (pad[0, 0], pad[1, 0], pad[2, 0], pad[3, 0], pad[4, 0])
+    for row in range(first, last):
+        o, j = row // half, row % half
+        at = (o * n + 2 * j) * inner
+        lo, to = rows(table, at, at + inner), rows(out, row * inner, (row + 1) * inner)
+        if 2 * j + 1 < n:
+            hi = rows(table, at + inner, at + 2 * inner)
+            for i in range(uint64(inner)):
+                x = get(lo, i)
+                put(to, i, add5(x, mul(sub5(get(hi, i), x), s)))
+        else:
+            for i in range(uint64(inner)):
+                x = get(lo, i)
+                put(to, i, add5(x, mul(sub5(e, x), s)))
+
+
+@kernel
+def round_sums(a, b, c, d, n, inner, weights, inner_weights, pads, first, last):  # type: ignore[no-untyped-def]
+    """Sums of one round of sumcheck over weight * (A B + C D), one variable open (SPEC section 7).
+
+    Tables [5, outer n inner]; a missing upper neighbour reads pads[:, 0..3] (of A, B, C, D).  The weight of row (o, j)
+    and image i is weights[:, o ceil(n/2) + j] * inner_weights[:, i].
+    Returns uint32 [5, 2]: the value at X = 0 and the coefficient of X^2.
+    """
+    half = (n + 1) // 2
+    w = rows(inner_weights, 0, inner)
+    t0 = t1 = t2 = t3 = t4 = _0
+    s0 = s1 = s2 = s3 = s4 = _0
+    for row in range(first, last):
+        o, j = row // half, row % half
+        at = (o * n + 2 * j) * inner
+        a0, b0 = rows(a, at, at + inner), rows(b, at, at + inner)
+        c0, d0 = rows(c, at, at + inner), rows(d, at, at + inner)
+        u0 = u1 = u2 = u3 = u4 = _0
+        v0 = v1 = v2 = v3 = v4 = _0
+        if 2 * j + 1 < n:
+            a1, b1 = rows(a, at + inner, at + 2 * inner), rows(b, at + inner, at + 2 * inner)
+            c1, d1 = rows(c, at + inner, at + 2 * inner), rows(d, at + inner, at + 2 * inner)
+            for i in range(uint64(inner)):
+                e = get(w, i)
+                al, bl, cl, dl = get(a0, i), get(b0, i), get(c0, i), get(d0, i)
+                x = mul(add5(mul(al, bl), mul(cl, dl)), e)
+                u0 += uint64(x[0])
+                u1 += uint64(x[1])
+                u2 += uint64(x[2])
+                u3 += uint64(x[3])
+                u4 += uint64(x[4])
+                y = add5(mul(sub5(get(a1, i), al), sub5(get(b1, i), bl)), mul(sub5(get(c1, i), cl), sub5(get(d1, i), dl)))
+                y = mul(y, e)
+                v0 += uint64(y[0])
+                v1 += uint64(y[1])
+                v2 += uint64(y[2])
+                v3 += uint64(y[3])
+                v4 += uint64(y[4])
+        else:
+            pa, pb, pc, pd = (
+                (pads[0, 0], pads[1, 0], pads[2, 0], pads[3, 0], pads[4, 0]),
+                (pads[0, 1], pads[1, 1], pads[2, 1], pads[3, 1], pads[4, 1]),
+                (pads[0, 2], pads[1, 2], pads[2, 2], pads[3, 2], pads[4, 2]),
+                (pads[0, 3], pads[1, 3], pads[2, 3], pads[3, 3], pads[4, 3]),
+            )
+            for i in range(uint64(inner)):
+                e = get(w, i)
+                al, bl, cl, dl = get(a0, i), get(b0, i), get(c0, i), get(d0, i)
+                x = mul(add5(mul(al, bl), mul(cl, dl)), e)
+                u0 += uint64(x[0])
+                u1 += uint64(x[1])
+                u2 += uint64(x[2])
+                u3 += uint64(x[3])
+                u4 += uint64(x[4])
+                y = add5(mul(sub5(pa, al), sub5(pb, bl)), mul(sub5(pc, cl), sub5(pd, dl)))
+                y = mul(y, e)
+                v0 += uint64(y[0])
+                v1 += uint64(y[1])
+                v2 += uint64(y[2])
+                v3 += uint64(y[3])
+                v4 += uint64(y[4])
+        g = (weights[0, row], weights[1, row], weights[2, row], weights[3, row], weights[4, row])
+        x = mul((close(u0), close(u1), close(u2), close(u3), close(u4)), g)
+        y = mul((close(v0), close(v1), close(v2), close(v3), close(v4)), g)
+        t0 += uint64(x[0])
+        t1 += uint64(x[1])
+        t2 += uint64(x[2])
+        t3 += uint64(x[3])
+        t4 += uint64(x[4])
+        s0 += uint64(y[0])
+        s1 += uint64(y[1])
+        s2 += uint64(y[2])
+        s3 += uint64(y[3])
+        s4 += uint64(y[4])
+    out = np.empty((5, 2), np.uint32)
+    out[0, 0], out[1, 0], out[2, 0], out[3, 0], out[4, 0] = close(t0), close(t1), close(t2), close(t3), close(t4)
+    out[0, 1], out[1, 1], out[2, 1], out[3, 1], out[4, 1] = close(s0), close(s1), close(s2), close(s3), close(s4)
+    return out
+
+
+# --- fractional trees --------------------------------------------------------------------------------------------------
+
+
+@kernel
+def tree_level(p0, p1, q0, q1, p, q, first, last):  # type: ignore[no-untyped-def]
+    """p = p0 q1 + p1 q0, q = q0 q1, elementwise on [first, last) of [5, n]."""
+    a0, a1, b0, b1 = rows(p0, first, last), rows(p1, first, last), rows(q0, first, last), rows(q1, first, last)
+    po, qo = rows(p, first, last), rows(q, first, last)
+    for i in range(uint64(last - first)):
+        put(po, i, add5(mul(get(a0, i), get(b1, i)), mul(get(a1, i), get(b0, i))))
+    for i in range(uint64(last - first)):
+        put(qo, i, mul(get(b0, i), get(b1, i)))
+
+
+@kernel
+def multiply_add(a, b, s, out, first, last):  # type: ignore[no-untyped-def]
+    """out = a + s b on [first, last) of [5, n]; s [5, 1]."""
+    x, y, o = rows(a, first, last), rows(b, first, last), rows(out, first, last)
+    e = (s[0, 0], s[1, 0], s[2, 0], s[3, 0], s[4, 0])
+    for i in range(uint64(last - first)):
+        put(o, i, add5(get(x, i), mul(get(y, i), e)))
+
+
+@kernel
+def leaves(constant, alpha, alpha2, first_column, second_column, out, offset, first, last):  # type: ignore[no-untyped-def]
+    """Lookup denominators out[offset + i] = constant - alpha v1[i] - alpha^2 v2[i] for first <= i < last.
+
+    constant, alpha, alpha2 [5, 1]; alpha and alpha2 carry one more factor 2^32; v1, v2 uint32 canonical [n].
+    """
+    v1, v2 = first_column[first:last], second_column[first:last]
+    for c in range(5):
+        kc, xc, yc, oc = constant[c, 0], alpha[c, 0], alpha2[c, 0], out[c][offset + first : offset + last]
+        for i in range(uint64(last - first)):
+            oc[i] = sub(kc, add(mont(v1[i], xc), mont(v2[i], yc)))
+
+
+# --- number-theoretic transforms of the columns of a matrix [size, lanes] ------------------------------------------------
+
+
+@inline
+def _difference_pass(block, size, lanes, roots):  # type: ignore[no-untyped-def]
+    """In-place decimation in frequency: natural order in, bit-reversed out.  roots[size] = powers of the root."""
+    length = size
+    while length > 1:
+        half = length // 2
+        step = size // length
+        for start in range(0, size, length):
+            for j in range(half):
+                w = roots[j * step]
+                x, y = block[start + j], block[start + j + half]
+                for i in range(uint64(lanes)):
+                    u, v = x[i], y[i]
+                    x[i] = add(u, v)
+                    y[i] = mont(sub(u, v), w)
+        length = half
+
+
+@inline
+def _time_pass(block, size, lanes, roots):  # type: ignore[no-untyped-def]
+    """In-place decimation in time: bit-reversed order in, natural out."""
+    length = 2
+    while length <= size:
+        half = length // 2
+        step = size // length
+        for start in range(0, size, length):
+            for j in range(half):
+                w = roots[j * step]
+                x, y = block[start + j], block[start + j + half]
+                for i in range(uint64(lanes)):
+                    u, v = x[i], mont(y[i], w)
+                    x[i] = add(u, v)
+                    y[i] = sub(u, v)
+        length *= 2
+
+
+LANES = 16
+
+
+@kernel
+def transform(matrix, roots, order, scale, forward, first, last):  # type: ignore[no-untyped-def]
+    """Transform columns first..last of matrix [size, m] in place, natural order on both sides.
+
+    roots: Montgomery powers of the (inverse) root; order: bit reversal; scale: Montgomery factor applied at the end.
+    """
+    size = matrix.shape[0]
+    block = np.empty((size, LANES), np.uint32)
+    for left in range(first, last, LANES):
+        width = min(LANES, last - left)
+        for j in range(size):
+            row = block[order[j]]
+            row[:] = _ZERO_ROW
+            row[:width] = matrix[j, left : left + width]
+        _time_pass(block, size, LANES, roots)
+        for j in range(size):
+            to, row = matrix[j], block[j]
+            for i in range(width):
+                to[left + i] = mont(row[i], scale)
+
+
+_ZERO_ROW = np.zeros(LANES, np.uint32)
+
+
+@kernel
+def encode(values, masks, inverse_roots, roots, shifts, wraps, out, first, last):  # type: ignore[no-untyped-def]
+    """Reed-Solomon codewords of the columns of `values` (SPEC section 8): out [cosets * size, m].
+
+    values [size, m] on the subgroup H; masks [t, m] are the coefficients of rho: the row polynomial is
+    interpolation + (X^size - 1) rho(X).  shifts [cosets, size] = s_c^i in bit-reversed order, divided by size;
+    wraps [cosets] = size (s_c^size - 1), both Montgomery; bit_reversed order of coefficient i is implied by the passes.
+    """
+    size, count, cosets = values.shape[0], masks.shape[0], shifts.shape[0]
+    block = np.empty((size, LANES), np.uint32)
+    work = np.empty((size, LANES), np.uint32)
+    bits = 0
+    while (1 << bits) < size:
+        bits += 1
+    for left in range(first, last, LANES):
+        width = min(LANES, last - left)
+        for j in range(size):
+            row = block[j]
+            row[:] = _ZERO_ROW
+            row[:width] = values[j, left : left + width]
+        _difference_pass(block, size, LANES, inverse_roots)
+        for c in range(cosets):
+            for j in range(size):
+                w, x, y = shifts[c, j], block[j], work[j]
+                for i in range(uint64(LANES)):
+                    y[i] = mont(x[i], w)
+            for t in range(count):
+                j = 0
+                for k in range(bits):
+                    j |= ((t >> k) & 1) << (bits - 1 - k)
+                y, w = work[j], mont(shifts[c, j], wraps[c])
+                for i in range(width):
+                    y[i] = add(y[i], mont(masks[t, left + i], w))
+            _time_pass(work, size, LANES, roots)
+            for j in range(size):
+                to, row = out[c * size + j], work[j]
+                for i in range(width):
+                    to[left + i] = row[i]

@@ -1,0 +1,425 @@
+"""One relation per node kind (SPEC section 7).  Every node has its own fork of the transcript.
+
+Both parties run the same functions: the prover passes the committed values, the verifier passes None.  Points are per
+axis (channel, row, column, image).  What a relation leaves open are claims about committed columns and arrays: they go
+into the party's linear system, whose equations the commitment then proves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol import field
+from protocol.field import Vector
+from protocol.kernels import cpu
+from protocol.layout import LIMB_BITS, Layout
+from protocol.lookup import TreeEnd, TreeWitness, fractional_tree, tree_need
+from protocol.multilinear import Point, eq_table, eq_tensor, lg, real
+from protocol.network import Edge, Node, Window, pooled_shape, rounding_offset
+from protocol.pads import Form, Need, Party, Wire, chain
+
+_LEAF_ORDER = (3, 2, 1, 4, 0)  # fold columns, rows, channels, images, sets of a leaf tensor [set, C, H, W, h]
+_TABLE_WIDTH = 256  # the table tree is a tensor [rows, 256]
+_TABLE_ORDER = (0, 1)
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Witness:
+    """Everything committed: images uint32 [depth, h] and arrays uint32, canonical; remainders of each requant node."""
+
+    images: npt.NDArray[np.uint32]
+    arrays: dict[str, npt.NDArray[np.uint32]]
+    remainders: tuple[npt.NDArray[np.uint32], ...]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all nodes share: the layout, and the lookup challenges alpha and beta [5, 1]."""
+
+    layout: Layout
+    alpha: Vector
+    beta: Vector
+    witness: Witness | None
+
+    @property
+    def h(self) -> int:
+        return self.layout.h
+
+    def column(self, name: str) -> npt.NDArray[np.uint32]:
+        """Prover: the committed column [C H W, h]."""
+        if self.witness is None:
+            raise RuntimeError("the verifier has no columns")
+        offset, shape = self.layout.columns[name]
+        return self.witness.images[offset : offset + prod(shape)]
+
+
+# --- what each node needs ------------------------------------------------------------------------------------------------
+
+
+def _leaf_shape(context: Layout, node: int) -> Shape:
+    """Leaf tensor of graph node `node`: two sets where there is a remainder, or the two limbs of the output."""
+    network = context.network
+    last = len(network.nodes)
+    sets = 2 if node == last or (node and network.nodes[node - 1].shift) else 1
+    return (sets, *network.shapes[node], context.h)
+
+
+def _table_shape(layout: Layout) -> Shape:
+    return (-(-layout.tables.size // _TABLE_WIDTH), _TABLE_WIDTH)
+
+
+def tree_shape(layout: Layout, index: int) -> tuple[Shape, tuple[int, ...]]:
+    """(leaf tensor, fold order) of fork `index`: the graph nodes in order, then the tables."""
+    if index == len(layout.network.nodes) + 1:
+        return _table_shape(layout), _TABLE_ORDER
+    return _leaf_shape(layout, index), _LEAF_ORDER
+
+
+def need(layout: Layout, index: int) -> Need:
+    """Pads of fork `index`."""
+    total = tree_need(*tree_shape(layout, index))
+    if 0 < index <= len(layout.network.nodes):
+        for edge in layout.network.nodes[index - 1].edges:
+            total += Need(free=1 + 2 * sum(lg(n) for n in layout.network.shapes[edge.source]))
+    return total
+
+
+def run(party: Party, context: Context, index: int) -> Wire:
+    """Run fork `index`; returns its tree's sum."""
+    last = len(context.layout.network.nodes)
+    if index == 0:
+        return _input(party, context)
+    if index < last:
+        return _requant(party, context, index)
+    return _output(party, context) if index == last else _tables(party, context)
+
+
+# --- lookups -------------------------------------------------------------------------------------------------------------
+
+
+def _leaves(context: Context, constant: Vector, first: npt.NDArray[np.uint32], second: npt.NDArray[np.uint32] | None,
+            out: Vector, offset: int = 0) -> None:
+    """out[:, offset:] = constant - alpha first - alpha^2 second."""
+    v1 = np.ascontiguousarray(first).reshape(-1)
+    v2 = np.zeros_like(v1) if second is None else np.ascontiguousarray(second).reshape(-1)
+    alpha2 = field.mul(context.alpha, context.alpha)
+    shifted = field.from_base(context.alpha), field.from_base(alpha2)  # one more factor 2^32, see the kernel
+    cpu.parallel(lambda a, b: cpu.leaves(constant, *shifted, v1, v2, out, offset, a, b), len(v1), len(v1))
+
+
+def _tree_of_ones(denominators: Vector, shape: Shape) -> TreeWitness:
+    numerators = np.zeros_like(denominators)
+    numerators[0] = field.ONE[0]
+    return TreeWitness(numerators, denominators, shape, _LEAF_ORDER)
+
+
+def _point(end: TreeEnd) -> tuple[Vector, tuple[Vector, ...]]:
+    """(selector between the two sets, or 0 for a single set; point per axis C, H, W, image)."""
+    selector = end.point[0] if end.point[0].shape[1] else field.ZERO
+    return selector, end.point[1:]
+
+
+def _group(party: Party, context: Context, name: str, batch: Vector) -> None:
+    party.system.groups[name] = eq_table(batch, context.h)
+
+
+def _is(form: Form, value: Vector) -> Form:
+    """The form minus a constant."""
+    return form.add_constant(field.neg(value))
+
+
+def _input(party: Party, context: Context) -> Wire:
+    """(x, z0) is a row of the channel's table: pixels are bytes, z0 is their image under normalization."""
+    layout, shape = context.layout, _leaf_shape(context.layout, 0)
+    channels = shape[1]
+    tags = np.array([layout.tables.tag(("channel", c)) for c in range(channels)])
+    witness = None
+    if context.witness is not None:
+        x, z0 = (context.column(name).reshape(channels, -1) for name in ("x", "z0"))
+        denominators = np.empty((field.DEGREE, x.size), np.uint32)
+        for c in range(channels):
+            base = field.sub(context.beta, field.constant(int(tags[c])))
+            _leaves(context, base, x[c], z0[c], denominators, c * x.shape[1])
+        witness = _tree_of_ones(denominators, shape)
+    end = fractional_tree(party, shape, _LEAF_ORDER, witness)
+    _, rho = _point(end)
+    ones = real(rho, shape[1:])
+    tag = field.mul(field.dot(eq_table(rho[0], channels), field.embed(tags)), real(rho[1:], shape[2:]))
+    _group(party, context, "0", rho[3])
+    party.system.append(_is(end.numerator, ones))
+    form = _is(end.denominator, field.add(field.sub(field.ONE, ones), field.sub(field.mul(context.beta, ones), tag)))
+    form.add_image("0", "x", rho[:3], context.alpha)
+    form.add_image("0", "z0", rho[:3], field.mul(context.alpha, context.alpha))
+    party.system.append(form)
+    return end.total
+
+
+def _requant(party: Party, context: Context, index: int) -> Wire:
+    """(u, z) is a row of the activation table and y + off(s) - 2^s u is in [0, 2^s), y the node's affine map."""
+    layout, shape = context.layout, _leaf_shape(context.layout, index)
+    node = layout.network.nodes[index - 1]
+    if node.table is None:
+        raise RuntimeError("not a requant node")
+    shift, tag = node.shift, layout.tables.tag(node.table.digest)
+    base_a = field.sub(context.beta, field.constant(tag))
+    base_b = field.sub(context.beta, field.constant(layout.tables.tag(shift))) if shift else field.ZERO
+    witness = None
+    if context.witness is not None:
+        u, z = context.column(f"u{index}"), context.column(f"z{index}")
+        denominators = np.empty((field.DEGREE, shape[0] * u.size), np.uint32)
+        _leaves(context, base_a, u, z, denominators)
+        if shift:
+            _leaves(context, base_b, context.witness.remainders[index - 1], None, denominators, u.size)
+        witness = _tree_of_ones(denominators, shape)
+    end = fractional_tree(party, shape, _LEAF_ORDER, witness)
+    selector, rho = _point(end)
+    ones = real(rho, shape[1:])
+    group = str(index)
+    _group(party, context, group, rho[3])
+    party.system.append(_is(end.numerator, ones))
+    y = affine(party, context, index, group, rho)
+    # Q = (1 - r_s) Q_A + r_s Q_B with Q_A = 1 - real + (beta - tag_A) real - alpha u - alpha^2 z,
+    #     Q_B = 1 - real + (beta - tag_B) real - alpha rem,  rem = y + off(s) real - 2^s u.
+    left, right = field.sub(field.ONE, selector), selector
+    base = field.add(field.mul(left, base_a), field.mul(right, base_b))
+    form = _is(end.denominator, field.add(field.sub(field.ONE, ones), field.mul(base, ones)))
+    alpha_a, alpha_b = field.mul(left, context.alpha), field.mul(right, context.alpha)
+    form.add_image(group, f"u{index}", rho[:3], field.sub(alpha_a, field.scale(alpha_b, 1 << shift)))
+    form.add_image(group, f"z{index}", rho[:3], field.mul(left, field.mul(context.alpha, context.alpha)))
+    if shift:
+        form.add_form(y, alpha_b).add_constant(field.mul(field.scale(alpha_b, rounding_offset(shift)), ones))
+    else:
+        party.system.append(y.add_image(group, f"u{index}", rho[:3], field.neg(field.ONE)))
+    party.system.append(form)
+    return end.total
+
+
+def _tables(party: Party, context: Context) -> Wire:
+    """The table rows, each counted as often as its multiplicity says."""
+    layout, shape = context.layout, _table_shape(context.layout)
+    rows = layout.tables.rows
+    tags = np.concatenate([np.full(len(t.first), t.tag) for t in rows])
+    first, second = np.concatenate([t.first for t in rows]), np.concatenate([t.second for t in rows])
+    size = len(tags)
+    witness = None
+    if context.witness is not None:
+        numerators, denominators = field.zeros(prod(shape)), np.empty((field.DEGREE, prod(shape)), np.uint32)
+        numerators[:, :size] = field.embed(context.witness.arrays["uses"])
+        plain = np.empty((field.DEGREE, size), np.uint32)
+        _leaves(context, context.beta, field.residues(first), field.residues(second), plain)
+        denominators[:, :size] = field.sub(plain, field.embed(tags))
+        denominators[:, size:] = field.ONE
+        witness = TreeWitness(numerators, denominators, shape, _TABLE_ORDER)
+    end = fractional_tree(party, shape, _TABLE_ORDER, witness)
+    weights = np.ascontiguousarray(eq_tensor(end.point, shape)[:, :size])
+    ones = field.total(weights)
+    matrix = np.stack([field.residues(v) for v in (tags, first, second)])
+    sums = field.combine(matrix, weights)
+    value = field.add(
+        sums[:, :1],
+        field.mul(context.alpha, field.add(sums[:, 1:2], field.mul(context.alpha, sums[:, 2:3]))),
+    )
+    party.system.append(end.numerator.add_array("uses", field.neg(weights)))
+    expected = field.add(field.sub(field.ONE, ones), field.sub(field.mul(context.beta, ones), value))
+    party.system.append(_is(end.denominator, expected))
+    return end.total
+
+
+# --- affine maps ---------------------------------------------------------------------------------------------------------
+
+
+def affine(party: Party, context: Context, index: int, group: str, rho: Point) -> Form:
+    """The form of y(rho) = bias(rho) + sum_e S_e for graph node `index`.
+
+    S_e = sum over the source's channels, rows and columns of X W', X = sum_i eq(rho_image, i) x[i] and W' the
+    transposed convolution of eq(rho_channel) eq(rho_row) eq(rho_column): one sumcheck per edge, whose length does not
+    depend on h, ending in a claim about the source column at the same batch point.
+    """
+    network = context.layout.network
+    node, shape = network.nodes[index - 1], network.shapes[index]
+    tensors: list[tuple[Vector, Vector]] = []
+    sums = None
+    if context.witness is not None:
+        weights = party.system.groups[group]
+        for edge in node.edges:
+            x = field.combine(context.column(f"z{edge.source}"), weights)
+            tensors.append((x, transposed_weights(edge, rho, network.shapes[edge.source], shape)))
+        sums = field.concat([field.dot(x, w) for x, w in tensors])
+    wires = party.exchange("edges", len(node.edges), sums)
+    for k, edge in enumerate(node.edges):
+        source = network.shapes[edge.source]
+        form, point = _product_sumcheck(party, Form().add(wires[k], field.ONE), source, tensors[k] if tensors else None)
+        factor = weight_at(edge, rho, point, source, shape)
+        party.system.append(form.add_image(group, f"z{edge.source}", point, field.neg(factor)))
+    out = Form().add_constant(_bias(node, rho, shape, context.h))
+    return out.add(wires, field.ONE)
+
+
+def _bias(node: Node, rho: Point, shape: Shape, h: int) -> Vector:
+    per_channel = field.dot(eq_table(rho[0], shape[0]), field.embed(node.bias))
+    return field.mul(per_channel, real(rho[1:], (*shape[1:], h)))
+
+
+def _product_sumcheck(
+    party: Party, claim: Form, shape: Shape, tensors: tuple[Vector, Vector] | None
+) -> tuple[Form, tuple[Vector, ...]]:
+    """Sumcheck of sum A B = claim over tensors of `shape`: the last claim's form and the point per axis."""
+    a, b = tensors if tensors else (None, None)
+    point, rounds, rs = [field.zeros(0) for _ in shape], [], []
+    for axis in range(len(shape)):
+        n = shape[axis]
+        inner = prod(shape[axis + 1 :])
+        for _ in range(lg(n)):
+            half = (n + 1) // 2
+            sums = None
+            if a is not None and b is not None:
+                none = np.zeros_like(a)
+                sums = cpu.round_sums(a, b, none, none, n, inner, np.ascontiguousarray(
+                    np.broadcast_to(field.ONE, (field.DEGREE, half))), np.ascontiguousarray(
+                    np.broadcast_to(field.ONE, (field.DEGREE, inner))), field.zeros(4), 0, half)
+            rounds.append(party.exchange("round", 2, sums))
+            r = party.challenge("round")
+            rs.append(r)
+            point[axis] = np.concatenate([point[axis], r], axis=1)
+            if a is not None and b is not None:
+                folded = []
+                for table in (a, b):
+                    out = np.empty((field.DEGREE, half * inner), np.uint32)
+                    cpu.fold(table, out, n, inner, r, field.ZERO, 0, half)
+                    folded.append(out)
+                a, b = folded
+            n = half
+    r = field.concat(rs)
+    ones = np.ascontiguousarray(np.broadcast_to(field.ONE, r.shape))
+    return chain(claim, rounds, r, ones, ones), tuple(point)
+
+
+def _axis_table(window: Window, pool: Window | None, point: Vector, outputs: int, length: int) -> Vector:
+    """[5, kernel, length]: E_k(q) = sum over outputs p that tap k reads at input q of eq(point, p), through the pool."""
+    eq = eq_table(point, outputs)
+    inner = pool.outputs(length) if pool else length
+    taps = window.taps(inner)
+    table = np.zeros((field.DEGREE, window.kernel, inner), np.uint32)
+    for k in range(window.kernel):
+        valid = taps[k] >= 0
+        table[:, k, taps[k][valid]] = eq[:, valid]
+    if pool is None:
+        return table
+    spread = np.zeros((field.DEGREE, window.kernel, length), np.uint32)
+    for positions in pool.taps(length):
+        valid = positions >= 0
+        spread[:, :, positions[valid]] = field.add(spread[:, :, positions[valid]], table[:, :, valid])
+    return spread
+
+
+def _axis_tables(edge: Edge, rho: Point, source: Shape, shape: Shape) -> tuple[Vector, Vector]:
+    rows, columns = edge.pool if edge.pool else (None, None)
+    return (
+        _axis_table(edge.rows, rows, rho[1], shape[1], source[1]),
+        _axis_table(edge.columns, columns, rho[2], shape[2], source[2]),
+    )
+
+
+def transposed_weights(edge: Edge, rho: Point, source: Shape, shape: Shape) -> Vector:
+    """W'(c, q) = sum_{o, k} eq(rho_channel, o) w[o, c, k] E_k(q_row) E_k(q_column) as [5, C H W] of the source."""
+    rows, columns = _axis_tables(edge, rho, source, shape)
+    o, cg, kh, kw = edge.weight.shape
+    eq = eq_table(rho[0], o)
+    per_group = o // edge.groups
+    weight = field.residues(edge.weight).reshape(edge.groups, per_group, cg * kh * kw)
+    mixed = field.concat([
+        field.combine(np.ascontiguousarray(weight[g].T), np.ascontiguousarray(eq[:, g * per_group : (g + 1) * per_group]))
+        for g in range(edge.groups)
+    ]).reshape(field.DEGREE, source[0], kh, kw)
+    height, width = rows.shape[2], columns.shape[2]
+    out = field.zeros(height * source[0] * width)
+    for ky in range(kh):
+        line = field.zeros(source[0] * width)
+        for kx in range(kw):
+            line = field.add(line, field.outer(mixed[:, :, ky, kx], columns[:, kx]))
+        out = field.add(out, field.outer(rows[:, ky], line))
+    cube = out.reshape(field.DEGREE, height, source[0], width).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(cube).reshape(field.DEGREE, -1)
+
+
+def weight_at(edge: Edge, rho: Point, point: Point, source: Shape, shape: Shape) -> Vector:
+    """W'(point) from the weights, without the tensor: O(weights) for the verifier."""
+    rows, columns = _axis_tables(edge, rho, source, shape)
+
+    def contract(table: Vector, x: Vector, length: int) -> Vector:
+        kernel = table.shape[1]
+        eq = eq_table(x, length)
+        return field.concat([field.dot(np.ascontiguousarray(table[:, k]), eq) for k in range(kernel)])
+
+    a_rows, a_columns = contract(rows, point[1], source[1]), contract(columns, point[2], source[2])
+    o, cg, _, _ = edge.weight.shape
+    eq_out, eq_in = eq_table(rho[0], o), eq_table(point[0], source[0])
+    taps = field.outer(a_rows, a_columns)
+    per_group, total = o // edge.groups, field.ZERO
+    weight = field.residues(edge.weight).reshape(edge.groups, per_group, -1)
+    for g in range(edge.groups):
+        inner = field.combine(weight[g], field.outer(np.ascontiguousarray(eq_in[:, g * cg : (g + 1) * cg]), taps))
+        total = field.add(
+            total, field.dot(inner, np.ascontiguousarray(eq_out[:, g * per_group : (g + 1) * per_group])))
+    return total
+
+
+# --- the output ----------------------------------------------------------------------------------------------------------
+
+
+def _output(party: Party, context: Context) -> Wire:
+    """Logits are right; o is one-hot; m is 0/1 and 1 only where the label's logit is strictly the largest; enough m.
+
+    The products o o = o, m m = m, o g = og, m d = v and the count bits are proven by the commitment (layout.PRODUCTS).
+    """
+    layout, h = context.layout, context.h
+    classes, index = layout.network.classes, len(layout.network.nodes)
+    minus = field.neg(field.ONE)
+    shape = _leaf_shape(layout, index)
+    range_tag = field.sub(context.beta, field.constant(layout.tables.tag(LIMB_BITS)))
+    witness = None
+    if context.witness is not None:
+        limbs = np.concatenate([context.witness.arrays["v0"], context.witness.arrays["v1"]])
+        denominators = np.empty((field.DEGREE, len(limbs)), np.uint32)
+        _leaves(context, range_tag, limbs, None, denominators)
+        witness = _tree_of_ones(denominators, shape)
+    end = fractional_tree(party, shape, _LEAF_ORDER, witness)
+    selector, at = _point(end)
+    ones = real(at, shape[1:])
+    weights = eq_tensor((at[0], at[3]), (classes, h))
+    party.system.append(_is(end.numerator, ones))
+    form = _is(end.denominator, field.add(field.sub(field.ONE, ones), field.mul(range_tag, ones)))
+    form.add_array("v0", field.mul(weights, field.mul(context.alpha, field.sub(field.ONE, selector))))
+    form.add_array("v1", field.mul(weights, field.mul(context.alpha, selector)))
+    party.system.append(form)
+
+    rho = (party.challenge("class", lg(classes)), field.zeros(0), field.zeros(0), party.challenge("image", lg(h)))
+    eq_class, eq_image = eq_table(rho[0], classes), eq_table(rho[3], h)
+    eq = field.outer(eq_class, eq_image)
+    real_class, real_image = field.total(eq_class), field.total(eq_image)
+    group = str(index)
+    party.system.groups[group] = eq_image
+    first_class = field.zeros(classes * h)
+    first_class[:, :h] = eq_image
+    each_class = np.tile(eq_image, classes)
+    party.system.append(affine(party, context, index, group, rho).add_array("g", field.neg(eq)))
+    party.system.append(_is(Form().add_array("o", each_class), real_image))
+    party.system.append(Form().add_array("m", field.sub(eq, field.mul(first_class, real_class))))
+    difference = Form().add_array("d", eq).add_array("g", eq).add_array("o", field.mul(eq, minus))
+    difference.add_array("og", field.mul(each_class, field.neg(real_class)))
+    party.system.append(difference.add_constant(field.mul(real_class, real_image)))
+    parts = Form().add_array("v", eq).add_array("v0", field.mul(eq, minus))
+    party.system.append(parts.add_array("v1", field.scale(eq, -(1 << LIMB_BITS))))
+    indicator = field.zeros(classes * h)
+    indicator[:, :h] = field.ONE
+    count = Form().add_array("m", indicator).add_constant(field.constant(-layout.k_min))
+    if layout.count_bits:
+        count.add_array("count", field.embed([-(1 << j) for j in range(layout.count_bits)]))
+    party.system.append(count)
+    return end.total

@@ -1,0 +1,496 @@
+"""The commitment: Ligero over Reed-Solomon rows, with hiding (SPEC section 8).
+
+The matrix of committed values, one row per line, N = 2^a slots per row:
+
+    images   for each chunk of N entries of the images' vectors: h rows, one per image
+    arrays   each array on its own rows, in the order of layout.arrays (unused slots are zero)
+    pads     rows of K, five rows of F each: x of all triples, y, x y, then the free pads
+    blinding three polynomials of K, five rows each: proximity, linear, quadratic
+
+Each row is a polynomial of degree below k = N + t: N values on the subgroup H, and t uniform coefficients, so that any t
+columns are uniform.  Columns are hashed with salts into a Merkle tree.  Three tests, each hidden by its blinding row:
+
+    proximity  p = blinding + sum of random multiples of all rows has degree below k
+    linear     sum over H of  p = blinding + sum A_row row  is the claimed sum; A_row interpolates the coefficients
+    quadratic  p = blinding + sum c_j (x_j y_j - z_j) vanishes on H
+
+An image row's coefficients for one group of claims are (batch weight of the image) times a vector over the slots that all
+images share: both parties work with h weights and one vector per group and chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from Crypto.Cipher import AES
+
+from protocol import field, merkle, reed_solomon
+from protocol.encoding import Reader, Writer
+from protocol.errors import VerificationError
+from protocol.field import Vector
+from protocol.layout import PRODUCTS, Layout
+from protocol.multilinear import eq_tensor
+from protocol.pads import Need, System
+from protocol.soundness import Parameters
+from protocol.transcript import Transcript, sample_base
+
+Matrix = npt.NDArray[np.uint32]
+
+
+class Expander:
+    """Uniform field elements from a 32-byte seed: AES-256 in counter mode, words of p or more skipped."""
+
+    def __init__(self, seed: bytes) -> None:
+        self._cipher = AES.new(seed, AES.MODE_CTR, nonce=bytes(8))
+
+    def bytes(self, count: int) -> bytes:
+        return self._cipher.encrypt(bytes(count))
+
+    def base(self, *shape: int) -> Matrix:
+        return sample_base(self.bytes, int(np.prod(shape))).reshape(shape)
+
+    def vector(self, count: int) -> Vector:
+        return field.from_base(self.base(field.DEGREE, count))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Where everything lies in the matrix; a function of public values only."""
+
+    layout: Layout
+    need: Need
+    parameters: Parameters
+
+    @property
+    def size(self) -> int:
+        """N, slots of a row."""
+        return self.parameters.row_size
+
+    @property
+    def queries(self) -> int:
+        return self.parameters.queries
+
+    @property
+    def degree(self) -> int:
+        """k: rows are polynomials of degree below it."""
+        return self.size + self.queries
+
+    @property
+    def columns(self) -> int:
+        """n, the length of a codeword."""
+        return self.size * self.parameters.rate_inverse
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.layout.depth // self.size)
+
+    @cached_property
+    def array_rows(self) -> dict[str, tuple[int, int]]:
+        """Name to (first row, rows), counted from the first array row."""
+        out, at = {}, 0
+        for name, length in self.layout.arrays.items():
+            out[name] = (at, -(-length // self.size))
+            at += out[name][1]
+        return out
+
+    @property
+    def array_total(self) -> int:
+        return sum(count for _, count in self.array_rows.values())
+
+    @property
+    def triple_rows(self) -> int:
+        return -(-self.need.triples // self.size)
+
+    @property
+    def pad_rows(self) -> int:
+        """Rows of K."""
+        return 3 * self.triple_rows + -(-self.need.free // self.size)
+
+    @property
+    def pad_count(self) -> int:
+        return 3 * self.need.triples + self.need.free
+
+    def pad_slots(self) -> npt.NDArray[np.int64]:
+        """[pad_count] slot of every pad in the pad rows laid end to end."""
+        t, block = self.need.triples, self.triple_rows * self.size
+        starts = [np.arange(t) + i * block for i in range(3)]
+        return np.concatenate([*starts, np.arange(self.need.free) + 3 * block])
+
+    @property
+    def image_rows(self) -> int:
+        return self.chunks * self.layout.h
+
+    @property
+    def rows(self) -> int:
+        """Rows of F that the proximity test covers."""
+        return self.image_rows + self.array_total + field.DEGREE * self.pad_rows
+
+    @property
+    def blinding(self) -> tuple[int, int, int]:
+        """Coefficients of the three test polynomials: proximity, linear, quadratic."""
+        return self.degree, self.size + self.degree - 1, 2 * self.degree - 1
+
+    @property
+    def column_rows(self) -> int:
+        """Words of a column."""
+        return self.rows + 3 * field.DEGREE
+
+    def products(self) -> list[tuple[int, int, int]]:
+        """Array rows (x, y, z) with x y = z in every slot."""
+        return [
+            (self.array_rows[x][0] + i, self.array_rows[y][0] + i, self.array_rows[z][0] + i)
+            for x, y, z in PRODUCTS
+            for i in range(self.array_rows[x][1])
+        ]
+
+    def proof_bytes(self, siblings: int) -> int:
+        """Size of the commitment's part of a proof."""
+        coefficients = sum(self.blinding) * field.ELEMENT_BYTES
+        return coefficients + self.queries * (4 * self.column_rows + merkle.SALT_BYTES) + 32 * siblings
+
+
+@dataclass(frozen=True)
+class LinearTest:
+    """All equations, combined with powers of one challenge: sum coefficient * entry = target.
+
+    chunks: (group, chunk) to coefficients [5, N] shared by the images; arrays: name to [5, length]; pads: [5, pads].
+    """
+
+    weights: dict[str, Vector]
+    chunks: dict[tuple[str, int], Vector]
+    arrays: dict[str, Vector]
+    pads: Vector
+    target: Vector
+
+
+def combine(shape: Shape, systems: Sequence[System], challenge: Vector) -> LinearTest:
+    """Weight equation number e of all systems, in order, by challenge^e."""
+    layout, size = shape.layout, shape.size
+    weights: dict[str, Vector] = {}
+    chunks: dict[tuple[str, int], Vector] = {}
+    arrays: dict[str, Vector] = {}
+    pads, target = field.zeros(shape.pad_count), field.ZERO
+    forms = [form for system in systems for form in system.forms]
+    powers = field.powers(challenge, len(forms))
+    for system in systems:
+        weights |= system.groups
+    for e, form in enumerate(forms):
+        factor = np.ascontiguousarray(powers[:, e : e + 1])
+        target = field.sub(target, field.mul(form.constant, factor))
+        if form.pads:
+            index = np.concatenate([i for i, _ in form.pads])
+            coefficients = field.mul(field.concat([c for _, c in form.pads]), factor)
+            _scatter(pads, index, coefficients)
+        for image in form.images:
+            offset, dims = layout.columns[image.column]
+            tensor = field.mul(eq_tensor(image.point, dims), field.mul(image.coefficient, factor))
+            at = 0
+            while at < tensor.shape[1]:
+                chunk, slot = divmod(offset + at, size)
+                count = min(size - slot, tensor.shape[1] - at)
+                table = chunks.setdefault((image.group, chunk), field.zeros(size))
+                table[:, slot : slot + count] = field.add(table[:, slot : slot + count], tensor[:, at : at + count])
+                at += count
+        for claim in form.arrays:
+            held = arrays.setdefault(claim.array, field.zeros(layout.arrays[claim.array]))
+            arrays[claim.array] = field.add(held, field.mul(claim.weights, factor))
+    return LinearTest(weights, chunks, arrays, pads, target)
+
+
+def _scatter(target: Vector, index: npt.NDArray[np.int64], values: Vector) -> None:
+    from protocol.kernels import cpu
+
+    cpu.scatter_add(target, index, np.ascontiguousarray(values))
+
+
+def _slots(vector: Vector, rows: int, size: int) -> Vector:
+    """[5, rows * size]: a vector padded with zeros to whole rows."""
+    out = field.zeros(rows * size)
+    out[:, : vector.shape[1]] = vector
+    return out
+
+
+def _pad_matrix(shape: Shape, pads: Vector) -> Vector:
+    """[5, pad_rows * N]: pads (or their coefficients) in their slots."""
+    out = field.zeros(shape.pad_rows * shape.size)
+    out[:, shape.pad_slots()] = pads
+    return out
+
+
+def _coefficient_rows(shape: Shape, test: LinearTest) -> tuple[list[tuple[str, int]], Matrix, Matrix, Matrix]:
+    """Coefficients of all rows as [5 rows, N] blocks: (keys, chunks', arrays', pads')."""
+    keys = sorted(test.chunks)
+    none = np.zeros((0, shape.size), np.uint32)
+    chunks = np.concatenate([none, *(test.chunks[key] for key in keys)])
+    arrays = np.concatenate([none, *(
+        _rows(_slots(test.arrays.get(name, field.zeros(0)), count, shape.size), shape.size)
+        for name, (_, count) in shape.array_rows.items()
+    )])
+    return keys, chunks, arrays, _rows(_pad_matrix(shape, test.pads), shape.size)
+
+
+def _rows(vector: Vector, size: int) -> Matrix:
+    """[5, m N] to [5 m, N], the five coordinates of a row together."""
+    m = vector.shape[1] // size
+    return np.ascontiguousarray(vector.reshape(field.DEGREE, m, size).transpose(1, 0, 2)).reshape(-1, size)
+
+
+class Committed:
+    """The prover's side: the matrix, its randomness and its tree."""
+
+    def __init__(self, shape: Shape, images: Matrix, arrays: dict[str, Matrix], pads: Vector, expander: Expander) -> None:
+        """images uint32 [depth, h], arrays by name, pads [5, pad_count]; expander: fresh for every proof."""
+        self.shape = shape
+        size, t = shape.size, shape.queries
+        self._images = images
+        flat = np.zeros((shape.array_total, size), np.uint32)
+        for name, (first, count) in shape.array_rows.items():
+            flat[first : first + count].reshape(-1)[: len(arrays[name])] = arrays[name]
+        self._arrays = np.ascontiguousarray(flat.T)
+        self._pads = np.ascontiguousarray(field.to_base(_rows(_pad_matrix(shape, pads), size)).T)
+        lanes = (*[shape.layout.h] * shape.chunks, shape.array_total, field.DEGREE * shape.pad_rows)
+        self._masks = [expander.base(t, count) for count in lanes]
+        prox, lin, quad = (expander.vector(count) for count in shape.blinding)
+        lin[:, 0] = field.neg(field.add(lin[:, size : size + 1], lin[:, 2 * size : 2 * size + 1]))[:, 0]
+        quotient = quad[:, : shape.blinding[2] - size]
+        quad = field.zeros(shape.blinding[2])
+        quad[:, size:] = quotient
+        quad[:, : quotient.shape[1]] = field.sub(quad[:, : quotient.shape[1]], quotient)
+        self._blinding = (prox, lin, quad)
+        self._salts = expander.bytes(merkle.SALT_BYTES * shape.columns)
+        leaves = merkle.Leaves([self._salt(i) for i in range(shape.columns)])
+        for block in self._codewords():
+            leaves.update(memoryview(block).cast("B"), 4 * block.shape[1])
+        self._tree = merkle.Tree(leaves.digests())
+
+    @property
+    def root(self) -> bytes:
+        return self._tree.root
+
+    def _salt(self, column: int) -> bytes:
+        return self._salts[merkle.SALT_BYTES * column : merkle.SALT_BYTES * (column + 1)]
+
+    def _values(self) -> list[Matrix]:
+        """The matrix by blocks [N, rows of the block], in the order of a column."""
+        size, out = self.shape.size, []
+        for c in range(self.shape.chunks):
+            block = self._images[c * size : (c + 1) * size]
+            if len(block) < size:
+                block = np.concatenate([block, np.zeros((size - len(block), block.shape[1]), np.uint32)])
+            out.append(block)
+        return [*out, self._arrays, self._pads]
+
+    def _codewords(self) -> Sequence[Matrix]:
+        """Encoded blocks [n, rows of the block]; made again when columns are opened, so that they are never all held."""
+        rate = self.shape.parameters.rate_inverse
+
+        def blocks() -> object:
+            for values, masks in zip(self._values(), self._masks, strict=True):
+                yield reed_solomon.encode(values, masks, rate)
+            longest = self.shape.blinding[2]
+            coefficients = np.zeros((longest, 3 * field.DEGREE), np.uint32)
+            for i, polynomial in enumerate(self._blinding):
+                canonical = field.to_base(polynomial)
+                coefficients[: canonical.shape[1], field.DEGREE * i : field.DEGREE * (i + 1)] = canonical.T
+            yield reed_solomon.evaluate_domain(coefficients, self.shape.size, rate)
+
+        return blocks()  # type: ignore[return-value]
+
+    def proximity(self, coefficients: Vector) -> Vector:
+        """p [5, k] for coefficients [5, rows]."""
+        total, masks, at = field.zeros(self.shape.size), field.zeros(self.shape.queries), 0
+        for values, mask in zip(self._values(), self._masks, strict=True):
+            part = np.ascontiguousarray(coefficients[:, at : at + values.shape[1]])
+            total = field.add(total, field.combine(values, part))
+            masks = field.add(masks, field.combine(mask, part))
+            at += values.shape[1]
+        row = reed_solomon.row_coefficients(total.T, masks.T).T
+        return field.add(np.ascontiguousarray(row), self._blinding[0])
+
+    def linear(self, test: LinearTest) -> Vector:
+        """p [5, N + k - 1]."""
+        shape, size = self.shape, self.shape.size
+        keys, chunks, arrays, pads = _coefficient_rows(shape, test)
+        values, total = self._values(), field.zeros(4 * size)
+        pairs: list[tuple[Matrix, Vector, Vector]] = []
+        for i, (group, chunk) in enumerate(keys):
+            weights = test.weights[group]
+            pairs.append((
+                chunks[5 * i : 5 * i + 5],
+                field.combine(values[chunk], weights),
+                field.combine(self._masks[chunk], weights),
+            ))
+        for i in range(shape.array_total):
+            pairs.append((
+                arrays[5 * i : 5 * i + 5],
+                field.embed(self._arrays[:, i]),
+                field.embed(self._masks[-2][:, i]),
+            ))
+        for i in range(shape.pad_rows):
+            lanes = slice(5 * i, 5 * i + 5)
+            pairs.append((
+                pads[lanes],
+                field.from_base(np.ascontiguousarray(self._pads[:, lanes].T)),
+                field.from_base(np.ascontiguousarray(self._masks[-1][:, lanes].T)),
+            ))
+        for coefficient, row, mask in pairs:
+            if coefficient.any():
+                left = _extend(reed_solomon.interpolate_subgroup(coefficient.T), 4 * size)
+                right = _extend(reed_solomon.row_coefficients(row.T, mask.T), 4 * size)
+                total = field.add(total, field.mul(left, right))
+        product = reed_solomon.interpolate_subgroup(np.ascontiguousarray(total.T)).T
+        return field.add(np.ascontiguousarray(product[:, : shape.blinding[1]]), self._blinding[1])
+
+    def quadratic(self, coefficients: Vector) -> Vector:
+        """p [5, 2 k - 1] for coefficients [5, products + triple rows]."""
+        shape, size = self.shape, self.shape.size
+        products = shape.products()
+        rows = _values_at(reed_solomon.row_coefficients(self._arrays, self._masks[-2]), 4 * size).astype(np.uint64)
+        gaps = np.stack([(rows[:, x] * rows[:, y] + (field.P - rows[:, z])) % np.uint64(field.P)
+                         for x, y, z in products], axis=1).astype(np.uint32)
+        total = field.combine(gaps, np.ascontiguousarray(coefficients[:, : len(products)]))
+        wide = _values_at(reed_solomon.row_coefficients(self._pads, self._masks[-1]), 4 * size)
+        for r in range(shape.triple_rows):
+            x, y, z = (_lane(wide, r + i * shape.triple_rows) for i in range(3))
+            gap = field.sub(field.mul(x, y), z)
+            at = len(products) + r
+            total = field.add(total, field.mul(gap, np.ascontiguousarray(coefficients[:, at : at + 1])))
+        product = reed_solomon.interpolate_subgroup(np.ascontiguousarray(total.T)).T
+        return field.add(np.ascontiguousarray(product[:, : shape.blinding[2]]), self._blinding[2])
+
+    def open(self, columns: list[int], out: Writer) -> None:
+        """Write the columns, their salts and the siblings."""
+        parts = [block[columns] for block in self._codewords()]
+        out.raw(np.ascontiguousarray(np.concatenate(parts, axis=1)).astype("<u4").tobytes())
+        out.raw(b"".join(self._salt(i) for i in columns))
+        out.raw(b"".join(self._tree.open(columns)))
+
+
+def _values_at(coefficients: Matrix, size: int) -> Matrix:
+    padded = np.zeros((size, coefficients.shape[1]), np.uint32)
+    padded[: len(coefficients)] = coefficients
+    return reed_solomon.evaluate_subgroup(padded)
+
+
+def _extend(coefficients: Matrix, size: int) -> Vector:
+    """Values [5, size] on the subgroup of that order of a polynomial of K given as [length, 5]."""
+    return np.ascontiguousarray(_values_at(coefficients, size).T)
+
+
+def _lane(matrix: Matrix, row: int) -> Vector:
+    """Row number `row` of K out of canonical columns [points, 5 rows]."""
+    return field.from_base(np.ascontiguousarray(matrix[:, 5 * row : 5 * row + 5].T))
+
+
+Challenges = tuple[Vector, Vector]
+
+
+def _test_challenges(shape: Shape, transcript: Transcript) -> Challenges:
+    """Coefficients of the proximity test (independent per row) and of the quadratic test."""
+    products = len(shape.products()) + shape.triple_rows
+    return transcript.challenge("proximity", shape.rows), transcript.challenge("quadratic", products)
+
+
+def prove(committed: Committed, systems: Sequence[System], transcript: Transcript, out: Writer,
+          progress: Callable[[float], None] = lambda fraction: None) -> None:
+    """Write the commitment's part of the proof: three polynomials, then the opened columns."""
+    shape = committed.shape
+    test = combine(shape, systems, transcript.challenge("equations"))
+    proximity, quadratic = _test_challenges(shape, transcript)
+    progress(0.1)
+    polynomials = [committed.proximity(proximity), committed.linear(test), committed.quadratic(quadratic)]
+    progress(0.6)
+    for name, polynomial in zip(("proximity", "linear", "quadratic"), polynomials, strict=True):
+        transcript.absorb_elements(f"{name}.polynomial", polynomial)
+        out.raw(field.to_bytes(polynomial))
+    committed.open(transcript.challenge_indices("columns", shape.queries, shape.columns), out)
+    progress(1.0)
+
+
+def verify(shape: Shape, root: bytes, systems: Sequence[System], transcript: Transcript, reader: Reader) -> None:
+    """Statement: the committed entries satisfy every equation of `systems` and the products of the layout.
+
+    Checks (SPEC section 8): quadratic.zero, linear.sum, merkle.path, proximity.columns, linear.columns,
+    quadratic.columns; degrees hold by the lengths that are read.  Soundness error: `soundness.argument_ledger`.
+    """
+    size = shape.size
+    test = combine(shape, systems, transcript.challenge("equations"))
+    proximity, quadratic = _test_challenges(shape, transcript)
+    polynomials = [field.from_bytes(reader.raw(count * field.ELEMENT_BYTES)) for count in shape.blinding]
+    for name, polynomial in zip(("proximity", "linear", "quadratic"), polynomials, strict=True):
+        transcript.absorb_elements(f"{name}.polynomial", polynomial)
+    p_prox, p_lin, p_quad = polynomials
+    folded = _slots(p_quad, 3, size).reshape(field.DEGREE, 3, size)
+    if field.add(field.add(folded[:, 0], folded[:, 1]), folded[:, 2]).any():
+        raise VerificationError("quadratic.zero", "the quadratic polynomial does not vanish on H")
+    if not field.equal(field.scale(field.total(np.ascontiguousarray(p_lin[:, ::size])), size), test.target):
+        raise VerificationError("linear.sum", "the linear equations do not hold")
+
+    columns = transcript.challenge_indices("columns", shape.queries, shape.columns)
+    words = reader.array("<u4", shape.queries * shape.column_rows).reshape(shape.queries, -1).astype(np.uint32)
+    salts = [reader.raw(merkle.SALT_BYTES) for _ in columns]
+    siblings = [reader.raw(merkle.HASH_BYTES) for _ in range(merkle.sibling_count(columns, shape.columns))]
+    if (words >= field.P).any():
+        raise reader.fail("a column entry is not canonical")
+    opened = {
+        i: merkle.leaf(salt, row.astype("<u4").tobytes()) for i, salt, row in zip(columns, salts, words, strict=True)
+    }
+    merkle.verify(root, shape.columns, opened, siblings)
+
+    points = reed_solomon.domain_points(columns, size, shape.parameters.rate_inverse)
+    powers = reed_solomon.power_table(points, shape.blinding[2])
+    at_prox, at_lin, at_quad = (field.matmul(p, powers[: p.shape[1]]) for p in polynomials)
+    blinding = [_lane(words[:, shape.rows :], i) for i in range(3)]
+    _check("proximity.columns", at_prox,
+           field.add(blinding[0], field.combine(words[:, : shape.rows], proximity)))
+    _check("linear.columns", at_lin, field.add(blinding[1], _linear_at(shape, test, words, points)))
+    _check("quadratic.columns", at_quad, field.add(blinding[2], _quadratic_at(shape, quadratic, words)))
+
+
+def _check(name: str, claimed: Vector, found: Vector) -> None:
+    if not field.equal(claimed, found):
+        raise VerificationError(name, "an opened column does not agree with the test polynomial")
+
+
+def _linear_at(shape: Shape, test: LinearTest, words: Matrix, points: list[int]) -> Vector:
+    """sum A_row(x) row(x) at the opened points, [5, t]."""
+    h, queries = shape.layout.h, shape.queries
+    keys, chunks, arrays, pads = _coefficient_rows(shape, test)
+    basis = reed_solomon.lagrange(points, shape.size)
+    at = field.matmul(np.concatenate([chunks, arrays, pads]), basis)
+    total, row = field.zeros(queries), 0
+
+    def next_row() -> Vector:
+        nonlocal row
+        row += 1
+        return np.ascontiguousarray(at[5 * (row - 1) : 5 * row])
+
+    for group, chunk in keys:
+        images = field.combine(words[:, chunk * h : (chunk + 1) * h], test.weights[group])
+        total = field.add(total, field.mul(next_row(), images))
+    first = shape.image_rows
+    for i in range(shape.array_total):
+        total = field.add(total, field.mul(next_row(), field.embed(words[:, first + i])))
+    first += shape.array_total
+    for i in range(shape.pad_rows):
+        total = field.add(total, field.mul(next_row(), _lane(words[:, first:], i)))
+    return total
+
+
+def _quadratic_at(shape: Shape, coefficients: Vector, words: Matrix) -> Vector:
+    """sum c_j (x_j y_j - z_j) at the opened points, [5, t]."""
+    products, arrays = shape.products(), words[:, shape.image_rows :].astype(np.uint64)
+    gaps = np.stack([(arrays[:, x] * arrays[:, y] + (field.P - arrays[:, z])) % np.uint64(field.P)
+                     for x, y, z in products], axis=1).astype(np.uint32)
+    total = field.combine(gaps, np.ascontiguousarray(coefficients[:, : len(products)]))
+    pads = words[:, shape.image_rows + shape.array_total :]
+    for r in range(shape.triple_rows):
+        x, y, z = (_lane(pads, r + i * shape.triple_rows) for i in range(3))
+        at = len(products) + r
+        gap = field.sub(field.mul(x, y), z)
+        total = field.add(total, field.mul(gap, np.ascontiguousarray(coefficients[:, at : at + 1])))
+    return total

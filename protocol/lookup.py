@@ -1,0 +1,213 @@
+"""LogUp lookups by fractional sumchecks (SPEC section 7a).
+
+A *tree* sums the fractions P_i / Q_i of its leaves.  The leaves are a tensor; absent leaves are 0 / 1.  Level 0 is the
+leaves; each level pairs neighbours along the lowest remaining variable of the fold order, up to the root:
+
+    P = P_0 Q_1 + P_1 Q_0,      Q = Q_0 Q_1.
+
+From the root down, a claim P(x) + lambda Q(x) about one level becomes, by a sumcheck over
+eq(x, .) (P_0 Q_1 + P_1 Q_0 + lambda Q_0 Q_1), a claim about the level below at the point (t, r): t pairs the children,
+r comes from the sumcheck.  The factor eq is taken out of every round: with the claim normalized to the remaining
+variables, a round sends h(0) and the coefficient of X^2 of a polynomial h of degree 2 and checks
+(1 - x_j) h(0) + x_j h(1) = claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from protocol import field
+from protocol.field import Vector
+from protocol.kernels import cpu
+from protocol.multilinear import eq_table, eq_tensor, lg
+from protocol.pads import Form, Need, Party, Wire, chain
+
+
+def variables(shape: Sequence[int], order: Sequence[int]) -> list[int]:
+    """The axis of every variable, in the order in which they are paired and folded."""
+    return [axis for axis in order for _ in range(lg(shape[axis]))]
+
+
+def tree_need(shape: Sequence[int], order: Sequence[int]) -> Need:
+    """Pads of one tree: two per round; three products per layer, one of them of copies; the root's Q I and P I."""
+    m = len(variables(shape, order))
+    return Need(free=1 + m * (m - 1), triples=2 + 3 * m, copies=m)
+
+
+@dataclass(frozen=True)
+class TreeEnd:
+    """What is left of a tree: its leaves' P and Q at `point` (per axis of the tensor), and its sum S = P / Q."""
+
+    point: tuple[Vector, ...]
+    numerator: Form
+    denominator: Form
+    total: Wire
+
+
+class TreeWitness:
+    """The prover's side: all levels, and the tables of the sumcheck in progress.
+
+    numerators, denominators: [5, prod(shape)] leaves, in the memory order of the tensor.
+    """
+
+    def __init__(self, numerators: Vector, denominators: Vector, shape: Sequence[int], order: Sequence[int]) -> None:
+        self._variables = variables(shape, order)
+        self._levels = [_Level(tuple(shape), numerators, denominators)]
+        for axis in self._variables:
+            self._levels.append(self._levels[-1].parent(axis))
+
+    def root(self) -> tuple[Vector, Vector]:
+        top = self._levels[-1]
+        return top.p, top.q
+
+    def open_layer(self, challenge: Vector) -> None:
+        """Set up the sumcheck from the children of the level opened last; drops that level."""
+        self._levels.pop()
+        level = self._levels[-1]
+        self._challenge = challenge
+        axis = self._variables[len(self._levels) - 1]
+        p0, p1, q0, q1, self._shape = level.split(axis)
+        a = np.empty_like(q0)
+        cpu.parallel(lambda i, j: cpu.multiply_add(p0, q0, challenge, a, i, j), a.shape[1], a.shape[1])
+        self._tables = [a, q1, p1, q0]  # the layer is A B + C D with A = P_0 + lambda Q_0
+        self._pads = [challenge, field.ONE, field.ZERO, field.ONE]
+        self._weights: dict[int, Vector] = {}
+
+    def round(self, axis: int, point: Sequence[Vector]) -> Vector:
+        """[5, 2]: h(0) and the coefficient of X^2; `point` holds the unbound coordinates per axis."""
+        shape = self._shape
+        n, half = shape[axis], (shape[axis] + 1) // 2
+        rows, inner = prod(shape[:axis]) * half, prod(shape[axis + 1 :])
+        upper = eq_table(point[axis][:, 1:], half)
+        if axis not in self._weights:  # the outer axes stay as they are while this axis is folded
+            self._weights = {axis: eq_tensor(point[:axis], shape[:axis])}
+        weights = field.outer(self._weights[axis], upper)
+        inner_weights = eq_tensor(point[axis + 1 :], shape[axis + 1 :])
+        pads, tables = np.concatenate(self._pads, axis=1), self._tables
+        sums = cpu.parallel(
+            lambda i, j: cpu.round_sums(*tables, n, inner, weights, inner_weights, pads, i, j), rows, rows * inner
+        )
+        out = sums[0]
+        for more in sums[1:]:
+            out = field.add(out, more)
+        # Index pairs outside the real lengths hold 0/1 leaves: each adds lambda to h(0) and nothing to the rest.
+        absent = field.sub(field.ONE, field.mul(field.total(weights), field.total(inner_weights)))
+        out[:, :1] = field.add(out[:, :1], field.mul(self._challenge, absent))
+        return out
+
+    def bind(self, axis: int, r: Vector) -> None:
+        """Fold the lowest variable of `axis` at r."""
+        n, half = self._shape[axis], (self._shape[axis] + 1) // 2
+        rows, inner = prod(self._shape[:axis]) * half, prod(self._shape[axis + 1 :])
+        folded = []
+        for table, pad in zip(self._tables, self._pads, strict=True):
+            out = np.empty((field.DEGREE, rows * inner), np.uint32)
+            _fold(table, out, n, inner, r, pad, rows)
+            folded.append(out)
+        self._tables = folded
+        self._shape = (*self._shape[:axis], half, *self._shape[axis + 1 :])
+
+    def ends(self) -> tuple[Vector, Vector, Vector, Vector]:
+        """P_0, Q_1, P_1, Q_0 at the end of the layer."""
+        a, q1, p1, q0 = self._tables
+        return field.sub(a, field.mul(self._challenge, q0)), q1, p1, q0
+
+
+def _fold(table: Vector, out: Vector, n: int, inner: int, r: Vector, pad: Vector, rows: int) -> None:
+    cpu.parallel(lambda i, j: cpu.fold(table, out, n, inner, r, pad, i, j), rows, rows * inner)
+
+
+@dataclass
+class _Level:
+    shape: tuple[int, ...]
+    p: Vector
+    q: Vector
+
+    def split(self, axis: int) -> tuple[Vector, Vector, Vector, Vector, tuple[int, ...]]:
+        """Even and odd entries along an axis, the last odd one padded with 0/1; and the halved shape."""
+        outer, n, inner = prod(self.shape[:axis]), self.shape[axis], prod(self.shape[axis + 1 :])
+        half = (n + 1) // 2
+        parts = []
+        for table, pad in ((self.p, field.ZERO), (self.q, field.ONE)):
+            cube = table.reshape(field.DEGREE, outer, n, inner)
+            odd = np.empty((field.DEGREE, outer, half, inner), np.uint32)
+            odd[:, :, : n // 2] = cube[:, :, 1::2]
+            if n % 2:
+                odd[:, :, -1] = pad[:, :, None]
+            parts += [np.ascontiguousarray(cube[:, :, 0::2]).reshape(field.DEGREE, -1), odd.reshape(field.DEGREE, -1)]
+        shape = (*self.shape[:axis], half, *self.shape[axis + 1 :])
+        return parts[0], parts[1], parts[2], parts[3], shape
+
+    def parent(self, axis: int) -> _Level:
+        p0, p1, q0, q1, shape = self.split(axis)
+        p, q = np.empty_like(p0), np.empty_like(q0)
+        cpu.parallel(lambda i, j: cpu.tree_level(p0, p1, q0, q1, p, q, i, j), p.shape[1], p.shape[1])
+        return _Level(shape, p, q)
+
+
+def fractional_tree(
+    party: Party, shape: Sequence[int], order: Sequence[int], witness: TreeWitness | None = None
+) -> TreeEnd:
+    """Statement: the fractions of the leaves sum to the wire `total`.
+
+    Appends the equations of all layers to party.system; what is left to the caller is that the leaves at `point` have
+    the returned numerator and denominator, and the sum of the totals.
+    Soundness error: (2 j + 2) / |K| for the layer of j rounds.
+    """
+    axes = variables(shape, order)
+    numerator, denominator = Form(), Form()
+    p = q = inverse = total = None
+    if witness is not None:
+        p, q = witness.root()
+        inverse = field.inverse(q)
+        total = field.mul(p, inverse)
+    # Root: Q I = 1 (so Q is not zero) and P I = S.
+    wire_q, wire_i, (qi,) = party.exchange_factors("root.q", 1, q, inverse)
+    wire_p, copy_i, (pi,) = party.exchange_factors("root.p", 1, p, inverse)
+    wire_s = party.exchange("root.s", 1, total)
+    party.system.append(Form().add(wire_i, field.ONE).add(copy_i, field.neg(field.ONE)))
+    party.system.append(Form().add_product(wire_q, wire_i, qi, field.ONE).add_constant(field.neg(field.ONE)))
+    party.system.append(Form().add_product(wire_p, copy_i, pi, field.ONE).add(wire_s, field.neg(field.ONE)))
+    numerator.add(wire_p, field.ONE)
+    denominator.add(wire_q, field.ONE)
+    point: list[Vector] = [field.zeros(0) for _ in shape]
+    for level in range(len(axes) - 1, -1, -1):
+        challenge = party.challenge("layer")
+        if witness is not None:
+            witness.open_layer(challenge)
+        free, bound = list(point), [field.zeros(0) for _ in shape]
+        rounds, taus, rs = [], [], []
+        for axis in axes[level + 1 :]:
+            rounds.append(party.exchange("round", 2, witness.round(axis, free) if witness is not None else None))
+            r = party.challenge("round")
+            if witness is not None:
+                witness.bind(axis, r)
+            taus.append(free[axis][:, :1])
+            rs.append(r)
+            free[axis] = free[axis][:, 1:]
+            bound[axis] = np.concatenate([bound[axis], r], axis=1)
+        p0 = q1 = p1 = q0 = None
+        if witness is not None:
+            p0, q1, p1, q0 = witness.ends()
+        left, right, products = party.exchange_factors(
+            "layer.ends", 2, None if p0 is None or p1 is None else np.concatenate([p0, p1], axis=1),
+            None if q0 is None or q1 is None else np.concatenate([q1, q0], axis=1))
+        q_product = party.product_of(right[1], right[0])
+        claim = Form().add_form(numerator, field.ONE).add_form(denominator, challenge)
+        tau = field.concat(taus)
+        form = chain(claim, rounds, field.concat(rs), field.sub(np.broadcast_to(field.ONE, tau.shape), tau), tau)
+        minus = field.neg(field.ONE)
+        form.add_product(left[0], right[0], products[0], minus).add_product(left[1], right[1], products[1], minus)
+        form.add_product(right[1], right[0], q_product, field.neg(challenge))
+        party.system.append(form)
+        t = party.challenge("pair")
+        rest = field.sub(field.ONE, t)
+        numerator = Form().add(left[0], rest).add(left[1], t)
+        denominator = Form().add(right[1], rest).add(right[0], t)
+        point = bound
+        point[axes[level]] = np.concatenate([t, bound[axes[level]]], axis=1)
+    return TreeEnd(tuple(point), numerator, denominator, wire_s)

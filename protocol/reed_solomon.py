@@ -1,0 +1,163 @@
+"""Reed-Solomon codes for the commitment (SPEC section 8).
+
+A row of 2^a values is interpolated on the subgroup H of order N = 2^a, gets (X^N - 1) rho(X) added, rho uniform of degree
+below t, and is evaluated on the coset g <w_n> of n = 2^a / rate points, g = 31.  Column c N + j is the point
+g w_n^c w_N^j, so that a codeword is n / N transforms of size N.  Matrices hold one polynomial per column (lane).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol import field
+from protocol.field import P
+from protocol.kernels import cpu
+
+Matrix = npt.NDArray[np.uint32]
+
+
+def root(size: int) -> int:
+    """The primitive root of unity of order `size` (a power of two up to 2^27)."""
+    return pow(field.GENERATOR, (P - 1) // size, P)
+
+
+def _geometric(first: int, ratio: int, count: int) -> list[int]:
+    out = [first % P]
+    for _ in range(count - 1):
+        out.append(out[-1] * ratio % P)
+    return out
+
+
+def _montgomery(values: list[int]) -> npt.NDArray[np.uint32]:
+    return np.ascontiguousarray(field.embed(values)[0])
+
+
+@lru_cache(maxsize=8)
+def _reversal(size: int) -> npt.NDArray[np.int64]:
+    bits, index = size.bit_length() - 1, np.arange(size)
+    return np.sum([((index >> k) & 1) << (bits - 1 - k) for k in range(bits)] or [np.zeros(1, np.int64)], axis=0)
+
+
+@lru_cache(maxsize=8)
+def _roots(size: int, inverse: bool) -> npt.NDArray[np.uint32]:
+    w = root(size)
+    return _montgomery(_geometric(1, pow(w, -1, P) if inverse else w, size))
+
+
+def _transform(matrix: Matrix, inverse: bool) -> Matrix:
+    size, lanes = matrix.shape
+    out = np.ascontiguousarray(matrix).copy()
+    scale = np.uint32(_montgomery([pow(size, -1, P) if inverse else 1])[0])
+    roots, order = _roots(size, inverse), _reversal(size)
+    groups = -(-lanes // cpu.LANES)
+    cpu.parallel(
+        lambda a, b: cpu.transform(
+            out, roots, order, scale, True, a * cpu.LANES, min(b * cpu.LANES, lanes)
+        ), groups, out.size)
+    return out
+
+
+def evaluate_subgroup(coefficients: Matrix) -> Matrix:
+    """Values on <w_size> in natural order of the polynomials in the columns [size, lanes]."""
+    return _transform(coefficients, inverse=False)
+
+
+def interpolate_subgroup(values: Matrix) -> Matrix:
+    """Inverse of `evaluate_subgroup`."""
+    return _transform(values, inverse=True)
+
+
+@lru_cache(maxsize=4)
+def _shifts(size: int, cosets: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """(s_c^i / size in bit-reversed order of i, size (s_c^size - 1)), Montgomery; s_c = g w_n^c."""
+    inverse = pow(size, -1, P)
+    starts = _geometric(field.GENERATOR, root(size * cosets), cosets)
+    order = _reversal(size)
+    shifts = np.stack([_montgomery(_geometric(inverse, s, size))[order] for s in starts])
+    return np.ascontiguousarray(shifts), _montgomery([(pow(s, size, P) - 1) * size for s in starts])
+
+
+def encode(values: Matrix, masks: Matrix, cosets: int) -> Matrix:
+    """Codewords [cosets * N, lanes] of the rows held in the columns of values [N, lanes], masks [t, lanes] = rho."""
+    size, lanes = values.shape
+    out = np.empty((cosets * size, lanes), np.uint32)
+    shifts, wraps = _shifts(size, cosets)
+    values, masks = np.ascontiguousarray(values), np.ascontiguousarray(masks)
+    groups = -(-lanes // cpu.LANES)
+    cpu.parallel(
+        lambda a, b: cpu.encode(
+            values, masks, _roots(size, True), _roots(size, False), shifts, wraps, out,
+            a * cpu.LANES, min(b * cpu.LANES, lanes),
+        ), groups, out.size)
+    return out
+
+
+def row_coefficients(values: Matrix, masks: Matrix) -> Matrix:
+    """Coefficients [N + t, lanes] of the row polynomials that `encode` evaluates."""
+    size, count = values.shape[0], masks.shape[0]
+    out = np.zeros((size + count, values.shape[1]), np.uint32)
+    out[:size] = interpolate_subgroup(values)
+    low = out[:count]
+    out[:count] = np.where(low >= masks, low - masks, low + np.uint32(P) - masks)
+    out[size:] = field.residues(out[size:].astype(np.int64) + masks)
+    return out
+
+
+def evaluate_domain(coefficients: Matrix, size: int, cosets: int) -> Matrix:
+    """Values [cosets * size, lanes] of polynomials of any degree on the whole domain."""
+    blocks = -(-coefficients.shape[0] // size)
+    padded = np.zeros((blocks * size, coefficients.shape[1]), np.uint32)
+    padded[: coefficients.shape[0]] = coefficients
+    padded = padded.reshape(blocks, size, -1)
+    out = []
+    for start in _geometric(field.GENERATOR, root(size * cosets), cosets):
+        wrap, total = 1, np.zeros(padded.shape[1:], np.uint64)
+        for block in padded:
+            total = (total + block * np.uint64(wrap) % np.uint64(P)) % np.uint64(P)
+            wrap = wrap * pow(start, size, P) % P
+        powers = np.array(_geometric(1, start, size), np.uint64)[:, None]
+        out.append(evaluate_subgroup((total * powers % np.uint64(P)).astype(np.uint32)))
+    return np.concatenate(out)
+
+
+def domain_points(columns: list[int], size: int, cosets: int) -> list[int]:
+    """The field elements at which the given columns evaluate."""
+    wide, narrow = root(size * cosets), root(size)
+    return [field.GENERATOR * pow(wide, c // size, P) * pow(narrow, c % size, P) % P for c in columns]
+
+
+def lagrange(points: list[int], size: int) -> Matrix:
+    """[size, len(points)] values L_j(x) of the Lagrange basis of H at points outside H.
+
+    L_j(x) = (x^size - 1) / size * w^j / (x - w^j); one batch inversion per point.
+    """
+    p = np.uint64(P)
+    elements = np.array(_geometric(1, root(size), size), np.uint64)[:, None]
+    x = np.array(points, np.uint64)[None, :]
+    differences = (x + p - elements) % p
+    prefix = np.empty((size + 1, len(points)), np.uint64)
+    prefix[0] = 1
+    for j in range(size):
+        prefix[j + 1] = prefix[j] * differences[j] % p
+    inverse = np.array([pow(int(v), -1, P) for v in prefix[-1]], np.uint64)
+    scale = np.array([(pow(v, size, P) - 1) * pow(size, -1, P) % P for v in points], np.uint64)
+    out = np.empty((size, len(points)), np.uint32)
+    for j in range(size - 1, -1, -1):
+        out[j] = scale * elements[j] % p * (inverse * prefix[j] % p) % p
+        inverse = inverse * differences[j] % p
+    return out
+
+
+def power_table(points: list[int], count: int) -> Matrix:
+    """[count, len(points)] of x^i."""
+    out = np.empty((count, len(points)), np.uint64)
+    out[0] = 1
+    step, have = np.array(points, np.uint64), 1
+    while have < count:  # rows [have, 2 have) = rows [0, have) * x^have
+        more = min(have, count - have)
+        out[have : have + more] = out[:more] * step % np.uint64(P)
+        step, have = step * step % np.uint64(P), have + more
+    return out.astype(np.uint32)

@@ -1,0 +1,195 @@
+"""The Fiat-Shamir transcript and its two channels (SPEC section 6).
+
+The state is a 32-byte string.  Absorbed data are labelled and length-framed; a challenge hashes the state with all
+frames since the last one, so that nothing can be absorbed twice or in two ways:
+
+    pending = cSHAKE256(state | frames..., "zkmark/state")          32 bytes: commits to everything said so far
+    stream  = cSHAKE256(pending | coin, "zkmark/challenge")         first 32 bytes: the new state; the rest: the challenge
+
+`coin` is empty in the Fiat-Shamir channel.  In the interactive channel it is 32 fresh bytes of the verifier, who sees
+`pending` before she draws them.  A fork starts from a labelled, numbered copy of the state; forks do not see each other,
+and a join absorbs their digests in order.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from Crypto.Hash import cSHAKE256
+
+from protocol import field
+from protocol.errors import VerificationError
+
+DIGEST_BYTES = 32
+COIN_BYTES = 32
+
+
+class Channel(Protocol):
+    """Where challenges get their freshness from."""
+
+    interactive: bool
+
+    def coin(self, pending: bytes) -> bytes:
+        """The coin for the transcript that hashes to `pending`: empty or COIN_BYTES bytes."""
+        ...
+
+
+class FiatShamir:
+    """The non-interactive channel: a proof is a file that anyone can check again."""
+
+    interactive = False
+
+    def coin(self, pending: bytes) -> bytes:
+        return b""
+
+
+class InteractiveProver:
+    """The prover's end of the interactive channel.
+
+    `ask` sends 32 bytes to the verifier and returns her coin.  No state is ever answered twice: a prover who answered
+    two coins from one committed state would reveal its witness.
+    """
+
+    interactive = True
+
+    def __init__(self, ask: Callable[[bytes], bytes]) -> None:
+        self._ask = ask
+        self._asked: set[bytes] = set()
+
+    def coin(self, pending: bytes) -> bytes:
+        if pending in self._asked:
+            raise VerificationError("channel.second_coin", "a second coin was asked for one committed state")
+        self._asked.add(pending)
+        coin = self._ask(pending)
+        if len(coin) != COIN_BYTES:
+            raise VerificationError("channel.coin", "the verifier's coin is not 32 bytes")
+        return coin
+
+
+class InteractiveVerifier:
+    """The verifier's end: draws one coin per state during the session, and replays them when she checks the proof."""
+
+    interactive = True
+
+    def __init__(self, draw: Callable[[int], bytes], limit: int = 1 << 16) -> None:
+        self._draw = draw
+        self._limit = limit
+        self._coins: dict[bytes, bytes] = {}
+        self._checking = False
+
+    def answer(self, pending: bytes) -> bytes:
+        """Called for each state that the prover commits to."""
+        if self._checking or len(pending) != DIGEST_BYTES or pending in self._coins:
+            raise VerificationError("channel.second_coin", "a coin is drawn once per state and never after the session")
+        if len(self._coins) >= self._limit:
+            raise VerificationError("channel.coin", "too many challenges in one session")
+        self._coins[pending] = self._draw(COIN_BYTES)
+        return self._coins[pending]
+
+    def coin(self, pending: bytes) -> bytes:
+        """Called by `verify`, after the session: only states that were answered have a coin."""
+        self._checking = True
+        try:
+            return self._coins[pending]
+        except KeyError:
+            raise VerificationError("channel.coin", "the proof is not the one of this session") from None
+
+
+def _frame(kind: bytes, label: str, data: bytes) -> bytes:
+    name = label.encode()
+    return kind + struct.pack("<HQ", len(name), len(data)) + name + data
+
+
+class Transcript:
+    """One party's view of the messages; see the module text.  Labels are part of SPEC.md."""
+
+    def __init__(self, protocol: str, channel: Channel) -> None:
+        self._channel = channel
+        self._state = bytes(DIGEST_BYTES)
+        self._frames = [_frame(b"P", "protocol", protocol.encode())]
+
+    def absorb(self, label: str, data: bytes) -> None:
+        """Absorb one message."""
+        self._frames.append(_frame(b"A", label, data))
+
+    def absorb_int(self, label: str, value: int) -> None:
+        self.absorb(label, struct.pack("<Q", value))
+
+    def absorb_elements(self, label: str, elements: npt.NDArray[np.uint32]) -> None:
+        """Absorb field elements [5, n] of K (or [n] of F, canonical) in their wire form."""
+        self.absorb(label, field.to_bytes(elements) if elements.ndim == 2 else elements.astype("<u4").tobytes())
+
+    def _pending(self) -> bytes:
+        """Fold the frames into the state and return it."""
+        if self._frames:
+            hasher = cSHAKE256.new(self._state, custom=b"zkmark/state")
+            for frame in self._frames:
+                hasher.update(frame)
+            self._state, self._frames = hasher.read(DIGEST_BYTES), []
+        return self._state
+
+    def digest(self) -> bytes:
+        """32 bytes that commit to everything absorbed so far."""
+        return self._pending()
+
+    def fork(self, label: str, index: int) -> Transcript:
+        """An independent transcript that starts from all that was said so far."""
+        child = Transcript.__new__(Transcript)
+        child._channel = self._channel
+        child._state = self._pending()
+        child._frames = [_frame(b"F", label, struct.pack("<Q", index))]
+        return child
+
+    def _stream(self, label: str) -> Callable[[int], bytes]:
+        self._frames.append(_frame(b"C", label, b""))
+        pending = self._pending()
+        xof = cSHAKE256.new(pending + self._channel.coin(pending), custom=b"zkmark/challenge")
+        self._state = xof.read(DIGEST_BYTES)
+        return xof.read
+
+    def challenge_bytes(self, label: str, count: int) -> bytes:
+        return self._stream(label)(count)
+
+    def challenge_base(self, label: str, count: int) -> npt.NDArray[np.uint32]:
+        """[count] uniform elements of F, canonical."""
+        return sample_base(self._stream(label), count)
+
+    def challenge(self, label: str, count: int = 1) -> npt.NDArray[np.uint32]:
+        """[5, count] uniform elements of K whose first coordinate is not zero, Montgomery form (`field`).
+
+        (A zero first coordinate is redrawn: round checks divide by challenges.)
+        """
+        return field.from_base(_nonzero_heads(self._stream(label), count))
+
+    def challenge_indices(self, label: str, count: int, bound: int) -> list[int]:
+        """`count` distinct integers below `bound` (a power of two), uniform, in ascending order."""
+        read, found = self._stream(label), set[int]()
+        while len(found) < count:
+            block = np.frombuffer(read(4 * count), "<u4") & (bound - 1)
+            for value in block.tolist():
+                if len(found) < count:
+                    found.add(value)
+        return sorted(found)
+
+
+def sample_base(read: Callable[[int], bytes], count: int) -> npt.NDArray[np.uint32]:
+    """[count] uniform elements of F from a byte stream: 31-bit words, those of p or more are skipped."""
+    parts: list[npt.NDArray[np.uint32]] = []
+    have = 0
+    while have < count:
+        words = np.frombuffer(read(4 * max(32, (count - have) * 9 // 8)), "<u4") & np.uint32(0x7FFFFFFF)
+        parts.append(words[words < field.P][: count - have])
+        have += len(parts[-1])
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
+
+
+def _nonzero_heads(read: Callable[[int], bytes], count: int) -> npt.NDArray[np.uint32]:
+    values = sample_base(read, 5 * count).reshape(count, 5)
+    while not values[:, 0].all():
+        bad = np.flatnonzero(values[:, 0] == 0)
+        values[bad] = sample_base(read, 5 * len(bad)).reshape(len(bad), 5)
+    return np.ascontiguousarray(values.T)
