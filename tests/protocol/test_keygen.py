@@ -311,6 +311,12 @@ def test_a_blinding_is_below_the_order(vk):
             VerificationKey.from_bytes(data[:first] + value.to_bytes(32, "little") + data[first + 32 :])
 
 
+def test_more_openings_than_triggers(mk):
+    bad = signed(mk, openings=mk.openings(np.append(np.arange(ELL), 0)))
+    with pytest.raises(DecodingError, match="more openings"):
+        VerificationKey.from_bytes(bad.to_bytes())
+
+
 def test_truncated_or_extended_keys(mk):
     for cls, data in ((VerificationKey, mk.vk.to_bytes()), (MarkingKey, mk.to_bytes())):
         cuts = {*range(0, 140, 7), *range(0, len(data), len(data) // 25), len(data) - 1}

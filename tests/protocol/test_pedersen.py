@@ -81,6 +81,12 @@ def test_an_unusable_cache_folder_is_no_error(tmp_path, monkeypatch):
     assert (tmp_path / "file").read_bytes() == b""
 
 
+def test_a_failed_write_leaves_nothing_behind(empty_cache):
+    (empty_cache / "x").mkdir(parents=True)  # cannot be replaced by a file
+    cache.store("x", b"data")
+    assert [p.name for p in empty_cache.iterdir()] == ["x"]
+
+
 def test_a_library_that_computes_other_points_is_refused(empty_cache, monkeypatch):
     monkeypatch.setattr(pedersen, "generator", lambda k: GENERATORS.share)
     with pytest.raises(RuntimeError):
