@@ -47,7 +47,7 @@ def to_base(elements: Vector) -> npt.NDArray[np.uint32]:
 
 def residues(values: npt.NDArray[np.integer]) -> Base:
     """Integers of any sign to F, same shape."""
-    return np.mod(values, P).astype(np.uint32)
+    return np.mod(np.asarray(values, np.int64), P).astype(np.uint32)
 
 
 def embed(values: npt.NDArray[np.integer] | Sequence[int]) -> Vector:

@@ -90,6 +90,11 @@ def need(layout: Layout, index: int) -> Need:
     return total
 
 
+def work(layout: Layout, index: int) -> int:
+    """Leaves of fork `index`: what its time is proportional to."""
+    return prod(tree_shape(layout, index)[0])
+
+
 def run(party: Party, context: Context, index: int) -> Wire:
     """Run fork `index`; returns its tree's sum."""
     last = len(context.layout.network.nodes)

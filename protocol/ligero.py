@@ -32,6 +32,7 @@ from protocol import field, merkle, reed_solomon
 from protocol.encoding import Reader, Writer
 from protocol.errors import VerificationError
 from protocol.field import Vector
+from protocol.kernels import cpu
 from protocol.layout import PRODUCTS, Layout
 from protocol.multilinear import eq_tensor
 from protocol.pads import Need, System
@@ -68,11 +69,16 @@ class Shape:
     @property
     def size(self) -> int:
         """N, slots of a row."""
-        return self.parameters.row_size
+        return self.parameters.row
 
     @property
     def queries(self) -> int:
+        """t, opened columns."""
         return self.parameters.queries
+
+    @property
+    def rate_inverse(self) -> int:
+        return 1 << self.parameters.log2_rate_inverse
 
     @property
     def degree(self) -> int:
@@ -82,7 +88,7 @@ class Shape:
     @property
     def columns(self) -> int:
         """n, the length of a codeword."""
-        return self.size * self.parameters.rate_inverse
+        return self.parameters.domain
 
     @property
     def chunks(self) -> int:
@@ -184,7 +190,7 @@ def combine(shape: Shape, systems: Sequence[System], challenge: Vector) -> Linea
         if form.pads:
             index = np.concatenate([i for i, _ in form.pads])
             coefficients = field.mul(field.concat([c for _, c in form.pads]), factor)
-            _scatter(pads, index, coefficients)
+            cpu.scatter_add(pads, index, coefficients)
         for image in form.images:
             offset, dims = layout.columns[image.column]
             tensor = field.mul(eq_tensor(image.point, dims), field.mul(image.coefficient, factor))
@@ -199,12 +205,6 @@ def combine(shape: Shape, systems: Sequence[System], challenge: Vector) -> Linea
             held = arrays.setdefault(claim.array, field.zeros(layout.arrays[claim.array]))
             arrays[claim.array] = field.add(held, field.mul(claim.weights, factor))
     return LinearTest(weights, chunks, arrays, pads, target)
-
-
-def _scatter(target: Vector, index: npt.NDArray[np.int64], values: Vector) -> None:
-    from protocol.kernels import cpu
-
-    cpu.scatter_add(target, index, np.ascontiguousarray(values))
 
 
 def _slots(vector: Vector, rows: int, size: int) -> Vector:
@@ -286,7 +286,7 @@ class Committed:
 
     def _codewords(self) -> Sequence[Matrix]:
         """Encoded blocks [n, rows of the block]; made again when columns are opened, so that they are never all held."""
-        rate = self.shape.parameters.rate_inverse
+        rate = self.shape.rate_inverse
 
         def blocks() -> object:
             for values, masks in zip(self._values(), self._masks, strict=True):
@@ -441,7 +441,7 @@ def verify(shape: Shape, root: bytes, systems: Sequence[System], transcript: Tra
     }
     merkle.verify(root, shape.columns, opened, siblings)
 
-    points = reed_solomon.domain_points(columns, size, shape.parameters.rate_inverse)
+    points = reed_solomon.domain_points(columns, size, shape.rate_inverse)
     powers = reed_solomon.power_table(points, shape.blinding[2])
     at_prox, at_lin, at_quad = (field.matmul(p, powers[: p.shape[1]]) for p in polynomials)
     blinding = [_lane(words[:, shape.rows :], i) for i in range(3)]

@@ -38,6 +38,12 @@ def tree_need(shape: Sequence[int], order: Sequence[int]) -> Need:
     return Need(free=1 + m * (m - 1), triples=2 + 3 * m, copies=m)
 
 
+def copied_triples(shape: Sequence[int], order: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(triple, i, j) per layer: x and y of the triple copy the y pads of triples i and j; numbers within the tree."""
+    layers = len(variables(shape, order))
+    return [(4 + 3 * layer, 3 + 3 * layer, 2 + 3 * layer) for layer in range(layers)]
+
+
 @dataclass(frozen=True)
 class TreeEnd:
     """What is left of a tree: its leaves' P and Q at `point` (per axis of the tensor), and its sum S = P / Q."""

@@ -215,12 +215,16 @@ class Network:
         x0 = np.stack([t[c] for t, c in zip(self.input_tables, pixels, strict=True)]).astype(np.int32)
         outputs: list[npt.NDArray[np.int32]] = [x0]
         units: list[npt.NDArray[np.int32]] = []
+        remainders: list[npt.NDArray[np.uint32]] = []
         for node in self.nodes:
             y = affine(node, outputs)
             if node.table is None:
-                return Forward(pixels, tuple(outputs), tuple(units), y.reshape(self.classes, -1))
-            u = (y + rounding_offset(node.shift)) >> node.shift
+                logits = y.reshape(self.classes, -1)
+                return Forward(pixels, tuple(outputs), tuple(units), tuple(remainders), logits)
+            y += rounding_offset(node.shift)
+            u = y >> node.shift
             units.append(u.astype(np.int32))
+            remainders.append((y & ((1 << node.shift) - 1)).astype(np.uint32))
             outputs.append(node.table.values.astype(np.int32)[u + (1 << (node.table.bits - 1))])
         raise ParameterError("network has no output node")
 
@@ -236,12 +240,13 @@ class Forward:
     """Every value of one evaluation that the prover commits to.
 
     pixels: uint8 [C, H, W, h]; outputs[0] = x0 and outputs[k] = z of node k, int32 [C, H, W, h];
-    units[k - 1] = u of node k, int32; logits: int64 [classes, h].
+    units[k - 1] = u of node k, int32; remainders[k - 1] = y + off(s) - 2^s u, uint32; logits: int64 [classes, h].
     """
 
     pixels: npt.NDArray[np.uint8]
     outputs: tuple[npt.NDArray[np.int32], ...]
     units: tuple[npt.NDArray[np.int32], ...]
+    remainders: tuple[npt.NDArray[np.uint32], ...]
     logits: Ints
 
 

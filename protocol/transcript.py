@@ -37,6 +37,10 @@ class Channel(Protocol):
         """The coin for the transcript that hashes to `pending`: empty or COIN_BYTES bytes."""
         ...
 
+    def close(self) -> None:
+        """The transcript has ended."""
+        ...
+
 
 class FiatShamir:
     """The non-interactive channel: a proof is a file that anyone can check again."""
@@ -45,6 +49,9 @@ class FiatShamir:
 
     def coin(self, pending: bytes) -> bytes:
         return b""
+
+    def close(self) -> None:
+        pass
 
 
 class InteractiveProver:
@@ -69,6 +76,9 @@ class InteractiveProver:
             raise VerificationError("channel.coin", "the verifier's coin is not 32 bytes")
         return coin
 
+    def close(self) -> None:
+        pass
+
 
 class InteractiveVerifier:
     """The verifier's end: draws one coin per state during the session, and replays them when she checks the proof."""
@@ -79,6 +89,7 @@ class InteractiveVerifier:
         self._draw = draw
         self._limit = limit
         self._coins: dict[bytes, bytes] = {}
+        self._unused: set[bytes] = set()
         self._checking = False
 
     def answer(self, pending: bytes) -> bytes:
@@ -88,15 +99,22 @@ class InteractiveVerifier:
         if len(self._coins) >= self._limit:
             raise VerificationError("channel.coin", "too many challenges in one session")
         self._coins[pending] = self._draw(COIN_BYTES)
+        self._unused.add(pending)
         return self._coins[pending]
 
     def coin(self, pending: bytes) -> bytes:
         """Called by `verify`, after the session: only states that were answered have a coin."""
         self._checking = True
+        self._unused.discard(pending)
         try:
             return self._coins[pending]
         except KeyError:
             raise VerificationError("channel.coin", "the proof is not the one of this session") from None
+
+    def close(self) -> None:
+        """Called at the end of `verify`: every coin was used, so that the prover had one try at each challenge."""
+        if self._unused:
+            raise VerificationError("channel.unused_coin", "the prover asked for coins that the proof does not use")
 
 
 def _frame(kind: bytes, label: str, data: bytes) -> bytes:

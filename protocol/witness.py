@@ -1,0 +1,71 @@
+"""The prover's witness: every committed value, from one exact evaluation of the network (SPEC section 5)."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol import field
+from protocol.layers import Witness
+from protocol.layout import LIMB_BITS, Layout
+from protocol.network import Forward, strict_argmax
+
+Ints = npt.NDArray[np.int64]
+
+
+def matches(forward: Forward, labels: Ints) -> npt.NDArray[np.bool_]:
+    """[h] whether the strict unique argmax of each image is its label."""
+    return np.asarray(strict_argmax(forward.logits) == labels)
+
+
+def build(layout: Layout, forward: Forward, labels: Ints, masks: Ints) -> Witness:
+    """All columns and arrays.  labels int64 [h]; masks: the link's residues (layout array ``mask``).
+
+    At least layout.k_min images must match.
+    """
+    h, classes = layout.h, layout.network.classes
+    parts = [forward.pixels, forward.outputs[0]]
+    for u, z in zip(forward.units, forward.outputs[1:], strict=True):
+        parts += [u, z]
+    images = np.concatenate([field.residues(part).reshape(-1, h) for part in parts])
+    g = forward.logits
+    matched = matches(forward, labels)
+    o = (np.arange(classes)[:, None] == labels[None, :]).astype(np.int64)
+    m = np.broadcast_to(matched.astype(np.int64), (classes, h))
+    d = (o * g).sum(axis=0)[None, :] - g - 1 + o
+    v = m * d
+    count = int(matched.sum()) - layout.k_min
+    arrays = {
+        "o": o, "g": g, "og": o * g, "m": m, "d": d, "v": v,
+        "v0": v & ((1 << LIMB_BITS) - 1), "v1": v >> LIMB_BITS,
+        "count": (count >> np.arange(layout.count_bits)) & 1,
+        "uses": _uses(layout, forward, v), "mask": masks,
+    }
+    return Witness(
+        images,
+        {name: field.residues(np.ascontiguousarray(a)).reshape(-1) for name, a in arrays.items()},
+        tuple(r.reshape(-1, h) for r in forward.remainders),
+    )
+
+
+def _uses(layout: Layout, forward: Forward, v: Ints) -> Ints:
+    """Multiplicity of every table row."""
+    tables = layout.tables
+    uses = np.zeros(tables.size, np.int64)
+
+    def count(key: object, values: npt.NDArray[np.integer], rows: int) -> None:
+        start = tables.start(key)
+        uses[start : start + rows] += np.bincount(values.reshape(-1), minlength=rows)
+
+    for node, u, rem in zip(layout.network.nodes, forward.units, forward.remainders, strict=False):
+        if node.table is not None:
+            count(node.table.digest, u + (1 << (node.table.bits - 1)), 1 << node.table.bits)
+        if node.shift:
+            count(node.shift, rem, 1 << node.shift)
+    count(LIMB_BITS, v & ((1 << LIMB_BITS) - 1), 1 << LIMB_BITS)
+    count(LIMB_BITS, v >> LIMB_BITS, 1 << LIMB_BITS)
+    for c in range(prod(layout.network.shape[:1])):
+        count(("channel", c), forward.pixels[c].astype(np.int64), 256)
+    return uses
