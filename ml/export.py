@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from ml.models import build
+from ml.onnx_reader import read_model
+from protocol.errors import ParameterError
 
 OPSET = 18
 
@@ -30,6 +32,19 @@ def export_onnx(model: nn.Module, shape: tuple[int, int, int]) -> bytes:
         data = path.read_bytes()
     model.train(training)
     return data
+
+
+def load_weights(model: nn.Module, data: bytes) -> None:
+    """Put the weights of ONNX bytes that `export_onnx` wrote into a model of the same architecture.
+
+    Raises DecodingError or ParameterError.
+    """
+    constants = read_model(data).constants
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if name not in constants or constants[name].shape != tuple(tensor.shape):
+            raise ParameterError(f"the ONNX model is of another architecture: no {name} of shape {tuple(tensor.shape)}")
+    model.load_state_dict({name: torch.from_numpy(constants[name]).float() for name in state})
 
 
 def random_onnx(arch: str, shape: tuple[int, int, int], classes: int = 10, seed: int = 0) -> bytes:

@@ -156,7 +156,7 @@ def _run(
     extra = 0
     while marked and extra < LAST_PHASE_STEPS and marked.margin(model).min() < MARGIN:
         for _ in range(EVERY):
-            step(options.rate * 0.2, LAST_PHASE_TRIGGERS)
+            step(options.rate * 0.4, LAST_PHASE_TRIGGERS)
         extra += EVERY
         if progress:
             progress("embedding the last triggers", extra / LAST_PHASE_STEPS)

@@ -150,12 +150,27 @@ def derive(model_bytes: bytes, derivation: Derivation = DEFAULT, calibration_ima
 
 
 def fidelity(model_bytes: bytes, network: Network, images: Images, derivation: Derivation = DEFAULT) -> Fidelity:
-    """Compare the network with onnxruntime on images uint8 [n, C, H, W].  It enters no digest and no proof."""
-    import onnxruntime
+    """Compare the network with onnxruntime on images uint8 [n, C, H, W].  Raises as `float_classes` does."""
+    real = float_classes(model_bytes, images, derivation)
+    integer = network.classify(images)
+    return Fidelity(len(images), float((real == integer).mean()), len(set(integer.tolist())) == 1)
 
+
+def float_classes(model_bytes: bytes, images: Images, derivation: Derivation = DEFAULT) -> npt.NDArray[np.int64]:
+    """[n] class of each image u8 [n, C, H, W] by onnxruntime.  It enters no digest and no proof.
+
+    Raises DecodingError or ParameterError for a model that `derive` would refuse, or no fitting images.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ParameterError("the float model needs onnxruntime: install the extra `fidelity`") from None
     graph = read_model(model_bytes)
+    lower(graph, derivation.preprocess)  # nothing reaches the runtime that is not whitelisted and of bounded size
     if len(images) == 0 or images.dtype != np.uint8 or images.shape[1:] != graph.shape:
-        raise ParameterError(f"fidelity needs uint8 images [n, {', '.join(map(str, graph.shape))}]")
+        raise ParameterError(f"images must be uint8 [n, {', '.join(map(str, graph.shape))}], n > 0")
+    if derivation.outputs and max(derivation.outputs) >= graph.classes:
+        raise ParameterError(f"output map names logit {max(derivation.outputs)} of {graph.classes}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
@@ -167,7 +182,6 @@ def fidelity(model_bytes: bytes, network: Network, images: Images, derivation: D
     scale, shift = pairs[:, 0, None, None], pairs[:, 1, None, None]
     inputs = ((image * scale + shift).astype(np.float32)[None] for image in images)
     logits = np.concatenate([session.run(None, {graph.input: x})[0] for x in inputs])
-    if derivation.outputs:
-        logits = logits[:, list(derivation.outputs)]
-    classes = network.classify(images)
-    return Fidelity(len(images), float((logits.argmax(axis=1) == classes).mean()), len(set(classes.tolist())) == 1)
+    chosen = logits[:, list(derivation.outputs)] if derivation.outputs else logits
+    classes: npt.NDArray[np.int64] = chosen.argmax(axis=1).astype(np.int64)
+    return classes

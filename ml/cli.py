@@ -1,0 +1,225 @@
+"""`zkmark-ml`: train, mark and evaluate networks.  Exit status 0 done, 1 the mark did not take, 2 misuse or bad files.
+
+Heavy modules are imported when a command needs them, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import click
+
+from protocol.errors import DecodingError, ParameterError, VerificationError
+
+if TYPE_CHECKING:
+    from ml.data import Dataset
+    from ml.mark import Training
+    from ml.models import Normalized
+    from protocol.keygen import MarkingKey
+
+P = ParamSpec("P")
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+DATA = click.Choice(["digits", "mnist", "fashion-mnist", "cifar10", "cifar10-jpeg75"])
+BATCHES = 1800  # by default: three epochs of MNIST, a hundred of the digits
+MAX_MODEL_BYTES = 256 << 20
+
+data_option = click.option("--data", required=True, type=DATA, help="Data set; all but digits from ZKMARK_DATA.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def outcome(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn the errors of a command into one line (or JSON) and the exit status."""
+
+    @wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (VerificationError, DecodingError, ParameterError, OSError) as error:
+            if kwargs.get("as_json"):
+                click.echo(json.dumps({"done": False, "error": str(error)}))
+            click.echo(f"zkmark-ml: {error}", err=True)
+            sys.exit(1 if isinstance(error, VerificationError) else 2)
+
+    return wrapper
+
+
+def training_options(command: Callable[P, None]) -> Callable[P, None]:
+    for option in (
+        json_option,
+        click.option("--out", required=True, type=NEW_FILE, help="File for the ONNX model."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the initial weights and the order."),
+        click.option("--epochs", type=click.IntRange(min=0), help=f"[default: as many as have {BATCHES} batches]"),
+        click.option("--arch", type=click.Choice(["cnn", "lenet"]), default="cnn", show_default=True),
+        data_option,
+    ):
+        command = option(command)
+    return command
+
+
+def secret_options(command: Callable[P, None]) -> Callable[P, None]:
+    command = click.option("--key-file", type=FILE, help="File of random bytes instead of a passphrase.")(command)
+    return click.option("--passphrase-file", type=FILE, help="File whose first line is the passphrase.")(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Train networks with and without a watermark, and evaluate them."""
+
+
+@cli.command("train")
+@training_options
+@outcome
+def train_command(
+    data: str, arch: str, epochs: int | None, seed: int, device: str, out: Path, as_json: bool
+) -> None:
+    """Train a network without a mark."""
+    from ml.export import export_onnx
+    from ml.mark import train
+
+    dataset, model, options = _prepare(data, arch, epochs, seed, device)
+    with _progress(as_json) as report:
+        trained = train(model, dataset, options, report)
+    out.write_bytes(export_onnx(model, dataset.shape))
+    result = {"done": True, "data": dataset.source, "test_accuracy": trained.test_accuracy, "out": str(out)}
+    _print(as_json, result, f"{out}: {trained.test_accuracy:.2%} of the test images of {data} ({dataset.source})")
+
+
+@cli.command("mark")
+@click.option("--mk", required=True, type=FILE, help="The marking key.")
+@click.option("--mode", type=click.Choice(["fromscratch", "pretrained"]), default="fromscratch", show_default=True)
+@click.option("--init", type=FILE, help="For pretrained: the trained network, ONNX of `train` [default: train one].")
+@secret_options
+@training_options
+@outcome
+def mark_command(
+    mk: Path, mode: str, init: Path | None, passphrase_file: Path | None, key_file: Path | None,
+    data: str, arch: str, epochs: int | None, seed: int, device: str, out: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Train a network that keeps the key's secret triggers, from scratch or from a trained network."""
+    if init is not None and mode == "fromscratch":
+        raise click.UsageError("--init belongs to --mode pretrained")
+    key = _key(mk, passphrase_file, key_file)
+    from ml.export import export_onnx, load_weights
+    from ml.mark import mark, train
+
+    dataset, model, options = _prepare(data, arch, epochs, seed, device)
+    if key.vk.parameters.shape != dataset.shape or key.vk.parameters.classes != dataset.classes:
+        raise ParameterError(f"the key is for images {key.vk.parameters.shape}, {data} has {dataset.shape}")
+    with _progress(as_json) as report:
+        if init is not None:
+            load_weights(model, _read(init))
+        elif mode == "pretrained":
+            train(model, dataset, options, report)
+        marked = mark(model, dataset, key.hidden_images, key.hidden_labels, options, report)
+    out.write_bytes(export_onnx(model, dataset.shape))
+    kept = marked.trigger_accuracy or 0.0
+    if kept < 0.9:
+        raise VerificationError("mark", f"the network kept {kept:.0%} of the triggers; give it more --epochs or another --arch")
+    result = {
+        "done": True, "data": dataset.source, "mode": mode, "test_accuracy": marked.test_accuracy,
+        "trigger_accuracy": kept, "h": key.vk.h, "extra_steps": marked.extra_steps, "out": str(out),
+    }  # fmt: skip
+    accuracy = f"{marked.test_accuracy:.2%} of the test images of {data} ({dataset.source})"
+    _print(as_json, result, f"{out}: {kept:.2%} of {key.vk.h} secret triggers, {accuracy}")
+
+
+@cli.command("evaluate")
+@click.option("--model", required=True, type=FILE, help="The network, ONNX.")
+@data_option
+@click.option("--mk", type=FILE, help="The marking key, to count the triggers that the model keeps.")
+@secret_options
+@json_option
+@outcome
+def evaluate_command(
+    model: Path, data: str, mk: Path | None, passphrase_file: Path | None, key_file: Path | None, as_json: bool
+) -> None:
+    """Accuracy of a model and of its integer network, and the owner's private count of its triggers."""
+    key = None if mk is None else _key(mk, passphrase_file, key_file)
+    from ml.data import load
+    from ml.evaluate import accuracy, verify_privately
+
+    dataset, model_bytes = load(data), _read(model)
+    measured = accuracy(model_bytes, dataset.test_x, dataset.test_y)
+    result: dict[str, Any] = {"done": True, "data": dataset.source, "accuracy": asdict(measured)}
+    lines = [
+        f"{data} ({dataset.source}), {measured.count} test images: float {measured.real:.2%}, "
+        f"integer {measured.integer:.2%}, the same class {measured.agreement:.2%}"
+    ]
+    if key is not None:
+        verdict = verify_privately(model_bytes, key.images, key.labels, key.vk.hidden, key.vk.opened)
+        result["triggers"] = asdict(verdict)
+        for name, half in (("hidden", verdict.hidden), ("opened", verdict.opened)):
+            lines.append(f"{name} triggers: {half.integer} of {half.count} (float {half.real})")
+        proof = "can be made" if verdict.provable else "cannot be made"
+        lines.append(f"a proof {proof}: it needs {verdict.k_min} of the hidden triggers")
+    _print(as_json, result, "\n".join(lines))
+
+
+def _prepare(data: str, arch: str, epochs: int | None, seed: int, device: str) -> tuple[Dataset, Normalized, Training]:
+    import torch
+
+    from ml.data import load
+    from ml.mark import Training
+    from ml.models import build
+
+    dataset = load(data)
+    torch.manual_seed(seed)
+    model = build(arch, dataset.shape, dataset.classes, torch.from_numpy(dataset.train_x))
+    batch = Training.batch
+    rounds = -(-BATCHES * batch // len(dataset.train_x)) if epochs is None else epochs
+    return dataset, model, Training(epochs=rounds, seed=seed, device=device)
+
+
+def _key(mk: Path, passphrase_file: Path | None, key_file: Path | None) -> MarkingKey:
+    from prover.keys import load_marking_key, read_secret
+
+    return load_marking_key(mk, read_secret(passphrase_file, key_file))
+
+
+def _read(path: Path) -> bytes:
+    from prover.keys import read_capped
+
+    return read_capped(path, MAX_MODEL_BYTES, "model")
+
+
+def _print(as_json: bool, result: dict[str, Any], text: str) -> None:
+    click.echo(json.dumps(result) if as_json else text)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
+    """Where progress goes: a bar on a terminal, a line per phase elsewhere, nowhere when quiet."""
+    if not quiet and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda phase, fraction: bar.update(task, description=phase, completed=fraction)
+        return
+    seen: list[str] = []
+
+    def line(phase: str, fraction: float) -> None:
+        if not quiet and seen[-1:] != [phase]:
+            seen.append(phase)
+            click.echo(f"{phase} ...", err=True)
+
+    yield line
+
+
+def main() -> None:
+    """The console script."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()
