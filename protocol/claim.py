@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.argument import MAX_PROOF_BYTES, Context, Statement
+from protocol.argument import Context, Statement
 from protocol.encoding import Reader, Writer
 from protocol.errors import VerificationError
 
 MAGIC = b"zkmark claim 1\n"
 MAX_CONTEXT_BYTES = 2048
-MAX_CLAIM_BYTES = MAX_PROOF_BYTES + MAX_CONTEXT_BYTES + 4096
+MAX_CLAIM_BYTES = 128 << 20  # some sixteen times the proof of a ResNet-18
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Claim:
         r.magic(MAGIC)
         k_min = r.u32()
         context = Context.from_bytes(r.blob(MAX_CONTEXT_BYTES))
-        claim = Claim(k_min, context, (r.raw(32), r.raw(32), r.raw(32), r.raw(32)), r.blob(MAX_PROOF_BYTES))
+        claim = Claim(k_min, context, (r.raw(32), r.raw(32), r.raw(32), r.raw(32)), r.blob(MAX_CLAIM_BYTES))
         r.done()
         return claim
 

@@ -81,7 +81,7 @@ def cli() -> None:
 @click.option("--ell", default=512, show_default=True, type=click.IntRange(min=1),
               help="Number of triggers; half of them stay secret.")  # fmt: skip
 @click.option("--triggers", type=FOLDER,
-              help="Your own trigger images instead of abstract ones; each must be hard to guess (128 bits).")  # fmt: skip
+              help="Your own trigger images, each hard to guess (128 bits), instead of abstract ones.")  # fmt: skip
 @click.option("--mk", type=NEW_FILE, help="New file for the secret marking key.")
 @click.option("--vk", type=NEW_FILE, help="New file for the public verification key.")
 @click.option("--plan", is_flag=True, help="Only say what such a key would cost and prove.")

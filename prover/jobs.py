@@ -1,8 +1,8 @@
 """What the prover decides, without gRPC: which networks it answers for, and the claims about them.
 
 A refused network and one that cannot be proven get the same answer.  Both are found out at the same place, by looking
-up the approvals after the model has been derived: whether enough triggers match was computed when the owner approved, so
-that the time of a refusal depends on the client's model alone.
+up the approvals after the model has been derived: whether enough triggers match was computed when the owner approved,
+so that the time of a refusal depends on the client's model alone.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def default_k_min(key: VerificationKey, freedom_bits: float) -> int:
     k_min = smallest_k_min(key.h, key.parameters.classes, FALSE_CLAIM_TARGET, freedom_bits)
     if k_min is None:
         raise ParameterError(
-            f"no k_min <= {key.h} reaches {FALSE_CLAIM_TARGET} bits with {freedom_bits:g} bits of freedom in the derivation"
+            f"no k_min <= {key.h} reaches {FALSE_CLAIM_TARGET} bits with {freedom_bits:g} bits of freedom"
         )
     return k_min
 

@@ -23,9 +23,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from ml.quantise import Derivation
-from protocol.argument import Cancelled, Context
+from protocol.argument import Cancelled, Context, Restart
 from protocol.errors import DecodingError, ParameterError
-from protocol.transcript import FiatShamir, InteractiveProver
+from protocol.transcript import COIN_BYTES, FiatShamir, InteractiveProver
 from prover.jobs import Prover, Refused
 from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
@@ -80,6 +80,8 @@ class Servicer(pb_grpc.ProverServicer):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except Busy:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many jobs wait; try again later")
+        except Restart:
+            await context.abort(grpc.StatusCode.ABORTED, "begin again with fresh coins")
         except (TimeoutError, Cancelled):
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the client or the job took too long")
         except grpc.aio.AbortError:
@@ -194,7 +196,10 @@ class Session:
 
     async def _exchange(self, pending: bytes) -> bytes:
         await self._write(pb.ProveEvent(pending=pending))
-        return (await self._read("coin")).coin
+        coin = (await self._read("coin")).coin
+        if len(coin) != COIN_BYTES:
+            raise DecodingError(f"request: a coin has {COIN_BYTES} bytes")
+        return coin
 
 
 class Server:
@@ -203,7 +208,8 @@ class Server:
     def __init__(self, prover: Prover, listen: str, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._servicer = Servicer(prover, self.limits)
-        self._server = grpc.aio.server(maximum_concurrent_rpcs=MAX_RPCS)
+        options = [("grpc.so_reuseport", 0)]  # two provers on one port would share its clients unnoticed
+        self._server = grpc.aio.server(maximum_concurrent_rpcs=MAX_RPCS, options=options)
         pb_grpc.add_ProverServicer_to_server(self._servicer, self._server)
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -22,11 +22,12 @@ from protocol.claim import Claim, compare
 from protocol.errors import ParameterError, VerificationError
 from protocol.keygen import VerificationKey, check_key
 from protocol.soundness import bits, hidden_bad
-from protocol.transcript import Channel, FiatShamir
+from protocol.transcript import Channel
 from verifier.ground_truth import check_ground_truth
 from verifier.policy import Policy
 
 Images = npt.NDArray[np.uint8]
+Obtain = Callable[[VerificationKey], tuple[bytes, Channel]]
 CUT_AND_CHOOSE_WORK = 128  # log2 of the hashes that a cheating owner may have spent on the key
 
 CAVEATS = (
@@ -121,24 +122,22 @@ def check_key_bytes(data: bytes, reference: bytes | None, policy: Policy, verdic
 
 def check(
     subject: Subject,
-    obtain: Callable[[VerificationKey], bytes],
+    obtain: Obtain,
     policy: Policy | None = None,
-    channel: Channel | None = None,
 ) -> Verdict:
     """Check everything and return the verdict.
 
     Statement: at least k_min hidden triggers of the key are classified as their labels by the network derived from the
-    model.  `obtain` returns the bytes of the claim, from a file or from a prover; it is called when all else is in
-    order, and its VerificationError (a prover who refuses) is a verdict, too.  In the interactive channel the coins are
-    drawn while it runs.
+    model.  `obtain` returns the bytes of the claim, from a file or from a prover, and the channel in which it was made;
+    it is called when all else is in order, and its VerificationError (a prover who refuses) is a verdict, too.
 
     Checks: those of `protocol.keygen.check_key`, `protocol.argument.verify`, `protocol.claim.compare`, and `policy.*`.
     Soundness error: `false_claim_bits` and `argument_bits` of the verdict.
     Left to the caller: the provenance of the model, of the key, and the nonce (fresh, drawn after the model was fixed).
     Raises DecodingError or ParameterError for malformed input, and what `obtain` raises besides.
     """
-    policy, channel = policy or Policy(), channel or FiatShamir()
-    verdict = Verdict(interactive=channel.interactive, model_digest=hashlib.sha256(subject.model).hexdigest())
+    policy = policy or Policy()
+    verdict = Verdict(model_digest=hashlib.sha256(subject.model).hexdigest())
     context = subject.context
     verdict.context = {
         "purpose": context.purpose, "claimant": context.claimant, "verifier": context.verifier,
@@ -146,7 +145,7 @@ def check(
     }  # fmt: skip
     verdict.caveats += (CALIBRATED,) * (subject.calibration is not None) + (UNFAITHFUL,) * (subject.images is None)
     try:
-        _check(subject, obtain, policy, channel, verdict)
+        _check(subject, obtain, policy, verdict)
         verdict.outcome = "accepted"
     except VerificationError as error:
         verdict.failed_check, verdict.message = error.check, str(error)
@@ -154,9 +153,7 @@ def check(
     return verdict
 
 
-def _check(
-    subject: Subject, obtain: Callable[[VerificationKey], bytes], policy: Policy, channel: Channel, verdict: Verdict
-) -> None:
+def _check(subject: Subject, obtain: Obtain, policy: Policy, verdict: Verdict) -> None:
     key = check_key_bytes(subject.key, subject.reference, policy, verdict)
     with _timed(verdict, "derive"):
         derived = derive(subject.model, subject.derivation, subject.calibration)
@@ -168,7 +165,8 @@ def _check(
             f"the key is for {key.parameters.shape} and {key.parameters.classes}"
         )
     _check_fidelity(subject, derived, policy, verdict)
-    claim = Claim.from_bytes(obtain(key))
+    data, channel = obtain(key)
+    claim, verdict.interactive = Claim.from_bytes(data), channel.interactive
     verdict.k_min, verdict.proof_bytes = claim.k_min, len(claim.proof)
     verdict.false_claim_bits = policy.check_k_min(key, claim.k_min, derived.freedom_bits)
     model_digest = hashlib.sha256(subject.model).digest()

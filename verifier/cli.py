@@ -20,7 +20,7 @@ from protocol.errors import DecodingError, ParameterError, VerificationError
 
 if TYPE_CHECKING:
     from protocol.keygen import VerificationKey
-    from protocol.transcript import InteractiveVerifier
+    from protocol.transcript import Channel
     from verifier.check import Subject, Verdict
     from verifier.policy import Policy
 
@@ -120,7 +120,7 @@ def verify_command(
     from protocol.argument import Context
     from protocol.claim import MAX_CLAIM_BYTES
     from protocol.keygen import MAX_KEY_BYTES, VerificationKey
-    from protocol.transcript import InteractiveVerifier
+    from protocol.transcript import FiatShamir
     from verifier.check import Subject, check
     from verifier.policy import Policy
 
@@ -136,29 +136,26 @@ def verify_command(
         images=image_folder(images, shape) if images else None,
         reference=_read(reference, MAX_MODEL_BYTES, "model") if reference else None,
     )
-    channel = InteractiveVerifier(os.urandom) if interactive else None
     if proof is not None:
         claim = _read(proof, MAX_CLAIM_BYTES, "claim")
-        verdict = check(subject, lambda key: claim, Policy(min_bits))
+        verdict = check(subject, lambda key: (claim, FiatShamir()), Policy(min_bits))
     else:
-        verdict = _online(subject, str(prover), channel, Policy(min_bits), as_json)
+        verdict = _online(subject, str(prover), interactive, Policy(min_bits), as_json)
     _finish(verdict, as_json)
 
 
-def _online(
-    subject: Subject, target: str, channel: InteractiveVerifier | None, policy: Policy, quiet: bool
-) -> Verdict:
+def _online(subject: Subject, target: str, interactive: bool, policy: Policy, quiet: bool) -> Verdict:
     from verifier.check import check
     from verifier.client import obtain_claim
 
     with _progress(quiet) as report:
 
-        def obtain(key: VerificationKey) -> bytes:
+        def obtain(key: VerificationKey) -> tuple[bytes, Channel]:
             return obtain_claim(
-                target, key, subject.model, subject.derivation, subject.context, channel, progress=report
+                target, key, subject.model, subject.derivation, subject.context, interactive, progress=report
             )
 
-        return check(subject, obtain, policy, channel)
+        return check(subject, obtain, policy)
 
 
 def _finish(verdict: Verdict, as_json: bool) -> NoReturn:

@@ -6,6 +6,7 @@ Nothing that the prover sends is believed or kept over its cap: the result is by
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
@@ -16,12 +17,13 @@ from protocol.argument import Context
 from protocol.claim import MAX_CLAIM_BYTES
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.keygen import VerificationKey
-from protocol.transcript import InteractiveVerifier
+from protocol.transcript import Channel, FiatShamir, InteractiveVerifier
 from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 
 CHUNK = 1 << 20
-TIMEOUT_S = 900.0
+TIMEOUT_S = 900.0  # of one session
+SESSIONS = 8
 MAX_DETAILS = 200  # characters of a prover's error text that are shown
 
 Report = Callable[[str, float], None]
@@ -33,16 +35,44 @@ def obtain_claim(
     model: bytes,
     derivation: Derivation,
     context: Context,
-    channel: InteractiveVerifier | None = None,
+    interactive: bool = False,
     *,
+    draw: Callable[[int], bytes] = os.urandom,
     progress: Report | None = None,
     timeout_s: float = TIMEOUT_S,
-) -> bytes:
-    """Ask the prover at `target` (HOST:PORT) for a claim; `channel` draws the coins of the interactive channel.
+) -> tuple[bytes, Channel]:
+    """Ask the prover at `target` (HOST:PORT) for a claim: its bytes, and the channel to check it with.
+
+    In the interactive channel the coins come from `draw`.  A prover may ask for a new session, which rejection sampling
+    needs once in a thousand, SESSIONS times; a cheating prover gains as many tries from it.
 
     Raises VerificationError `prover.refused` if it makes no proof, DecodingError if its messages are malformed,
     ParameterError if it calls ours malformed, ConnectionError if it cannot be reached, is busy or too slow.
     """
+    for _ in range(SESSIONS if interactive else 1):
+        channel = InteractiveVerifier(draw) if interactive else None
+        try:
+            claim = _session(target, key, model, derivation, context, channel, progress, timeout_s)
+            return claim, channel or FiatShamir()
+        except _Again:
+            continue
+    raise ConnectionError(f"the prover at {target} broke off every session")
+
+
+class _Again(Exception):
+    """The prover asks for a new session."""
+
+
+def _session(
+    target: str,
+    key: VerificationKey,
+    model: bytes,
+    derivation: Derivation,
+    context: Context,
+    channel: InteractiveVerifier | None,
+    progress: Report | None,
+    timeout_s: float,
+) -> bytes:
     header = pb.ProveHeader(
         vk_digest=key.digest,
         context=context.to_bytes(),
@@ -101,6 +131,8 @@ def _collect(
 
 
 def _translate(error: grpc.RpcError, target: str) -> Exception:
+    if error.code() == grpc.StatusCode.ABORTED:
+        return _Again()
     code, details = error.code(), printable(error.details() or "")
     if code == grpc.StatusCode.FAILED_PRECONDITION:
         return VerificationError("prover.refused", details)

@@ -61,7 +61,8 @@ class ProverServicer:
         channel each `pending` event is answered by one coin.  Client and server may both give up at any time.
 
         INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  FAILED_PRECONDITION: no proof is made for
-        this model, without a reason.  RESOURCE_EXHAUSTED: try again later.  DEADLINE_EXCEEDED: the client or the job was too slow.
+        this model, without a reason.  RESOURCE_EXHAUSTED: try again later.  DEADLINE_EXCEEDED: the client or the job was
+        too slow.  ABORTED, in the interactive channel: rejection sampling asks for a new session with fresh coins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,8 @@ class ProverStub:
     channel each `pending` event is answered by one coin.  Client and server may both give up at any time.
 
     INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  FAILED_PRECONDITION: no proof is made for
-    this model, without a reason.  RESOURCE_EXHAUSTED: try again later.  DEADLINE_EXCEEDED: the client or the job was too slow.
+    this model, without a reason.  RESOURCE_EXHAUSTED: try again later.  DEADLINE_EXCEEDED: the client or the job was
+    too slow.  ABORTED, in the interactive channel: rejection sampling asks for a new session with fresh coins.
     """
 
 @_typing.type_check_only
@@ -53,7 +54,8 @@ class ProverAsyncStub(ProverStub):
     channel each `pending` event is answered by one coin.  Client and server may both give up at any time.
 
     INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  FAILED_PRECONDITION: no proof is made for
-    this model, without a reason.  RESOURCE_EXHAUSTED: try again later.  DEADLINE_EXCEEDED: the client or the job was too slow.
+    this model, without a reason.  RESOURCE_EXHAUSTED: try again later.  DEADLINE_EXCEEDED: the client or the job was
+    too slow.  ABORTED, in the interactive channel: rejection sampling asks for a new session with fresh coins.
     """
 
 class ProverServicer(metaclass=_abc_1.ABCMeta):
@@ -75,7 +77,8 @@ class ProverServicer(metaclass=_abc_1.ABCMeta):
         channel each `pending` event is answered by one coin.  Client and server may both give up at any time.
 
         INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  FAILED_PRECONDITION: no proof is made for
-        this model, without a reason.  RESOURCE_EXHAUSTED: try again later.  DEADLINE_EXCEEDED: the client or the job was too slow.
+        this model, without a reason.  RESOURCE_EXHAUSTED: try again later.  DEADLINE_EXCEEDED: the client or the job was
+        too slow.  ABORTED, in the interactive channel: rejection sampling asks for a new session with fresh coins.
         """
 
 def add_ProverServicer_to_server(servicer: ProverServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

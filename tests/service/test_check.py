@@ -1,0 +1,256 @@
+"""From bytes to a verdict: what is accepted, rejected, undecided, malformed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ml.quantise import Derivation, Fidelity, images_digest
+from ml.triggers import abstract_images
+from protocol.argument import Context
+from protocol.claim import Claim
+from protocol.errors import DecodingError, ParameterError, VerificationError
+from protocol.keygen import KeyParameters, LabelRule, generate_key
+from protocol.soundness import smallest_k_min, void_limit
+from protocol.transcript import FiatShamir
+from prover.jobs import make_claim, subject
+from verifier import check as checking
+from verifier.check import Subject, Verdict, check
+from verifier.ground_truth import check_ground_truth, void_items
+from verifier.policy import Policy
+
+CONTEXT = Context("a dispute", "the owner", "the court", bytes(range(32)))
+PLAIN = Derivation()
+
+
+@pytest.fixture(scope="module")
+def claim(world) -> Claim:
+    k_min = smallest_k_min(world.key.vk.h, 10)
+    return make_claim(world.key, subject(world.marked, PLAIN, None, world.key.vk), k_min, CONTEXT)
+
+
+@pytest.fixture
+def suspect(world) -> Subject:
+    return Subject(world.key.vk.to_bytes(), world.marked, CONTEXT)
+
+
+def judge(suspect: Subject, claim: Claim | bytes, policy: Policy | None = None) -> Verdict:
+    data = claim if isinstance(claim, bytes) else claim.to_bytes()
+    return check(suspect, lambda _: (data, FiatShamir()), policy)
+
+
+def test_an_honest_claim_is_accepted(world, suspect, claim):
+    verdict = judge(suspect, claim)
+    assert verdict.accepted and verdict.failed_check is None
+    assert verdict.k_min == claim.k_min and verdict.h == world.key.vk.h
+    assert verdict.false_claim_bits >= 128 and verdict.argument_bits >= 120
+    assert verdict.vk_digest == world.key.vk.digest.hex()
+    assert verdict.fidelity is None and checking.UNFAITHFUL in verdict.caveats
+    assert set(verdict.seconds) == {"key", "derive", "verify"}
+    assert verdict.context["claimant"] == "the owner" and verdict.assumptions
+
+
+def test_the_verdict_is_json(suspect, claim):
+    values = json.loads(json.dumps(judge(suspect, claim).to_json()))
+    assert {
+        "accepted", "outcome", "failed_check", "h", "k_min", "false_claim_bits", "argument_bits", "cut_and_choose_b",
+        "fidelity", "vk_digest", "model_digest", "network_digest", "proof_bytes", "seconds", "context",
+    } <= values.keys()  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["purpose", "claimant", "verifier", "nonce"])
+def test_another_context(suspect, claim, field):
+    other = replace(CONTEXT, **{field: bytes(32) if field == "nonce" else "another"})
+    verdict = judge(replace(suspect, context=other), claim)
+    assert (verdict.outcome, verdict.failed_check) == ("rejected", f"statement.{field}")
+
+
+def test_another_model(world, suspect, claim):
+    assert judge(replace(suspect, model=world.other), claim).failed_check == "statement.model"
+    assert judge(replace(suspect, model=world.copy), claim).failed_check == "statement.model"
+
+
+def test_another_derivation(suspect, claim):
+    changed = replace(suspect, derivation=Derivation(table_bits=15))
+    assert judge(changed, claim, Policy(min_bits=10)).failed_check in ("statement.network", "statement.derivation")
+
+
+def test_another_key(suspect, claim):
+    key = generate_key(KeyParameters((1, 4, 4), 10, 160), abstract_images(160, (1, 4, 4)))
+    assert judge(replace(suspect, key=key.vk.to_bytes()), claim, Policy(min_bits=10)).failed_check == "statement.key"
+
+
+def test_the_digests_of_a_claim_are_not_believed(world, suspect, claim):
+    """A claim relabeled for another statement passes the comparison, and fails in the argument."""
+    about = subject(world.other, PLAIN, None, world.key.vk)
+    forged = replace(
+        claim, digests=(world.key.vk.digest, about.model_digest, about.network.digest, about.derivation_digest)
+    )
+    verdict = judge(replace(suspect, model=world.other), forged)
+    assert verdict.outcome == "rejected" and not str(verdict.failed_check).startswith(("statement", "policy"))
+    forged = replace(claim, context=replace(CONTEXT, nonce=bytes(32)))
+    verdict = judge(replace(suspect, context=forged.context), forged)
+    assert verdict.outcome == "rejected" and not str(verdict.failed_check).startswith(("statement", "policy"))
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_another_k_min(suspect, claim, change):
+    verdict = judge(suspect, replace(claim, k_min=claim.k_min + change))
+    assert verdict.outcome == "rejected"
+    assert (verdict.failed_check == "policy.k_min") == (change < 0)
+
+
+@pytest.mark.parametrize("k_min", [0, 1, 10_000, (1 << 32) - 1])
+def test_k_min_out_of_range(suspect, claim, k_min):
+    assert judge(suspect, replace(claim, k_min=k_min)).failed_check == "policy.k_min"
+
+
+def test_the_verifiers_own_minimum(suspect, claim):
+    assert judge(suspect, claim, Policy(min_bits=300)).failed_check == "policy.k_min"
+    assert judge(suspect, claim, Policy(min_bits=10)).accepted
+
+
+def test_truncated_claims_are_malformed(suspect, claim):
+    data = claim.to_bytes()
+    for size in (0, 1, 14, 18, 22, 60, 100, 190, 240, 400, len(data) // 2, len(data) - 1):
+        with pytest.raises(DecodingError):
+            judge(suspect, data[:size])
+    with pytest.raises(DecodingError):
+        judge(suspect, data + b"\0")
+    with pytest.raises(DecodingError):
+        judge(suspect, b"zkmark claim 9\n" + data[15:])
+
+
+def test_oversized_lengths_are_malformed(suspect, claim):
+    data = claim.to_bytes()
+    for at in range(0, 400, 7):
+        with pytest.raises(DecodingError):
+            judge(suspect, data[:at] + b"\xff" * 8 + data[at + 8 : at + 40])
+
+
+def test_flipped_bits_never_pass(suspect, claim):
+    data = claim.to_bytes()
+    rng = np.random.default_rng(1)
+    for at in [*range(15, 60, 6), *rng.integers(60, len(data), 24).tolist()]:
+        changed = bytearray(data)
+        changed[at] ^= 1 << int(rng.integers(8))
+        try:
+            verdict = judge(suspect, bytes(changed))
+        except DecodingError:
+            continue
+        assert verdict.outcome == "rejected" and verdict.failed_check, at
+
+
+def test_malformed_keys(suspect, claim):
+    for size in (0, 11, 40, 500, -1):
+        with pytest.raises(DecodingError):
+            judge(replace(suspect, key=suspect.key[:size]), claim)
+    with pytest.raises(DecodingError):
+        judge(replace(suspect, key=suspect.key + b"\0"), claim)
+
+
+def test_a_false_key_is_rejected_by_name(suspect, claim):
+    changed = bytearray(suspect.key)
+    changed[-1] ^= 1
+    verdict = judge(replace(suspect, key=bytes(changed)), claim)
+    assert (verdict.outcome, verdict.failed_check) == ("rejected", "key.signature")
+
+
+def test_chosen_labels_are_refused_by_default(world, suspect, claim):
+    labels = [n % 10 for n in range(160)]
+    parameters = KeyParameters((1, 4, 4), 10, 160, LabelRule.CHOSEN)
+    key = generate_key(parameters, world.key.images, labels=labels)
+    chosen = replace(suspect, key=key.vk.to_bytes())
+    verdict = judge(chosen, claim)
+    assert (verdict.failed_check, verdict.label_rule) == ("policy.label_rule", "chosen")
+    verdict = judge(chosen, claim, Policy(chosen_labels=True))
+    assert verdict.failed_check == "statement.key" and verdict.false_claim_bits is None
+
+
+def test_malformed_models(world, suspect, claim):
+    for model in (b"", b"junk", world.marked[:-9], world.marked[: len(world.marked) // 2]):
+        with pytest.raises((DecodingError, ParameterError)):
+            judge(replace(suspect, model=model), claim)
+
+
+def test_a_model_of_other_classes(suspect, claim):
+    with pytest.raises(ParameterError, match="the key is for"):
+        judge(replace(suspect, derivation=Derivation(outputs=(0, 1, 2))), claim)
+
+
+def test_fidelity_is_reported(world, suspect, claim):
+    verdict = judge(replace(suspect, images=world.key.images), claim)
+    assert verdict.accepted and verdict.fidelity.count == 160 and verdict.fidelity.agreement >= 0.98
+    assert checking.UNFAITHFUL not in verdict.caveats
+
+
+@pytest.mark.parametrize("found", [Fidelity(200, 0.979, False), Fidelity(200, 1.0, True)])
+def test_a_failed_fidelity_floor_is_undecided(suspect, claim, monkeypatch, found):
+    monkeypatch.setattr(checking, "fidelity", lambda *_: found)
+    images = np.zeros((1, 1, 4, 4), np.uint8)
+    verdict = check(replace(suspect, images=images), lambda _: pytest.fail("asked for a proof"))
+    assert (verdict.outcome, verdict.failed_check) == ("undecided", "policy.fidelity")
+    assert verdict.fidelity == found and not verdict.accepted
+
+
+def test_without_onnxruntime(suspect, claim, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ParameterError, match="onnxruntime"):
+        judge(replace(suspect, images=np.zeros((1, 1, 4, 4), np.uint8)), claim)
+
+
+def test_a_refusal_is_a_verdict(suspect):
+    def refuse(_: object) -> bytes:
+        raise VerificationError("prover.refused", "no proof is made for this model")
+
+    verdict = check(suspect, refuse)
+    assert (verdict.outcome, verdict.failed_check) == ("rejected", "prover.refused")
+
+
+def test_calibration_images_are_part_of_the_statement(world, suspect):
+    images = world.key.images[:40]
+    derivation = Derivation(calibration=images_digest(images))
+    about = subject(world.marked, derivation, images, world.key.vk)
+    calibrated = make_claim(world.key, about, smallest_k_min(world.key.vk.h, 10, 128, about.freedom_bits), CONTEXT)
+    named = replace(suspect, derivation=derivation, calibration=images)
+    verdict = judge(named, calibrated)
+    assert verdict.accepted and checking.CALIBRATED in verdict.caveats and verdict.freedom_bits == 1
+    with pytest.raises(ParameterError):
+        judge(replace(named, calibration=images[::-1]), calibrated)
+
+
+def test_ground_truth(world):
+    key = world.key.vk
+    labels = key.opened_labels
+    limit = void_limit(len(labels), 10)
+    truth = np.full(len(labels), -1)
+    assert void_items(key, truth) == 0
+    truth[: limit + 1] = labels[: limit + 1]
+    assert void_items(key, truth) == limit + 1
+    with pytest.raises(ParameterError):
+        void_items(key, truth[1:])
+
+    class Reference:
+        shape, classes = (1, 4, 4), 10
+
+        def __init__(self, answers: np.ndarray) -> None:
+            self.classify = lambda _: answers
+
+    with pytest.raises(VerificationError) as caught:
+        check_ground_truth(key, Reference(truth))
+    assert caught.value.check == "key.ground_truth"
+    truth[0] = -1
+    assert check_ground_truth(key, Reference(truth)) == limit
+
+
+def test_a_reference_model(world, suspect, claim):
+    verdict = judge(replace(suspect, reference=world.other), claim)
+    assert verdict.void_items is not None and verdict.void_items <= void_limit(len(world.key.vk.opened), 10)
+
+
+def test_a_claim_can_be_checked_again(suspect, claim):
+    first, again = (judge(suspect, claim).to_json() for _ in range(2))
+    assert first | {"seconds": None} == again | {"seconds": None}

@@ -1,0 +1,144 @@
+"""What the prover answers, and what it refuses, without gRPC."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ml.quantise import Derivation
+from protocol.argument import Cancelled, Context
+from protocol.claim import Claim
+from protocol.errors import DecodingError, ParameterError, VerificationError
+from protocol.soundness import smallest_k_min
+from protocol.transcript import FiatShamir, InteractiveProver
+from prover import jobs
+from prover.jobs import REFUSAL, Prover, Refused, Subject, approve, subject
+from prover.keys import load_owner
+
+SECRET = b"correct horse battery staple"  # as in conftest.py
+PLAIN = Derivation()
+
+
+def context(claimant: str = "") -> Context:
+    return Context("test", claimant, "", os.urandom(32))
+
+
+def about(world, model: bytes) -> Subject:
+    return subject(model, PLAIN, None, world.key.vk)
+
+
+def test_approve_takes_the_smallest_k_min_by_default(world, owner_file):
+    approvals = approve(owner_file, SECRET, about(world, world.marked))
+    assert list(approvals.k_min.values()) == [smallest_k_min(world.key.vk.h, 10)]
+    assert approve(owner_file, SECRET, about(world, world.marked)) == approvals  # again: nothing is spent
+
+
+def test_a_rescaled_copy_is_the_same_network(world, owner_file):
+    approvals = approve(owner_file, SECRET, about(world, world.marked))
+    assert approve(owner_file, SECRET, about(world, world.copy)).k_min.keys() == approvals.k_min.keys()
+
+
+def test_approving_in_vain_spends_the_budget(world, owner_file):
+    with pytest.raises(VerificationError) as caught:
+        approve(owner_file, SECRET, about(world, world.other))
+    assert caught.value.check == "prove.matches"
+    assert list(load_owner(owner_file, SECRET)[1].k_min.values()) == [0]
+
+
+@pytest.mark.parametrize("k_min", [-1, 1000])
+def test_k_min_out_of_range(world, owner_file, k_min):
+    with pytest.raises(ParameterError, match="k_min must be"):
+        approve(owner_file, SECRET, about(world, world.marked), k_min)
+
+
+def test_a_second_k_min_is_refused(world, owner_file):
+    approve(owner_file, SECRET, about(world, world.marked), 70)
+    with pytest.raises(ParameterError, match="second k_min"):
+        approve(owner_file, SECRET, about(world, world.marked), 71)
+
+
+def test_refused_and_unprovable_look_alike(world, owner_file):
+    prover = Prover(owner_file, SECRET)
+    with pytest.raises(Refused) as never_seen:
+        prover.claim(world.marked, PLAIN, context(), FiatShamir())
+    with pytest.raises(VerificationError):
+        approve(owner_file, SECRET, about(world, world.other))
+    with pytest.raises(Refused) as tried:
+        prover.claim(world.other, PLAIN, context(), FiatShamir())
+    assert str(never_seen.value) == str(tried.value) == REFUSAL
+
+
+def test_an_unprovable_approval_looks_alike_too(world, owner_file, monkeypatch):
+    """Also if an approval was recorded for what cannot be proven, as another version of the derivation might."""
+    jobs.record_approval(owner_file, SECRET, about(world, world.other).network.digest, 67)
+    with pytest.raises(Refused, match=REFUSAL):
+        Prover(owner_file, SECRET).claim(world.other, PLAIN, context(), FiatShamir())
+
+
+def test_an_approval_counts_at_once(world, owner_file):
+    prover = Prover(owner_file, SECRET)
+    with pytest.raises(Refused):
+        prover.claim(world.marked, PLAIN, context(), FiatShamir())
+    approve(owner_file, SECRET, about(world, world.marked), 71)
+    claim = Claim.from_bytes(prover.claim(world.marked, PLAIN, context(), FiatShamir()))
+    assert claim.k_min == 71
+
+
+def test_answers_are_given_again(world, owner_file):
+    approve(owner_file, SECRET, about(world, world.marked))
+    prover, asked = Prover(owner_file, SECRET), context()
+    first = prover.claim(world.marked, PLAIN, asked, FiatShamir())
+    assert prover.claim(world.marked, PLAIN, asked, FiatShamir()) == first
+    assert prover.claim(world.marked, PLAIN, context(), FiatShamir()) != first
+    interactive = prover.claim(world.marked, PLAIN, asked, InteractiveProver(lambda _: os.urandom(32)))
+    assert interactive != first
+    for _ in range(jobs.KEPT_CLAIMS + 2):
+        prover._claims[os.urandom(32)] = b""
+        prover.claim(world.marked, PLAIN, asked, FiatShamir())
+    assert len(prover._claims) <= 2 * jobs.KEPT_CLAIMS + 2
+
+
+def test_headers_of_other_keys_and_claimants_are_refused(world, owner_file):
+    prover = Prover(owner_file, SECRET, claimant="the owner")
+    prover.check_header(world.key.vk.digest, context("the owner"))
+    with pytest.raises(ParameterError, match="another key"):
+        prover.check_header(bytes(32), context("the owner"))
+    with pytest.raises(ParameterError, match="claimant"):
+        prover.check_header(world.key.vk.digest, context("a thief"))
+
+
+def test_cancelling_stops_a_proof(world, owner_file):
+    approve(owner_file, SECRET, about(world, world.marked))
+    phases: list[str] = []
+    with pytest.raises(Cancelled):
+        Prover(owner_file, SECRET).claim(
+            world.marked, PLAIN, context(), FiatShamir(),
+            progress=lambda phase, _: phases.append(phase), cancelled=lambda: len(phases) > 3,
+        )  # fmt: skip
+    assert 3 < len(phases) < 60
+
+
+@pytest.mark.parametrize("size", [0, 1, 10, 100, 1000, -1])
+def test_truncated_models_are_malformed(world, owner_file, size):
+    with pytest.raises((DecodingError, ParameterError)):
+        Prover(owner_file, SECRET).claim(world.marked[:size], PLAIN, context(), FiatShamir())
+
+
+def test_a_model_of_another_shape_is_misuse(world):
+    with pytest.raises(ParameterError, match="the key is for"):
+        subject(world.marked, Derivation(outputs=(0, 1, 2)), None, world.key.vk)
+
+
+def test_a_replaced_owner_file_is_noticed(world, owner_file, tmp_path):
+    from ml.triggers import abstract_images
+    from protocol.keygen import KeyParameters, generate_key
+    from prover.keys import save_marking_key
+
+    prover = Prover(owner_file, SECRET)
+    other: Path = tmp_path / "other.mk"
+    save_marking_key(other, generate_key(KeyParameters((1, 4, 4), 10, 160), abstract_images(160, (1, 4, 4))), SECRET)
+    os.replace(other, owner_file)
+    with pytest.raises(ParameterError, match="another key"):
+        prover.claim(world.marked, PLAIN, context(), FiatShamir())
