@@ -118,12 +118,6 @@ def _leaves(context: Context, constant: Vector, first: npt.NDArray[np.uint32], s
     cpu.parallel(lambda a, b: cpu.leaves(constant, *shifted, v1, v2, out, offset, a, b), len(v1), len(v1))
 
 
-def _tree_of_ones(denominators: Vector, shape: Shape) -> TreeWitness:
-    numerators = np.zeros_like(denominators)
-    numerators[0] = field.ONE[0]
-    return TreeWitness(numerators, denominators, shape, _LEAF_ORDER)
-
-
 def _point(end: TreeEnd) -> tuple[Vector, tuple[Vector, ...]]:
     """(selector between the two sets, or 0 for a single set; point per axis C, H, W, image)."""
     selector = end.point[0] if end.point[0].shape[1] else field.ZERO
@@ -151,7 +145,7 @@ def _input(party: Party, context: Context) -> Wire:
         for c in range(channels):
             base = field.sub(context.beta, field.constant(int(tags[c])))
             _leaves(context, base, x[c], z0[c], denominators, c * x.shape[1])
-        witness = _tree_of_ones(denominators, shape)
+        witness = TreeWitness(None, denominators, shape, _LEAF_ORDER)
     end = fractional_tree(party, shape, _LEAF_ORDER, witness)
     _, rho = _point(end)
     ones = real(rho, shape[1:])
@@ -181,7 +175,7 @@ def _requant(party: Party, context: Context, index: int) -> Wire:
         _leaves(context, base_a, u, z, denominators)
         if shift:
             _leaves(context, base_b, context.witness.remainders[index - 1], None, denominators, u.size)
-        witness = _tree_of_ones(denominators, shape)
+        witness = TreeWitness(None, denominators, shape, _LEAF_ORDER)
     end = fractional_tree(party, shape, _LEAF_ORDER, witness)
     selector, rho = _point(end)
     ones = real(rho, shape[1:])
@@ -393,7 +387,7 @@ def _output(party: Party, context: Context) -> Wire:
         limbs = np.concatenate([context.witness.arrays["v0"], context.witness.arrays["v1"]])
         denominators = np.empty((field.DEGREE, len(limbs)), np.uint32)
         _leaves(context, range_tag, limbs, None, denominators)
-        witness = _tree_of_ones(denominators, shape)
+        witness = TreeWitness(None, denominators, shape, _LEAF_ORDER)
     end = fractional_tree(party, shape, _LEAF_ORDER, witness)
     selector, at = _point(end)
     ones = real(at, shape[1:])

@@ -57,10 +57,12 @@ class TreeEnd:
 class TreeWitness:
     """The prover's side: all levels, and the tables of the sumcheck in progress.
 
-    numerators, denominators: [5, prod(shape)] leaves, in the memory order of the tensor.
+    numerators, denominators: [5, prod(shape)] leaves, in the memory order of the tensor; numerators None: all are 1.
     """
 
-    def __init__(self, numerators: Vector, denominators: Vector, shape: Sequence[int], order: Sequence[int]) -> None:
+    def __init__(
+        self, numerators: Vector | None, denominators: Vector, shape: Sequence[int], order: Sequence[int]
+    ) -> None:
         self._variables = variables(shape, order)
         self._levels = [_Level(tuple(shape), numerators, denominators)]
         for axis in self._variables:
@@ -68,7 +70,7 @@ class TreeWitness:
 
     def root(self) -> tuple[Vector, Vector]:
         top = self._levels[-1]
-        return top.p, top.q
+        return top.p if top.p is not None else field.ONE, top.q
 
     def open_layer(self, challenge: Vector) -> None:
         """Set up the sumcheck from the children of the level opened last; drops that level."""
@@ -130,25 +132,45 @@ def _fold(table: Vector, out: Vector, n: int, inner: int, r: Vector, pad: Vector
 @dataclass
 class _Level:
     shape: tuple[int, ...]
-    p: Vector
+    p: Vector | None  # None: ones
     q: Vector
 
     def split(self, axis: int) -> tuple[Vector, Vector, Vector, Vector, tuple[int, ...]]:
         """Even and odd entries along an axis, the last odd one padded with 0/1; and the halved shape."""
+        q0, q1 = self._halves(self.q, axis, field.ONE)
+        if self.p is None:
+            p0 = np.zeros_like(q0)
+            p0[0] = field.ONE[0]
+            p1 = p0.copy()
+            self._absent(p1, axis)[...] = 0
+        else:
+            p0, p1 = self._halves(self.p, axis, field.ZERO)
+        return p0, p1, q0, q1, self._halved(axis)
+
+    def _halved(self, axis: int) -> tuple[int, ...]:
+        return (*self.shape[:axis], (self.shape[axis] + 1) // 2, *self.shape[axis + 1 :])
+
+    def _absent(self, odd: Vector, axis: int) -> Vector:
+        """View of the odd entries that lie past the end of the axis."""
+        n = self.shape[axis]
+        cube = odd.reshape(field.DEGREE, prod(self.shape[:axis]), (n + 1) // 2, -1)
+        return cube[:, :, n // 2 :]
+
+    def _halves(self, table: Vector, axis: int, pad: Vector) -> tuple[Vector, Vector]:
         outer, n, inner = prod(self.shape[:axis]), self.shape[axis], prod(self.shape[axis + 1 :])
-        half = (n + 1) // 2
-        parts = []
-        for table, pad in ((self.p, field.ZERO), (self.q, field.ONE)):
-            cube = table.reshape(field.DEGREE, outer, n, inner)
-            odd = np.empty((field.DEGREE, outer, half, inner), np.uint32)
-            odd[:, :, : n // 2] = cube[:, :, 1::2]
-            if n % 2:
-                odd[:, :, -1] = pad[:, :, None]
-            parts += [np.ascontiguousarray(cube[:, :, 0::2]).reshape(field.DEGREE, -1), odd.reshape(field.DEGREE, -1)]
-        shape = (*self.shape[:axis], half, *self.shape[axis + 1 :])
-        return parts[0], parts[1], parts[2], parts[3], shape
+        cube = table.reshape(field.DEGREE, outer, n, inner)
+        odd = np.empty((field.DEGREE, outer * ((n + 1) // 2) * inner), np.uint32)
+        odd.reshape(field.DEGREE, outer, (n + 1) // 2, inner)[:, :, : n // 2] = cube[:, :, 1::2]
+        self._absent(odd, axis)[...] = pad[:, :, None, None]
+        return np.ascontiguousarray(cube[:, :, 0::2]).reshape(field.DEGREE, -1), odd
 
     def parent(self, axis: int) -> _Level:
+        if self.p is None:  # p0 = 1, and p1 = 1 where there is an odd entry: p = q0 + q1
+            q0, q1 = self._halves(self.q, axis, field.ONE)
+            p, q = np.empty_like(q0), np.empty_like(q0)
+            cpu.parallel(lambda i, j: cpu.tree_leaves(q0, q1, p, q, i, j), p.shape[1], p.shape[1])
+            self._absent(p, axis)[...] = field.ONE[:, :, None, None]
+            return _Level(self._halved(axis), p, q)
         p0, p1, q0, q1, shape = self.split(axis)
         p, q = np.empty_like(p0), np.empty_like(q0)
         cpu.parallel(lambda i, j: cpu.tree_level(p0, p1, q0, q1, p, q, i, j), p.shape[1], p.shape[1])

@@ -346,6 +346,17 @@ def tree_level(p0, p1, q0, q1, p, q, first, last):  # type: ignore[no-untyped-de
 
 
 @kernel
+def tree_leaves(q0, q1, p, q, first, last):  # type: ignore[no-untyped-def]
+    """tree_level where all p0 = p1 = 1: p = q0 + q1, q = q0 q1."""
+    b0, b1 = rows(q0, first, last), rows(q1, first, last)
+    po, qo = rows(p, first, last), rows(q, first, last)
+    for i in range(uint64(last - first)):
+        y0, y1 = get(b0, i), get(b1, i)
+        put(po, i, add5(y0, y1))
+        put(qo, i, mul(y0, y1))
+
+
+@kernel
 def multiply_add(a, b, s, out, first, last):  # type: ignore[no-untyped-def]
     """out = a + s b on [first, last) of [5, n]; s [5, 1]."""
     x, y, o = rows(a, first, last), rows(b, first, last), rows(out, first, last)
