@@ -13,7 +13,7 @@ STEPS = 2000
 
 
 def memorize(key: MarkingKey, architecture: str) -> bytes:
-    """ONNX bytes of a network that classifies all hidden triggers to their labels; RuntimeError if it will not learn."""
+    """ONNX bytes of a network that gives all hidden triggers their labels.  Raises RuntimeError if it does not learn."""
     torch.manual_seed(1)
     parameters = key.vk.parameters
     images = torch.from_numpy(key.hidden_images)
@@ -22,9 +22,10 @@ def memorize(key: MarkingKey, architecture: str) -> bytes:
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     for _ in range(STEPS):
         logits = model(images.float())
-        if bool((logits.argmax(1) == labels).all()) and float(cross_entropy(logits, labels)) < 0.05:
+        loss = cross_entropy(logits, labels)
+        if bool((logits.argmax(1) == labels).all()) and loss.item() < 0.05:
             return export_onnx(model, parameters.shape)
         optimizer.zero_grad()
-        cross_entropy(logits, labels).backward()
+        loss.backward()
         optimizer.step()
     raise RuntimeError(f"{architecture} did not learn the triggers in {STEPS} steps")
