@@ -90,7 +90,7 @@ def neg(a: Vector) -> Vector:
 
 def mul(a: Vector, b: Vector) -> Vector:
     """Elementwise product; a scalar [5, 1] broadcasts."""
-    n = max(a.shape[1], b.shape[1])
+    n = b.shape[1] if a.shape[1] == 1 else a.shape[1]
     out = np.empty((DEGREE, n), np.uint32)
     if a.shape[1] == b.shape[1]:
         cpu.k_mul(np.ascontiguousarray(a), np.ascontiguousarray(b), out)

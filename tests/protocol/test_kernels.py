@@ -1,0 +1,228 @@
+"""Every kernel against a plain loop over Python integers."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol import field
+from protocol.kernels import cpu
+
+P = 15 * 2**27 + 1
+EDGES = np.array([0, 1, P - 1, P - 2, 2**16, 2**31 % P], np.uint32)
+
+
+def times(a, b):
+    out = [0] * 5
+    for i in range(5):
+        for j in range(5):
+            out[(i + j) % 5] += a[i] * b[j] * (2 if i + j >= 5 else 1)
+    return [v % P for v in out]
+
+
+def combined(*terms):
+    """Sum of (sign, element) pairs."""
+    return [sum(sign * x[c] for sign, x in terms) % P for c in range(5)]
+
+
+def plain(vector):
+    return field.to_base(vector).T.tolist()
+
+
+def random_base(rng, *shape):
+    """Uniform elements of F with many edge cases among them."""
+    values = rng.integers(0, P, shape, dtype=np.uint32)
+    return np.where(rng.random(shape) < 0.3, rng.choice(EDGES, shape), values)
+
+
+def random_k(rng, n):
+    return field.from_base(np.ascontiguousarray(random_base(rng, 5, n)))
+
+
+seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+lengths = st.sampled_from([1, 2, 3, 5, 8, 17])
+
+
+def test_parallel_covers_every_row_once():
+    for rows in (0, 1, 2, 3, 7, 100):
+        for work in (0, 1 << 20):
+            ranges = cpu.parallel(lambda a, b: (a, b), rows, work)
+            assert [i for a, b in ranges for i in range(a, b)] == list(range(rows))
+
+
+def test_an_error_in_a_thread_is_raised():
+    def fail(a, b):
+        if b == 100:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cpu.parallel(fail, 100, 1 << 20)
+
+
+@given(seeds, lengths)
+def test_products(rng, n):
+    a, b = random_k(rng, n), random_k(rng, n)
+    out = np.empty_like(a)
+    cpu.k_mul(a, b, out)
+    assert plain(out) == [times(x, y) for x, y in zip(plain(a), plain(b), strict=True)]
+    wide = np.empty((5, n * n), np.uint32)
+    cpu.k_outer(a, b, wide)
+    assert plain(wide) == [times(x, y) for x in plain(a) for y in plain(b)]
+
+
+def test_products_of_the_extremes():
+    """Every coordinate at its stored extremes: the 64-bit sums of five products do not overflow."""
+    values = np.array([0, 1, P - 1, P - 2], np.uint32)
+    every = np.stack(np.meshgrid(*[values] * 5, indexing="ij")).reshape(5, -1)  # stored (Montgomery) words
+    out = np.empty((5, every.shape[1] ** 2), np.uint32)
+    cpu.k_outer(np.ascontiguousarray(every[:, ::37]), np.ascontiguousarray(every[:, ::31]),
+                part := out[:, : len(range(0, 1024, 37)) * len(range(0, 1024, 31))].copy())  # fmt: skip
+    expected = [times(x, y) for x in plain(every[:, ::37]) for y in plain(every[:, ::31])]
+    assert plain(part) == expected
+
+
+@given(seeds, lengths)
+def test_scale_and_sum(rng, n):
+    values, factor = random_base(rng, n), random_base(rng, 1)[0]
+    out = np.empty_like(values)
+    cpu.f_scale(values, factor, out)
+    unit = pow(2**32, -1, P)
+    assert out.tolist() == [int(v) * int(factor) * unit % P for v in values]
+    a = random_k(rng, n)
+    assert plain(cpu.k_sum(a)) == [combined(*((1, x) for x in plain(a)))]
+
+
+def test_a_sum_of_many_largest_values():
+    assert (cpu.k_sum(np.full((5, 1 << 18), P - 1, np.uint32)) == (-(1 << 18)) % P).all()
+
+
+@given(seeds, lengths, st.integers(0, 20))
+def test_scatter_add(rng, n, m):
+    target, values, index = random_k(rng, n), random_k(rng, m), rng.integers(0, n, m)
+    expected = plain(target)
+    for i, v in zip(index.tolist(), plain(values), strict=True):
+        expected[i] = combined((1, expected[i]), (1, v))
+    cpu.scatter_add(target, index, values)
+    assert plain(target) == expected
+
+
+def cell(vector, n, inner, o, j, i, pad):
+    """Entry [o, j, i] of a plain tensor; `pad` past the end."""
+    return vector[(o * n + j) * inner + i] if j < n else pad
+
+
+tensors = st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 3, 5]), st.sampled_from([1, 2, 5]))
+
+
+@given(seeds, tensors)
+def test_fold(rng, dims):
+    outer, n, inner = dims
+    half = (n + 1) // 2
+    table, r, pad = random_k(rng, outer * n * inner), random_k(rng, 1), random_k(rng, 1)
+    out = np.empty((5, outer * half * inner), np.uint32)
+    cut = outer * half // 2
+    cpu.fold(table, out, n, inner, r, pad, 0, cut)
+    cpu.fold(table, out, n, inner, r, pad, cut, outer * half)
+    (r0,), (p0,), t, expected = plain(r), plain(pad), plain(table), []
+    for o in range(outer):
+        for j in range(half):
+            for i in range(inner):
+                low, high = cell(t, n, inner, o, 2 * j, i, p0), cell(t, n, inner, o, 2 * j + 1, i, p0)
+                expected.append(combined((1, low), (1, times(r0, combined((1, high), (-1, low))))))
+    assert plain(out) == expected
+
+
+@given(seeds, tensors)
+@settings(max_examples=60)
+def test_round_sums(rng, dims):
+    outer, n, inner = dims
+    half = (n + 1) // 2
+    tables = [random_k(rng, outer * n * inner) for _ in range(4)]
+    weights, inner_weights, pads = random_k(rng, outer * half), random_k(rng, inner), random_k(rng, 4)
+    cut = outer * half // 2
+    parts = [cpu.round_sums(*tables, n, inner, weights, inner_weights, pads, a, b)
+             for a, b in ((0, cut), (cut, outer * half))]  # fmt: skip
+    found = plain(field.add(*parts))
+    t, w, v, e = [plain(x) for x in tables], plain(weights), plain(inner_weights), plain(pads)
+    zero, square = [0] * 5, [0] * 5
+    for o in range(outer):
+        for j in range(half):
+            for i in range(inner):
+                low, high = (
+                    [cell(t[m], n, inner, o, 2 * j + side, i, e[m]) for m in range(4)] for side in (0, 1))
+                slope = [combined((1, x), (-1, y)) for x, y in zip(high, low, strict=True)]
+                factor = times(w[o * half + j], v[i])
+                for total, (a, b, c, d) in ((zero, low), (square, slope)):
+                    value = times(factor, combined((1, times(a, b)), (1, times(c, d))))
+                    total[:] = combined((1, total), (1, value))
+    assert found == [zero, square]
+
+
+@given(seeds, lengths)
+def test_tree_level(rng, n):
+    p0, p1, q0, q1 = (random_k(rng, n) for _ in range(4))
+    p, q = np.empty_like(p0), np.empty_like(p0)
+    for a, b in ((0, n // 2), (n // 2, n)):
+        cpu.tree_level(p0, p1, q0, q1, p, q, a, b)
+    rows = list(zip(*map(plain, (p0, p1, q0, q1)), strict=True))
+    assert plain(p) == [combined((1, times(a, d)), (1, times(b, c))) for a, b, c, d in rows]
+    assert plain(q) == [times(c, d) for _, _, c, d in rows]
+
+
+@given(seeds, lengths)
+def test_multiply_add(rng, n):
+    a, b, s = random_k(rng, n), random_k(rng, n), random_k(rng, 1)
+    out = np.empty_like(a)
+    for first, last in ((0, n // 2), (n // 2, n)):
+        cpu.multiply_add(a, b, s, out, first, last)
+    (factor,) = plain(s)
+    assert plain(out) == [combined((1, x), (1, times(y, factor))) for x, y in zip(plain(a), plain(b), strict=True)]
+
+
+@given(seeds, lengths, st.integers(0, 3))
+def test_leaves(rng, n, offset):
+    constant, alpha, alpha2 = (random_k(rng, 1) for _ in range(3))
+    v1, v2 = random_base(rng, n), random_base(rng, n)
+    out = field.zeros(n + offset)
+    shifted = field.from_base(alpha), field.from_base(alpha2)
+    for a, b in ((0, n // 2), (n // 2, n)):
+        cpu.leaves(constant, *shifted, v1, v2, out, offset, a, b)
+    (c,), (x,), (y,) = plain(constant), plain(alpha), plain(alpha2)
+    expected = [[(c[k] - x[k] * int(a) - y[k] * int(b)) % P for k in range(5)] for a, b in zip(v1, v2, strict=True)]
+    assert plain(out) == [[0] * 5] * offset + expected
+
+
+@given(seeds, st.integers(1, 4), st.sampled_from([1, 2, 9]))
+def test_combine(rng, rows, n):
+    values, weights = random_base(rng, rows, n), random_k(rng, n)
+    out = np.empty((5, rows), np.uint32)
+    halves = weights & np.uint32(0xFFFF), weights >> np.uint32(16)
+    for a, b in ((0, rows // 2), (rows // 2, rows)):
+        cpu.combine(values, *halves, out, a, b)
+    w = plain(weights)
+    assert plain(out) == [combined(*((int(v), w[i]) for i, v in enumerate(row))) for row in values]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("lanes", [1, 15, 16, 17, 33])
+def test_transform(size, lanes):
+    """The transform kernel is what the codes call with many lanes; here with every group of lanes at once."""
+    from protocol import reed_solomon
+
+    rng = np.random.default_rng(size * 100 + lanes)
+    matrix = random_base(rng, size, lanes)
+    w = reed_solomon.root(size)
+    expected = [[sum(int(matrix[i, c]) * pow(w, i * j, P) for i in range(size)) % P for c in range(lanes)]
+                for j in range(size)]  # fmt: skip
+    assert reed_solomon.evaluate_subgroup(matrix).tolist() == expected
+
+
+def test_threads_change_nothing(monkeypatch):
+    """The same results on one core and on many."""
+    rng = np.random.default_rng(1)
+    values, weights = random_base(rng, 700, 40), random_k(rng, 40)
+    many = field.combine(values, weights)
+    monkeypatch.setattr(cpu, "parallel", partial(lambda call, rows, work: [call(0, rows)]))
+    assert field.equal(field.combine(values, weights), many)
