@@ -40,6 +40,7 @@ from protocol.soundness import Parameters
 from protocol.transcript import Transcript, sample_base
 
 Matrix = npt.NDArray[np.uint32]
+_BATCH = 16  # rows of K that are transformed together
 
 
 class Expander:
@@ -316,32 +317,26 @@ class Committed:
         shape, size = self.shape, self.shape.size
         keys, chunks, arrays, pads = _coefficient_rows(shape, test)
         values, total = self._values(), field.zeros(4 * size)
-        pairs: list[tuple[Matrix, Vector, Vector]] = []
-        for i, (group, chunk) in enumerate(keys):
-            weights = test.weights[group]
-            pairs.append((
-                chunks[5 * i : 5 * i + 5],
-                field.combine(values[chunk], weights),
-                field.combine(self._masks[chunk], weights),
-            ))
-        for i in range(shape.array_total):
-            pairs.append((
-                arrays[5 * i : 5 * i + 5],
-                field.embed(self._arrays[:, i]),
-                field.embed(self._masks[-2][:, i]),
-            ))
-        for i in range(shape.pad_rows):
-            lanes = slice(5 * i, 5 * i + 5)
-            pairs.append((
-                pads[lanes],
-                field.from_base(np.ascontiguousarray(self._pads[:, lanes].T)),
-                field.from_base(np.ascontiguousarray(self._masks[-1][:, lanes].T)),
-            ))
-        for coefficient, row, mask in pairs:
-            if coefficient.any():
-                left = _extend(reed_solomon.interpolate_subgroup(coefficient.T), 4 * size)
-                right = _extend(reed_solomon.row_coefficients(row.T, mask.T), 4 * size)
-                total = field.add(total, field.mul(left, right))
+        for first in range(0, len(keys), _BATCH):
+            part = keys[first : first + _BATCH]
+            rows = np.concatenate([field.combine(values[c], test.weights[group]) for group, c in part])
+            masks = np.concatenate([field.combine(self._masks[c], test.weights[group]) for group, c in part])
+            left = _coefficients_at(chunks[5 * first : 5 * (first + len(part))], 4 * size)
+            right = _values_at(reed_solomon.row_coefficients(rows.T, masks.T), 4 * size)
+            for i in range(len(part)):
+                total = field.add(total, field.mul(_five(left, i), _five(right, i)))
+        for first in range(0, shape.array_total, _BATCH):
+            left = _coefficients_at(arrays[5 * first : 5 * (first + _BATCH)], 4 * size)
+            lanes = slice(first, first + _BATCH)
+            right = _values_at(reed_solomon.row_coefficients(self._arrays[:, lanes], self._masks[-2][:, lanes]), 4 * size)
+            for i in range(right.shape[1]):
+                total = field.add(total, field.mul(_five(left, i), field.embed(right[:, i])))
+        for first in range(0, shape.pad_rows, _BATCH):
+            left = _coefficients_at(pads[5 * first : 5 * (first + _BATCH)], 4 * size)
+            lanes = slice(5 * first, 5 * (first + _BATCH))
+            right = _values_at(reed_solomon.row_coefficients(self._pads[:, lanes], self._masks[-1][:, lanes]), 4 * size)
+            for i in range(right.shape[1] // 5):
+                total = field.add(total, field.mul(_five(left, i), _lane(right, i)))
         product = reed_solomon.interpolate_subgroup(np.ascontiguousarray(total.T)).T
         return field.add(np.ascontiguousarray(product[:, : shape.blinding[1]]), self._blinding[1])
 
@@ -376,9 +371,14 @@ def _values_at(coefficients: Matrix, size: int) -> Matrix:
     return reed_solomon.evaluate_subgroup(padded)
 
 
-def _extend(coefficients: Matrix, size: int) -> Vector:
-    """Values [5, size] on the subgroup of that order of a polynomial of K given as [length, 5]."""
-    return np.ascontiguousarray(_values_at(coefficients, size).T)
+def _coefficients_at(rows: Matrix, size: int) -> Matrix:
+    """Values [size, 5 m] on the subgroup of that order of the interpolants of coefficient rows [5 m, N]."""
+    return _values_at(reed_solomon.interpolate_subgroup(rows.T), size)
+
+
+def _five(matrix: Matrix, row: int) -> Vector:
+    """Row number `row` of K out of columns [points, 5 rows], as they are."""
+    return np.ascontiguousarray(matrix[:, 5 * row : 5 * row + 5].T)
 
 
 def _lane(matrix: Matrix, row: int) -> Vector:
