@@ -23,7 +23,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from ml.lowering import RealEdge, RealNetwork, RealNode
+from ml.real_network import RealEdge, RealNetwork, RealNode
 from protocol.errors import ParameterError
 from protocol.network import MAX_OUTPUT, Edge, Network, Node, P, Table, affine, affine_bounds, rounding_offset
 
@@ -36,7 +36,7 @@ MAX_INPUT = 4095  # |x0|: one step of a pixel is about 16 units
 Z_BITS = range(5, 13)  # the largest z of a node is 2^k - 1
 PRECISION = 50  # provisional sums stay below 2^50 plus rounding
 GATHERED = 1 << 24  # elements that one calibration step gathers
-MAX_CALIBRATION = 1 << 30  # activations kept during calibration
+MAX_CALIBRATION = 1 << 29  # activations kept during calibration
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -9,7 +9,7 @@ are used, so that every machine finds the same bits (no BLAS, no numpy reduction
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -17,73 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ml.onnx_reader import Graph, Operator
+from ml.real_network import Floats, RealEdge, RealNetwork, RealNode, Value, Windows, diagonal
 from protocol.errors import ParameterError
-from protocol.network import IDENTITY, MAX_NODES, Window
+from protocol.network import MAX_NODES, Window
 
 MAX_ACTIVATIONS = 1 << 24  # of one image, over all nodes
 MAX_TAPS = 1 << 28  # elements that one edge gathers for one image
+MAX_WEIGHTS = 1 << 27  # over all edges; one tensor of the file may be used many times
+MAX_WORK = 1 << 34  # multiplications for one image
+MAX_EDGES = 64  # of one node: sums of a value with itself must not grow without end
+MAX_KERNEL = 1024
 MAX_MAGNITUDE = 2.0**64  # of a weight or a bias after composition
 
 _PIXEL = -1  # source of a value that is still an affine of raw pixels; 0 is the input after its table
 
-Floats = npt.NDArray[np.float64]
-Shape = tuple[int, int, int]
-Windows = tuple[Window, Window]
-
-
-@dataclass(frozen=True)
-class RealEdge:
-    """protocol.network.Edge with real weights: float64 [O, C // groups, KH, KW]."""
-
-    source: int
-    weight: Floats
-    rows: Window = IDENTITY
-    columns: Window = IDENTITY
-    groups: int = 1
-    pool: Windows | None = None
-
-
-@dataclass(frozen=True)
-class RealNode:
-    """activation: "relu", "identity" or "output"; bias: float64 [O]."""
-
-    edges: tuple[RealEdge, ...]
-    bias: Floats
-    shape: Shape
-    activation: str
-    name: str
-
-
-@dataclass(frozen=True)
-class RealNetwork:
-    """The input is scale[c] * pixel + shift[c]; nodes as in protocol.network.Network."""
-
-    shape: Shape
-    scale: Floats
-    shift: Floats
-    nodes: tuple[RealNode, ...]
-
-
-@dataclass(frozen=True)
-class Value:
-    """sum of edges + bias.  `flat`: the shape is read as [1, C * H * W]."""
-
-    edges: tuple[RealEdge, ...]
-    bias: Floats
-    shape: Shape
-    flat: bool = False
-
-    @property
-    def plain(self) -> RealEdge | None:
-        """The only edge, when it merely scales (and perhaps pools) its source channel by channel."""
-        edge = self.edges[0]
-        same = edge.groups == self.shape[0] == len(edge.weight) and edge.weight.shape[1:] == (1, 1, 1)
-        return edge if len(self.edges) == 1 and same and edge.rows == edge.columns == IDENTITY else None
-
-    def affine(self, scale: Floats, shift: Floats) -> Value:
-        """scale[c] * value + shift[c]."""
-        edges = tuple(replace(e, weight=e.weight * scale[:, None, None, None]) for e in self.edges)
-        return replace(self, edges=edges, bias=self.bias * scale + shift)
 
 
 def lower(graph: Graph, preprocess: tuple[tuple[float, float], ...] = ()) -> RealNetwork:
@@ -92,29 +39,6 @@ def lower(graph: Graph, preprocess: tuple[tuple[float, float], ...] = ()) -> Rea
     Raises ParameterError, naming the operator, for what cannot be expressed.
     """
     return _Lowering(graph, preprocess).run()
-
-
-def diagonal(source: int, scale: Floats, pool: Windows | None = None) -> RealEdge:
-    """The edge that multiplies channel c of its (pooled) source by scale[c]."""
-    return RealEdge(source, scale[:, None, None, None], groups=len(scale), pool=pool)
-
-
-def select_outputs(real: RealNetwork, outputs: tuple[int, ...]) -> RealNetwork:
-    """The network with chosen logits only, in the given order; the edges of its last node become dense."""
-    last = real.nodes[-1]
-    if max(outputs) >= len(last.bias):
-        raise ParameterError(f"output map names logit {max(outputs)} of {len(last.bias)}")
-    rows = list(outputs)
-    edges = []
-    for edge in last.edges:
-        o, cg, kh, kw = edge.weight.shape
-        dense = np.zeros((o, cg * edge.groups, kh, kw))
-        for g in range(edge.groups):
-            block = slice(g * (o // edge.groups), (g + 1) * (o // edge.groups))
-            dense[block, g * cg : (g + 1) * cg] = edge.weight[block]
-        edges.append(replace(edge, weight=dense[rows], groups=1))
-    last = replace(last, edges=tuple(edges), bias=last.bias[rows], shape=(len(rows), 1, 1))
-    return replace(real, nodes=(*real.nodes[:-1], last))
 
 
 class _Lowering:
@@ -133,7 +57,7 @@ class _Lowering:
         )
         self.values: dict[str, Value] = {graph.input: pixel}
         self.nodes: list[RealNode] = []
-        self.activations = 0
+        self.activations = self.weights = self.work = 0
 
     def run(self) -> RealNetwork:
         operators = self.graph.operators
@@ -224,12 +148,15 @@ class _Lowering:
         shape = (o, rows.outputs(h), columns.outputs(w))
         if min(shape) < 1:
             raise operator.fail(f"the kernel is larger than its input {value.shape}")
-        if max(shape) > 1 << 16 or prod(shape[1:]) * kh * kw * c > MAX_TAPS:
-            raise operator.fail("the convolution is too large")
+        self.weights += weight.size
+        self.work += weight.size * prod(shape[1:])
+        large = max(shape) > 1 << 16 or prod(shape[1:]) * kh * kw * c > MAX_TAPS
+        if large or self.weights > MAX_WEIGHTS or self.work > MAX_WORK:
+            raise operator.fail("the network is too large")
         source = (np.arange(o) // (o // groups))[:, None] * cg + np.arange(cg)[None, :]  # [O, cg] channel of the value
         if value.bias.any():
             shifts = weight * value.bias[source][:, :, None, None]
-            bias = bias + _sequential_sum(shifts.reshape(o, -1))
+            bias = bias + np.add.accumulate(shifts.reshape(o, -1), axis=1)[:, -1]  # left to right, unlike np.sum
         weight = weight * edge.weight[:, 0, 0, 0][source][:, :, None, None]
         return Value((RealEdge(edge.source, weight, rows, columns, groups, edge.pool),), bias, shape)
 
@@ -324,6 +251,8 @@ class _Lowering:
             left, right = self.settled(left), self.settled(right)
             if kind == "Sub":
                 right = right.affine(np.full(right.shape[0], -1.0), np.zeros(right.shape[0]))
+            if len(left.edges) + len(right.edges) > MAX_EDGES:
+                raise operator.fail(f"a sum of over {MAX_EDGES} terms")
             return replace(left, edges=left.edges + right.edges, bias=left.bias + right.bias)
         value = left or right
         if value is None:
@@ -398,13 +327,7 @@ def _windows(operator: Operator, kernel: tuple[int, ...]) -> Windows:
     pads = operator.integers("pads", (0, 0, 0, 0))
     if min(*kernel, *strides, *dilations) < 1:
         raise operator.fail("kernel, strides and dilations must be positive")
+    if max(kernel) > MAX_KERNEL:
+        raise operator.fail(f"the kernel is larger than {MAX_KERNEL}")
     rows, columns = (Window(kernel[a], strides[a], pads[a], pads[a + 2], dilations[a]) for a in (0, 1))
     return rows, columns
-
-
-def _sequential_sum(x: Floats) -> Floats:
-    """[n] sums of the rows of [n, m] from left to right: one rounding order on every machine."""
-    total = np.zeros(len(x))
-    for column in x.T:
-        total = total + column
-    return total

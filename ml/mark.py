@@ -23,9 +23,9 @@ from ml.data import Dataset
 from protocol.errors import ParameterError
 
 TRIGGERS_PER_BATCH = 2  # k of the paper: of 2, 4, 8 the one that disturbs the task least
-LAST_PHASE_TRIGGERS = 32
+LAST_PHASE_TRIGGERS = 64
 LAST_PHASE_STEPS = 6000
-MARGIN = 2.0  # logits by which every trigger's label must lead
+MARGIN = 1.0  # logits by which every trigger's label must lead
 EVERY = 50  # steps between two looks at the margin
 
 Progress = Callable[[str, float], None]  # what is being done, and the share of it that is done

@@ -20,9 +20,9 @@ from protocol.errors import DecodingError, ParameterError
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, TensorProto, ValueInfoProto
 
-MAX_MODEL_BYTES = 1 << 30
+MAX_MODEL_BYTES = 256 << 20
 MAX_OPERATORS = 1 << 14
-MAX_SIDE = 1 << 12  # of an input image
+MAX_IMAGE = 1 << 22  # elements of an input image
 OPSETS = range(13, 27)  # versions of the default domain whose operators mean what `lowering` takes them to mean
 
 SUPPORTED = frozenset({
@@ -128,8 +128,8 @@ def _graph(graph: GraphProto) -> Graph:
         raise ParameterError("ONNX model: exactly one input image and one output are expected")
     _, channels, rows, columns = _dimensions(inputs[0], 4, "[1, C, H, W]")
     _, classes = _dimensions(graph.output[0], 2, "[1, classes]")
-    if max(channels, rows, columns) > MAX_SIDE:
-        raise ParameterError(f"ONNX model: input sides are limited to {MAX_SIDE}")
+    if channels * rows * columns > MAX_IMAGE:
+        raise ParameterError(f"ONNX model: input images are limited to {MAX_IMAGE} elements")
     operators = []
     defined = {"", inputs[0].name, *constants}
     for node in graph.node:

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from ml.calibration import noise_images
 from ml.integers import to_integers
-from ml.lowering import lower, select_outputs
+from ml.lowering import lower
 from ml.onnx_reader import read_model
+from ml.real_network import select_outputs
 from protocol.encoding import Reader, Writer
 from protocol.errors import DecodingError, ParameterError
 from protocol.network import Network
