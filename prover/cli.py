@@ -36,12 +36,14 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (VerificationError, DecodingError, ParameterError, OSError) as error:
+        except (VerificationError, DecodingError, ParameterError, OSError, MemoryError) as error:
             if kwargs.get("as_json"):
                 check = error.check if isinstance(error, VerificationError) else None
                 click.echo(json.dumps({"done": False, "failed_check": check, "error": str(error)}))
             click.echo(f"zkmark-prover: {error}", err=True)
             sys.exit(1 if isinstance(error, VerificationError) else 2)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
     return wrapper
 

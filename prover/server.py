@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import signal
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -40,18 +42,22 @@ Call = grpc.aio.ServicerContext[pb.ProveRequest, pb.ProveEvent]
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes of a model; jobs that wait; seconds for one message, for the upload, for a proof; seconds to stop."""
+    """upload: bytes of a model.  waiting: clients beside the one whose proof is made, from their header on.
+
+    Seconds: for one message, for the upload, for all coins of a proof together, for a proof, and to stop.
+    """
 
     upload: int = 256 << 20
     waiting: int = 8
     message_s: float = 30.0
     upload_s: float = 300.0
+    coins_s: float = 120.0
     proof_s: float = 600.0
     grace_s: float = 10.0
 
 
 class Busy(Exception):
-    """The queue is full."""
+    """There are clients enough."""
 
 
 class Servicer(pb_grpc.ProverServicer):
@@ -60,6 +66,7 @@ class Servicer(pb_grpc.ProverServicer):
     def __init__(self, prover: Prover, limits: Limits) -> None:
         self._prover, self._limits = prover, limits
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prover")
+        self._clients = 0
         self._jobs = 0
 
     def close(self) -> None:
@@ -69,17 +76,25 @@ class Servicer(pb_grpc.ProverServicer):
     async def Key(self, request: pb.KeyRequest, context: Any) -> None:  # type: ignore[override]
         data = self._prover.vk.to_bytes()
         for at in range(0, len(data), CHUNK):
-            await asyncio.wait_for(context.write(pb.KeyChunk(data=data[at : at + CHUNK])), self._limits.message_s)
+            async with asyncio.timeout(self._limits.message_s):
+                await context.write(pb.KeyChunk(data=data[at : at + CHUNK]))
 
     async def Prove(self, request_iterator: Any, context: Call) -> None:  # type: ignore[override]
         try:
-            await Session(self._prover, self._limits, context).run(self._submit)
+            if self._clients > self._limits.waiting:
+                raise Busy
+            self._clients += 1
+            try:
+                claim = await Session(self._prover, self._limits, context).claim(self._submit)
+            finally:
+                self._clients -= 1
+            await send(claim, context, self._limits)
         except (DecodingError, ParameterError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except Refused as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except Busy:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many jobs wait; try again later")
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many clients wait; try again later")
         except Restart:
             await context.abort(grpc.StatusCode.ABORTED, "begin again with fresh coins")
         except (TimeoutError, Cancelled):
@@ -94,8 +109,6 @@ class Servicer(pb_grpc.ProverServicer):
 
     def _submit(self, job: Callable[[], bytes]) -> tuple[int, asyncio.Future[bytes]]:
         """Queue a job for the worker: how many are ahead, and its result."""
-        if self._jobs > self._limits.waiting:
-            raise Busy
         future = asyncio.get_running_loop().run_in_executor(self._worker, job)
         ahead, self._jobs = self._jobs, self._jobs + 1
         future.add_done_callback(self._finished)
@@ -108,7 +121,7 @@ class Servicer(pb_grpc.ProverServicer):
 
 
 class Session:
-    """One call of Prove."""
+    """One call of Prove, up to its claim."""
 
     def __init__(self, prover: Prover, limits: Limits, call: Call) -> None:
         self._prover, self._limits, self._call = prover, limits, call
@@ -116,8 +129,11 @@ class Session:
         self._writing = asyncio.Lock()
         self._stopped = Event()
         self._progress = ("", 0.0)
+        self._ends = math.inf  # of the job, set when it begins
+        self._coins_s = limits.coins_s  # what is left of them
 
-    async def run(self, submit: Callable[[Callable[[], bytes]], tuple[int, asyncio.Future[bytes]]]) -> None:
+    async def claim(self, submit: Callable[[Callable[[], bytes]], tuple[int, asyncio.Future[bytes]]]) -> bytes:
+        """Receive the model, have the claim made, and report meanwhile."""
         header = (await self._read("header")).header
         context, derivation = Context.from_bytes(header.context), Derivation.from_bytes(header.derivation)
         self._prover.check_header(header.vk_digest, context)
@@ -128,22 +144,21 @@ class Session:
                 await self._receive(model, header.model_size)
 
             def job() -> bytes:
-                if self._stopped.is_set():
+                self._ends = time.monotonic() + self._limits.proof_s
+                if self._cancelled():
                     raise Cancelled
                 model.seek(0)
                 channel = InteractiveProver(self._ask) if header.interactive else FiatShamir()
                 return self._prover.claim(
-                    model.read(), derivation, context, channel, progress=self._report, cancelled=self._stopped.is_set
+                    model.read(), derivation, context, channel, progress=self._report, cancelled=self._cancelled
                 )
 
             ahead, result = submit(job)
             try:
                 await self._write(pb.ProveEvent(queued=pb.Queued(ahead=ahead)))
-                async with asyncio.timeout(self._limits.proof_s * (ahead + 1)):
-                    claim = await self._follow(result)
+                return await self._follow(result)
             finally:
                 self._stopped.set()
-        await self._send(claim)
 
     async def _receive(self, model: IO[bytes], size: int) -> None:
         have = 0
@@ -164,34 +179,33 @@ class Session:
                 await self._write(pb.ProveEvent(progress=pb.Progress(phase=sent[0], fraction=sent[1])))
         return result.result()
 
-    async def _send(self, claim: bytes) -> None:
-        digest = hashlib.sha256(claim).digest()
-        await self._write(pb.ProveEvent(claim=pb.ClaimHeader(size=len(claim), sha256=digest)))
-        for at in range(0, len(claim), CHUNK):
-            await self._write(pb.ProveEvent(claim_chunk=claim[at : at + CHUNK]))
-        await self._write(pb.ProveEvent(done=pb.Done()))
-
     async def _read(self, kind: str) -> pb.ProveRequest:
-        message = await asyncio.wait_for(self._call.read(), self._limits.message_s)
+        async with asyncio.timeout(self._limits.message_s):
+            message = await self._call.read()
         if not isinstance(message, pb.ProveRequest) or message.WhichOneof("message") != kind:
             raise DecodingError(f"request: expected {kind}")
         return message
 
     async def _write(self, event: pb.ProveEvent) -> None:
-        async with self._writing:
-            await asyncio.wait_for(self._call.write(event), self._limits.message_s)
+        async with asyncio.timeout(self._limits.message_s), self._writing:
+            await self._call.write(event)
 
     def _report(self, phase: str, fraction: float) -> None:
         self._progress = (phase, fraction)
 
+    def _cancelled(self) -> bool:
+        return self._stopped.is_set() or time.monotonic() > self._ends
+
     def _ask(self, pending: bytes) -> bytes:
         """In the worker: one coin of the client, who may leave or be late."""
+        asked = time.monotonic()
         answer = asyncio.run_coroutine_threadsafe(self._exchange(pending), self._loop)
         while not answer.done():
-            if self._stopped.is_set():
+            if self._cancelled() or time.monotonic() > asked + self._coins_s:
                 answer.cancel()
                 raise Cancelled
             wait({answer}, timeout=0.1)
+        self._coins_s -= time.monotonic() - asked
         return answer.result()
 
     async def _exchange(self, pending: bytes) -> bytes:
@@ -200,6 +214,15 @@ class Session:
         if len(coin) != COIN_BYTES:
             raise DecodingError(f"request: a coin has {COIN_BYTES} bytes")
         return coin
+
+
+async def send(claim: bytes, call: Call, limits: Limits) -> None:
+    """The claim in chunks; a client that does not read them is left after a while."""
+    header = pb.ClaimHeader(size=len(claim), sha256=hashlib.sha256(claim).digest())
+    events = [pb.ProveEvent(claim_chunk=claim[at : at + CHUNK]) for at in range(0, len(claim), CHUNK)]
+    for event in (pb.ProveEvent(claim=header), *events, pb.ProveEvent(done=pb.Done())):
+        async with asyncio.timeout(limits.message_s):
+            await call.write(event)
 
 
 class Server:

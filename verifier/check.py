@@ -43,13 +43,13 @@ UNFAITHFUL = "Whether the integer network classifies like the model was not exam
 
 @dataclass(frozen=True)
 class Subject:
-    """What the verifier holds: the key's bytes, the suspect's model, and how she reads it.
+    """What the verifier holds: the key, the suspect's model as ONNX bytes, and how she reads it.
 
     calibration: the images that the derivation names, if any.  images: her own, uint8 [n, C, H, W], for the fidelity
     floor; None to go without.  reference: ONNX bytes of a classifier that knows what natural triggers show, if any.
     """
 
-    key: bytes
+    key: VerificationKey
     model: bytes
     context: Context
     derivation: Derivation = field(default_factory=Derivation)
@@ -69,6 +69,9 @@ class Verdict:
     outcome: str = "rejected"
     failed_check: str | None = None
     message: str = ""
+    shape: tuple[int, int, int] | None = None
+    classes: int | None = None
+    ell: int | None = None
     h: int | None = None
     k_min: int | None = None
     false_claim_bits: float | None = None
@@ -89,7 +92,7 @@ class Verdict:
     context: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     assumptions: tuple[str, ...] = ()
-    caveats: tuple[str, ...] = CAVEATS
+    caveats: tuple[str, ...] = ()
 
     @property
     def accepted(self) -> bool:
@@ -103,21 +106,21 @@ class Verdict:
         return {"accepted": self.accepted, **values}
 
 
-def check_key_bytes(data: bytes, reference: bytes | None, policy: Policy, verdict: Verdict) -> VerificationKey:
-    """Decode and check a key, and note what it says.  Raises DecodingError or VerificationError.
+def check_owner(key: VerificationKey, reference: bytes | None, policy: Policy, verdict: Verdict) -> None:
+    """Check a key, and note what it says.  Raises VerificationError.
 
     reference: ONNX bytes of a classifier that knows what natural triggers show, if any.
     """
-    key = VerificationKey.from_bytes(data)
-    verdict.h, verdict.vk_digest, verdict.owner = key.h, key.digest.hex(), key.owner_public_key.hex()
-    verdict.label_rule = key.parameters.label_rule.name.lower()
+    parameters = key.parameters
+    verdict.shape, verdict.classes, verdict.ell, verdict.h = parameters.shape, parameters.classes, parameters.ell, key.h
+    verdict.vk_digest, verdict.owner = key.digest.hex(), key.owner_public_key.hex()
+    verdict.label_rule = parameters.label_rule.name.lower()
     with _timed(verdict, "key"):
         check_key(key)
     policy.check_label_rule(key)
     verdict.cut_and_choose_b = hidden_bad(key.parameters.ell, CUT_AND_CHOOSE_WORK)
     if reference is not None:
         verdict.void_items = check_ground_truth(key, derive(reference, Derivation()).network)
-    return key
 
 
 def check(
@@ -143,7 +146,11 @@ def check(
         "purpose": context.purpose, "claimant": context.claimant, "verifier": context.verifier,
         "nonce": context.nonce.hex(),
     }  # fmt: skip
-    verdict.caveats += (CALIBRATED,) * (subject.calibration is not None) + (UNFAITHFUL,) * (subject.images is None)
+    verdict.caveats = (
+        *CAVEATS,
+        *((CALIBRATED,) if subject.calibration is not None else ()),
+        *((UNFAITHFUL,) if subject.images is None else ()),
+    )
     try:
         _check(subject, obtain, policy, verdict)
         verdict.outcome = "accepted"
@@ -154,7 +161,8 @@ def check(
 
 
 def _check(subject: Subject, obtain: Obtain, policy: Policy, verdict: Verdict) -> None:
-    key = check_key_bytes(subject.key, subject.reference, policy, verdict)
+    key = subject.key
+    check_owner(key, subject.reference, policy, verdict)
     with _timed(verdict, "derive"):
         derived = derive(subject.model, subject.derivation, subject.calibration)
         verdict.network_digest = derived.network.digest.hex()

@@ -42,11 +42,13 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (DecodingError, ParameterError, OSError) as error:
+        except (DecodingError, ParameterError, OSError, MemoryError) as error:
             if kwargs.get("as_json"):
                 click.echo(json.dumps({"accepted": False, "outcome": "malformed", "error": str(error)}))
             click.echo(f"zkmark-verifier: {error}", err=True)
             sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
     return wrapper
 
@@ -59,27 +61,23 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
 @outcome
 def key_command(vk: Path, sheet: Path | None, reference: Path | None, as_json: bool) -> None:
     """Check a verification key, and show what its owner opened."""
-    from protocol.keygen import MAX_KEY_BYTES
-    from verifier.check import Verdict, check_key_bytes
+    from protocol.keygen import MAX_KEY_BYTES, VerificationKey
+    from verifier.check import Verdict, check_owner
     from verifier.policy import Policy
 
     verdict = Verdict()
+    known = None if reference is None else _read(reference, MAX_MODEL_BYTES, "model")
+    key = VerificationKey.from_bytes(_read(vk, MAX_KEY_BYTES, "verification key"))
     try:
-        known = None if reference is None else _read(reference, MAX_MODEL_BYTES, "model")
-        key = check_key_bytes(_read(vk, MAX_KEY_BYTES, "verification key"), known, Policy(), verdict)
+        check_owner(key, known, Policy(), verdict)
         verdict.outcome = "accepted"
     except VerificationError as error:
         verdict.failed_check, verdict.message = error.check, str(error)
         _finish(verdict, as_json)
     from verifier.report import contact_sheet
 
-    parameters = key.parameters
     if sheet is not None:
         contact_sheet(key, sheet)
-    if not as_json:
-        shape = "x".join(map(str, parameters.shape))
-        click.echo(f"{parameters.ell} triggers of {shape} in {parameters.classes} classes, {key.h} of them hidden")
-        click.echo(f"labels: {parameters.label_rule.name.lower().replace('_', ' ')}")
     _finish(verdict, as_json)
 
 
@@ -124,11 +122,11 @@ def verify_command(
     from verifier.check import Subject, check
     from verifier.policy import Policy
 
-    key_bytes = _read(vk, MAX_KEY_BYTES, "verification key")
-    shape = VerificationKey.from_bytes(key_bytes).parameters.shape
+    key = VerificationKey.from_bytes(_read(vk, MAX_KEY_BYTES, "verification key"))
+    shape = key.parameters.shape
     derivation, calibration_images = read_derivation(calibration, preprocess, shape)
     subject = Subject(
-        key=key_bytes,
+        key=key,
         model=_read(model, MAX_MODEL_BYTES, "model"),
         context=Context(purpose, claimant, verifier, fresh),
         derivation=derivation,

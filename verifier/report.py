@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from protocol.keygen import VerificationKey
 from verifier.check import Verdict
@@ -17,15 +16,17 @@ from verifier.ground_truth import opened_items
 COLORS = {"accepted": "bold green", "rejected": "bold red", "undecided": "bold yellow"}
 CELL = 64  # pixels of a thumbnail's longer side, at least
 CAPTION = 16
+BACKGROUND = "#e4e4e4"  # neither white nor black, so that every image ends visibly
 MAX_SHEET_ITEMS = 1024
 MAX_SHEET_COLUMNS = 16
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
-    """The verdict as a table, with everything that a reader has to know to rely on it."""
+    """The verdict, with everything that a reader has to know to rely on it."""
     reason = f"  {verdict.message}" if verdict.message else ""
     console.print(f"[{COLORS[verdict.outcome]}]{verdict.outcome}[/]{escape(reason)}", soft_wrap=True)
     rows: list[tuple[str, str | None]] = [
+        ("triggers", _triggers(verdict)),
         ("claim", _claim(verdict)),
         ("false claims", _bits(verdict.false_claim_bits, "a model without the mark passes with probability")),
         ("argument", _bits(verdict.argument_bits, "a false proof passes with probability")),
@@ -40,16 +41,22 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         ("proof", _if(verdict.proof_bytes, "{:,} bytes" + (", interactive" if verdict.interactive else ""))),
         ("seconds", ", ".join(f"{name} {value:.2f}" for name, value in verdict.seconds.items())),
     ]
-    table = Table.grid(padding=(0, 2))
     for name, value in rows:
         if value:
-            table.add_row(name, escape(value))
-    console.print(table)
-    if verdict.accepted:
-        for title, lines in (("Assumptions", verdict.assumptions), ("Not proven", verdict.caveats)):
+            console.print(f"  {name:<22}{escape(value)}", soft_wrap=True)
+    for title, lines in (("Assumptions", verdict.assumptions), ("Not proven", verdict.caveats)):
+        if verdict.accepted and lines:
             console.print(f"\n{title}")
             for line in lines:
-                console.print(f"  - {escape(line)}")
+                console.print(f"  - {escape(line)}", soft_wrap=True)
+
+
+def _triggers(verdict: Verdict) -> str | None:
+    if verdict.shape is None or verdict.label_rule is None:
+        return None
+    shape = "x".join(map(str, verdict.shape))
+    labels = f"labels by {verdict.label_rule.replace('_', ' ')} from {verdict.classes} classes"
+    return f"{verdict.ell} of {shape}, {verdict.h} of them hidden; {labels}"
 
 
 def _claim(verdict: Verdict) -> str | None:
@@ -82,7 +89,7 @@ def contact_sheet(key: VerificationKey, path: Path, limit: int = MAX_SHEET_ITEMS
     factor = max(1, -(-CELL // max(height, width)))
     columns = min(MAX_SHEET_COLUMNS, max(count, 1))
     cell_width, cell_height = factor * width + 8, factor * height + CAPTION + 8
-    sheet = Image.new("RGB", (columns * cell_width, max(1, -(-count // columns)) * cell_height), "white")
+    sheet = Image.new("RGB", (columns * cell_width, max(1, -(-count // columns)) * cell_height), BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for place in range(count):
         left, top = place % columns * cell_width + 4, place // columns * cell_height + 4

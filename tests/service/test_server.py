@@ -272,6 +272,22 @@ def test_a_rejected_session_begins_again(world, prover, monkeypatch):
     assert len(tries) == 3
 
 
+def test_a_client_that_is_slow_with_every_coin(world, prover):
+    """Each coin is in time, all of them are not: the worker is not held longer than `coins_s`."""
+
+    def requests() -> Iterator[pb.ProveRequest]:
+        yield header(world, world.marked, interactive=True)
+        yield from chunks(world.marked)
+        while True:
+            time.sleep(0.3)
+            yield pb.ProveRequest(coin=os.urandom(32))
+
+    with running(prover, replace(QUICK, coins_s=1.0)) as target:
+        start = time.monotonic()
+        assert status(target, requests())[0] == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert time.monotonic() - start < 15
+
+
 def test_a_dropped_client_cancels_its_job(world, prover, monkeypatch):
     ended = threading.Event()
     slow = slow_claim(0.05)
@@ -350,7 +366,7 @@ def test_two_jobs_at_once(world, prover, monkeypatch):
     assert len(set(results)) == 3 and most[0] == 1
 
 
-def test_a_full_queue_is_busy(world, prover, monkeypatch):
+def test_more_clients_than_may_wait(world, prover, monkeypatch):
     monkeypatch.setattr(prover, "claim", slow_claim(0.05))
     requests = [header(world, world.marked), *chunks(world.marked)]
     with running(prover, replace(QUICK, waiting=1)) as target, calling(target) as stub:

@@ -1,0 +1,355 @@
+"""The two commands as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from protocol.keygen import VerificationKey
+from prover.cli import cli as prover_cli
+from verifier.cli import cli as verifier_cli
+
+NONCE = "ab" * 32
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'proto'}", "COLUMNS": "100"}
+PASSPHRASE = b"correct horse battery staple\n"  # as in conftest.py
+
+
+def prover(*args: object) -> Result:
+    return CliRunner().invoke(prover_cli, [str(a) for a in args])
+
+
+def verifier(*args: object) -> Result:
+    return CliRunner().invoke(verifier_cli, [str(a) for a in args])
+
+
+def command(program: str, *args: object) -> list[str]:
+    return [sys.executable, "-c", f"from {program}.cli import main; main()", *(str(a) for a in args)]
+
+
+@pytest.fixture(scope="module")
+def shop(world, tmp_path_factory) -> Path:
+    """owner/: all of it, the marked network proven; stranger/: what is public."""
+    folder = tmp_path_factory.mktemp("shop")
+    owner, stranger = folder / "owner", folder / "stranger"
+    owner.mkdir()
+    stranger.mkdir()
+    for name in ("owner.mk", "owner.vk", "passphrase", "marked.onnx", "other.onnx"):
+        (owner / name).write_bytes((world.folder / name).read_bytes())
+    result = prover(
+        "prove", "--mk", owner / "owner.mk", "--vk", owner / "owner.vk", "--passphrase-file", owner / "passphrase",
+        "--model", owner / "marked.onnx", "--nonce", NONCE, "--claimant", "the owner", "--purpose", "a test",
+        "--out", owner / "claim.proof", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for name in ("owner.vk", "marked.onnx", "other.onnx", "claim.proof"):
+        (stranger / name).write_bytes((owner / name).read_bytes())
+    return folder
+
+
+def verify(shop: Path, *args: object, model: str = "marked.onnx", proof: Path | None = None) -> Result:
+    stranger = shop / "stranger"
+    return verifier(
+        "verify", "--vk", stranger / "owner.vk", "--model", stranger / model, "--nonce", NONCE,
+        "--proof", proof or stranger / "claim.proof", "--claimant", "the owner", "--purpose", "a test",
+        "--without-fidelity", *args,
+    )  # fmt: skip
+
+
+def test_keygen(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZKMARK_PASSPHRASE", "a passphrase")
+    where = ["--mk", tmp_path / "a.mk", "--vk", tmp_path / "a.vk"]
+    result = prover("keygen", "--shape", "1,4,4", "--classes", 10, "--ell", 160, *where, "--json")
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    key = VerificationKey.from_bytes((tmp_path / "a.vk").read_bytes())
+    assert values["vk_digest"] == key.digest.hex() and values["h"] == key.h
+    before = (tmp_path / "a.mk").read_bytes()
+    again = prover("keygen", "--shape", "1,4,4", "--classes", 10, "--ell", 160, *where)
+    assert again.exit_code == 2 and "never overwritten" in again.output
+    assert (tmp_path / "a.mk").read_bytes() == before
+    checked = verifier("key", tmp_path / "a.vk", "--json")
+    assert checked.exit_code == 0 and json.loads(checked.stdout)["h"] == key.h
+
+
+def test_keygen_with_the_owners_own_images(world, write_images, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZKMARK_PASSPHRASE", "a passphrase")
+    folder = write_images(world.key.images, "triggers")
+    files = ["--mk", tmp_path / "a.mk", "--vk", tmp_path / "a.vk"]
+    options = ["--shape", "1,4,4", "--classes", 10, "--triggers", folder]
+    assert prover("keygen", *options, "--ell", 200, *files).exit_code == 2  # too few images
+    assert prover("keygen", *options, "--ell", 160, *files).exit_code == 0
+    key = VerificationKey.from_bytes((tmp_path / "a.vk").read_bytes())
+    assert (key.openings.images == world.key.images[key.opened]).all()
+
+
+def test_plan():
+    values = json.loads(prover("keygen", "--plan", "--shape", "1,28,28", "--classes", 10, "--json").stdout)
+    assert values["h"] == [223, 256, 289] and values["k_min"] == [109, 118, 126]
+    assert min(values["false_claim_bits"]) >= 128 and values["cut_and_choose_b"] == 119
+    few = prover("keygen", "--plan", "--shape", "1,28,28", "--classes", 10, "--ell", 60)
+    assert few.exit_code == 2 and "at least 132" in few.output
+
+
+@pytest.mark.parametrize("shape", ["1,4", "1,4,x", "0,4,4", "1,4,4,4", "-1,4,4", "99999,9999,9999"])
+def test_bad_shapes(shape):
+    assert prover("keygen", "--plan", "--shape", shape, "--classes", 10).exit_code == 2
+
+
+def test_key_and_sheet(shop, tmp_path):
+    from PIL import Image
+
+    result = verifier("key", shop / "stranger" / "owner.vk", "--sheet", tmp_path / "sheet.png")
+    assert result.exit_code == 0 and "accepted" in result.output
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 500 and len(sheet.getcolors(1 << 20)) > 50
+
+
+def test_a_false_and_a_malformed_key(shop, tmp_path):
+    data = bytearray((shop / "stranger" / "owner.vk").read_bytes())
+    bad = tmp_path / "bad.vk"
+    bad.write_bytes(data[:-5])
+    assert verifier("key", bad).exit_code == 2
+    data[-1] ^= 1
+    bad.write_bytes(data)
+    result = verifier("key", bad, "--json")
+    assert result.exit_code == 1 and json.loads(result.stdout)["failed_check"] == "key.signature"
+
+
+def test_a_claim_is_accepted(shop):
+    result = verify(shop, "--json")
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert values["accepted"] and values["fidelity"] is None and values["context"]["nonce"] == NONCE
+    for name in ("k_min", "h", "false_claim_bits", "argument_bits", "cut_and_choose_b", "proof_bytes", "seconds"):
+        assert values[name], name
+    assert "Not proven" in verify(shop).output
+
+
+def test_the_verifier_runs_without_the_owners_files(shop):
+    """In a process and a folder of its own."""
+    arguments = command(
+        "verifier", "verify", "--vk", "owner.vk", "--model", "marked.onnx", "--nonce", NONCE, "--proof", "claim.proof",
+        "--claimant", "the owner", "--purpose", "a test", "--without-fidelity", "--json",
+    )  # fmt: skip
+    assert not list((shop / "stranger").glob("*.mk"))
+    done = subprocess.run(arguments, cwd=shop / "stranger", env=ENVIRONMENT, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["accepted"]
+
+
+def test_fidelity_of_images(shop, world, write_images):
+    stranger, folder = shop / "stranger", write_images(world.key.images, "images")
+    result = verifier(
+        "verify", "--vk", stranger / "owner.vk", "--model", stranger / "marked.onnx", "--nonce", NONCE, "--proof",
+        stranger / "claim.proof", "--claimant", "the owner", "--purpose", "a test", "--images", folder, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["fidelity"]["agreement"] >= 0.98
+
+
+def test_undecided(shop, world, write_images, monkeypatch):
+    """Images on which the network is constant decide nothing."""
+    folder = write_images(world.key.images[:1], "images")
+    stranger = shop / "stranger"
+    result = verifier(
+        "verify", "--vk", stranger / "owner.vk", "--model", stranger / "marked.onnx", "--nonce", NONCE, "--proof",
+        stranger / "claim.proof", "--claimant", "the owner", "--purpose", "a test", "--images", folder,
+    )  # fmt: skip
+    assert result.exit_code == 1 and result.output.startswith("undecided")
+
+
+@pytest.mark.parametrize(
+    ("args", "check"),
+    [
+        (["--nonce", "cd" * 32], "statement.nonce"),
+        (["--purpose", "another"], "statement.purpose"),
+        (["--claimant", "a thief"], "statement.claimant"),
+        (["--verifier", "somebody"], "statement.verifier"),
+        (["--min-bits", "400"], "policy.k_min"),
+    ],
+)
+def test_rejections_name_the_check(shop, args, check):
+    result = verify(shop, *args, "--json")
+    assert result.exit_code == 1 and json.loads(result.stdout)["failed_check"] == check
+
+
+def test_another_model_and_a_tampered_proof(shop, tmp_path):
+    assert json.loads(verify(shop, "--json", model="other.onnx").stdout)["failed_check"] == "statement.model"
+    data = bytearray((shop / "stranger" / "claim.proof").read_bytes())
+    data[len(data) // 2] ^= 1
+    tampered = tmp_path / "tampered.proof"
+    tampered.write_bytes(data)
+    result = verify(shop, proof=tampered)
+    assert result.exit_code == 1 and re.match(r"rejected  \w+\.\w+", result.output)
+
+
+@pytest.mark.parametrize("name", ["owner.vk", "marked.onnx", "claim.proof"])
+def test_truncated_files_are_malformed(shop, tmp_path, name):
+    for part in (0, 3, 2):
+        files = {n: shop / "stranger" / n for n in ("owner.vk", "marked.onnx", "claim.proof")}
+        data = files[name].read_bytes()
+        files[name] = tmp_path / name
+        files[name].write_bytes(data[: len(data) * part // 4])
+        result = verifier(
+            "verify", "--vk", files["owner.vk"], "--model", files["marked.onnx"], "--proof", files["claim.proof"],
+            "--nonce", NONCE, "--claimant", "the owner", "--purpose", "a test", "--without-fidelity", "--json",
+        )  # fmt: skip
+        assert result.exit_code == 2, (part, result.output)
+        assert json.loads(result.stdout)["outcome"] == "malformed"
+        assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["--proof", "p"],
+        ["--proof", "p", "--nonce", NONCE, "--prover", "x:1"],
+        ["--proof", "p", "--nonce", NONCE],
+        ["--proof", "p", "--nonce", NONCE, "--without-fidelity", "--images", "."],
+        ["--proof", "p", "--nonce", NONCE, "--without-fidelity", "--interactive"],
+        ["--proof", "p", "--nonce", "abc", "--without-fidelity"],
+        ["--proof", "p", "--nonce", "zz" * 32, "--without-fidelity"],
+        ["--proof", "p", "--without-fidelity"],
+        ["--prover", "x:1"],
+        ["--prover", "x:1", "--without-fidelity", "--min-bits", "-1"],
+    ],
+)
+def test_misuse_of_verify(shop, tmp_path, monkeypatch, args):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p").write_bytes(b"")
+    stranger = shop / "stranger"
+    result = verifier("verify", "--vk", stranger / "owner.vk", "--model", stranger / "marked.onnx", *args)
+    assert result.exit_code == 2
+
+
+def owner(shop: Path) -> list[object]:
+    folder = shop / "owner"
+    return ["--mk", folder / "owner.mk", "--passphrase-file", folder / "passphrase"]
+
+
+def test_approve(shop):
+    folder = shop / "owner"
+    result = prover("approve", *owner(shop), "--model", folder / "marked.onnx", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["budget_left"] >= 60  # `prove` had approved it
+    second = prover("approve", *owner(shop), "--model", folder / "marked.onnx", "--k-min", 80)
+    assert second.exit_code == 2 and "second k_min" in second.output
+
+
+def test_no_proof_for_an_unmarked_model(shop, tmp_path):
+    folder = shop / "owner"
+    result = prover(
+        "prove", *owner(shop), "--vk", folder / "owner.vk", "--model", folder / "other.onnx", "--nonce", NONCE,
+        "--out", tmp_path / "false.proof", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 1 and json.loads(result.stdout)["failed_check"] == "prove.matches"
+    assert not (tmp_path / "false.proof").exists()
+
+
+def test_k_min_one_too_high_for_anyone(shop, tmp_path):
+    folder = shop / "owner"
+    result = prover("approve", *owner(shop), "--model", folder / "other.onnx", "--k-min", 5000)
+    assert result.exit_code == 2
+
+
+def test_wrong_passphrase_and_mixed_keys(shop, world, tmp_path):
+    from ml.triggers import abstract_images
+    from protocol.keygen import KeyParameters, generate_key
+
+    folder, wrong = shop / "owner", tmp_path / "wrong"
+    wrong.write_text("wrong\n")
+    mk = ["--mk", folder / "owner.mk", "--passphrase-file", wrong]
+    result = prover("approve", *mk, "--model", folder / "other.onnx")
+    assert result.exit_code == 2 and "wrong passphrase" in result.output
+    other = tmp_path / "other.vk"
+    other.write_bytes(generate_key(KeyParameters((1, 4, 4), 10, 160), abstract_images(160, (1, 4, 4))).vk.to_bytes())
+    result = prover(
+        "prove", *owner(shop), "--vk", other, "--model", folder / "marked.onnx", "--nonce", NONCE,
+        "--out", tmp_path / "claim.proof",
+    )  # fmt: skip
+    assert result.exit_code == 2 and "belong together" in result.output
+
+
+@contextmanager
+def serving(shop: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    folder = shop / "owner"
+    arguments = command(
+        "prover", "serve", "--mk", folder / "owner.mk", "--vk", folder / "owner.vk", "--passphrase-file",
+        folder / "passphrase", "--claimant", "the owner", "--listen", "127.0.0.1:0",
+    )  # fmt: skip
+    process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        yield process, line.split()[-1]
+    finally:
+        process.kill()
+        process.wait(20)
+
+
+def test_serve_verify_and_stop(shop):
+    stranger = shop / "stranger"
+    base = ["verify", "--vk", stranger / "owner.vk", "--without-fidelity", "--claimant", "the owner", "--json"]
+    with serving(shop) as (process, address):
+        for extra in ([], ["--interactive"]):
+            result = verifier(*base, "--model", stranger / "marked.onnx", "--prover", address, *extra)
+            assert result.exit_code == 0, result.output
+            assert json.loads(result.stdout)["interactive"] == bool(extra)
+        result = verifier(*base, "--model", stranger / "other.onnx", "--prover", address)
+        assert result.exit_code == 1 and json.loads(result.stdout)["failed_check"] == "prover.refused"
+        relayed = [a if a != "the owner" else "a thief" for a in base]
+        assert verifier(*relayed, "--model", stranger / "marked.onnx", "--prover", address).exit_code == 2
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        out, log = process.communicate(timeout=30)
+        assert process.returncode == 0 and time.monotonic() - start < 20
+        assert PASSPHRASE.decode().strip() not in out + log
+    with serving(shop) as (_, address):  # a restart remembers what was approved
+        result = verifier(*base, "--model", stranger / "marked.onnx", "--prover", address)
+        assert result.exit_code == 0, result.output
+
+
+def test_nobody_listens(shop):
+    stranger = shop / "stranger"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        result = verifier(
+            "verify", "--vk", stranger / "owner.vk", "--model", stranger / "marked.onnx", "--prover", address,
+            "--without-fidelity", "--json",
+        )  # fmt: skip
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("program", ["prover", "verifier"])
+def test_help_answers_at_once(program):
+    """Nothing heavy is imported for it: that, and not a clock, is what is measured."""
+    code = (
+        f"import sys; from {program}.cli import cli; cli(['--help'], standalone_mode=False); "
+        "print([m for m in ('torch', 'numba', 'onnx', 'numpy', 'grpc', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]" and "Commands:" in done.stdout
+
+
+@pytest.mark.parametrize("program", ["prover", "verifier"])
+def test_nothing_needs_torch(program):
+    modules = {
+        "prover": "prover.cli, prover.server, prover.plan, ml.triggers",
+        "verifier": "verifier.cli, verifier.client, verifier.report",
+    }
+    code = f"import sys, {modules[program]}; print('torch' in sys.modules, 'sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False False", done.stderr
