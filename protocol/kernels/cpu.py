@@ -417,7 +417,7 @@ def _time_pass(block, size, lanes, roots):  # type: ignore[no-untyped-def]
         length *= 2
 
 
-LANES = 16
+LANES = 32  # columns transformed together: what LLVM takes in one step of its vectorized loop
 
 
 @kernel
