@@ -70,6 +70,11 @@ ZERO = zeros(1)
 ONE = constant(1)
 
 
+def repeat(scalar: Vector, count: int) -> Vector:
+    """[5, count] copies of a scalar."""
+    return np.ascontiguousarray(np.broadcast_to(scalar, (DEGREE, count)))
+
+
 def concat(parts: Iterable[Vector]) -> Vector:
     return np.concatenate([zeros(0), *parts], axis=1)
 

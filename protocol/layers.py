@@ -278,10 +278,10 @@ def _product_sumcheck(
             half = (n + 1) // 2
             sums = None
             if a is not None and b is not None:
-                none = np.zeros_like(a)
-                sums = cpu.round_sums(a, b, none, none, n, inner, np.ascontiguousarray(
-                    np.broadcast_to(field.ONE, (field.DEGREE, half))), np.ascontiguousarray(
-                    np.broadcast_to(field.ONE, (field.DEGREE, inner))), field.zeros(4), 0, half)
+                none, pad = np.zeros_like(a), field.zeros(inner)
+                sums = cpu.round_sums(
+                    a, b, none, none, pad, pad, pad, pad, n, inner,
+                    field.repeat(field.ONE, half), field.repeat(field.ONE, inner), 0, half)
             rounds.append(party.exchange("round", 2, sums))
             r = party.challenge("round")
             rs.append(r)
@@ -290,7 +290,7 @@ def _product_sumcheck(
                 folded = []
                 for table in (a, b):
                     out = np.empty((field.DEGREE, half * inner), np.uint32)
-                    cpu.fold(table, out, n, inner, r, field.ZERO, 0, half)
+                    cpu.fold(table, out, n, inner, r, field.zeros(inner), 0, half)
                     folded.append(out)
                 a, b = folded
             n = half

@@ -95,9 +95,9 @@ class TreeWitness:
             self._weights = {axis: eq_tensor(point[:axis], shape[:axis])}
         weights = field.outer(self._weights[axis], upper)
         inner_weights = eq_tensor(point[axis + 1 :], shape[axis + 1 :])
-        pads, tables = np.concatenate(self._pads, axis=1), self._tables
+        pads, tables = [field.repeat(pad, inner) for pad in self._pads], self._tables
         sums = cpu.parallel(
-            lambda i, j: cpu.round_sums(*tables, n, inner, weights, inner_weights, pads, i, j), rows, rows * inner
+            lambda i, j: cpu.round_sums(*tables, *pads, n, inner, weights, inner_weights, i, j), rows, rows * inner
         )
         out = sums[0]
         for more in sums[1:]:
@@ -114,7 +114,7 @@ class TreeWitness:
         folded = []
         for table, pad in zip(self._tables, self._pads, strict=True):
             out = np.empty((field.DEGREE, rows * inner), np.uint32)
-            _fold(table, out, n, inner, r, pad, rows)
+            _fold(table, out, n, inner, r, field.repeat(pad, inner), rows)
             folded.append(out)
         self._tables = folded
         self._shape = (*self._shape[:axis], half, *self._shape[axis + 1 :])

@@ -340,18 +340,22 @@ def affine_bounds(node: Node, ranges: list[tuple[Ints, Ints]]) -> tuple[Ints, In
     return low, high
 
 
+def _huge(values: Ints) -> bool:
+    """Whether a value reaches 2^30 in size.  (Not by `abs`, which leaves -2^63 as it is.)"""
+    return bool(values.max(initial=0) >= 1 << 30 or values.min(initial=0) <= -(1 << 30))
+
+
 def _check_bounds(net: Network) -> None:
     """Static bounds of SPEC section 3: honest witnesses exist, and are unique modulo P.
 
     Raises ParameterError naming the node.
     """
-    limit = 1 << 30
-    if np.abs(net.input_tables).max(initial=0) >= limit:
+    if _huge(net.input_tables):
         raise ParameterError("input table value out of range")
     ranges: list[tuple[Ints, Ints]] = [(net.input_tables.min(axis=1), net.input_tables.max(axis=1))]
     for number, node in enumerate(net.nodes, 1):
         where = f"node {number} {node.name}".rstrip()
-        if any(np.abs(e.weight).max(initial=0) >= limit for e in node.edges) or np.abs(node.bias).max() >= limit:
+        if _huge(node.bias) or any(_huge(edge.weight) for edge in node.edges):
             raise ParameterError(f"{where}: weight or bias of 2^30 or more")
         low_all, high_all = affine_bounds(node, ranges)
         low, high = min(low_all), max(high_all)
@@ -366,7 +370,7 @@ def _check_bounds(net: Network) -> None:
             )
         if max(-low, high) + half + off >= P:
             raise ParameterError(f"{where}: y in [{low}, {high}] is not unique modulo p")
-        if np.abs(node.table.values).max() >= limit:
+        if _huge(node.table.values):
             raise ParameterError(f"{where}: table value out of range")
         # Per channel: the table's real extremes over the units that the channel can reach.
         values, middle = node.table.values, 1 << (node.table.bits - 1)

@@ -229,34 +229,28 @@ def combine(values, low, high, out, first, last):  # type: ignore[no-untyped-def
 
 @kernel
 def fold(table, out, n, inner, r, pad, first, last):  # type: ignore[no-untyped-def]
-    """out[o, j, i] = lo + r (hi - lo), lo = table[o, 2j, i], hi = table[o, 2j + 1, i] or `pad` past the end.
+    """out[o, j, i] = lo + r (hi - lo), lo = table[o, 2j, i], hi = table[o, 2j + 1, i] or pad[i] past the end.
 
-    table [5, outer n inner], out [5, outer ceil(n / 2) inner]; rows (o, j) from first to last; r, pad [5, 1].
+    table [5, outer n inner], out [5, outer ceil(n / 2) inner]; rows (o, j) from first to last; r [5, 1], pad [5, inner].
     """
     half = (n + 1) // 2
     s = (r[0, 0], r[1, 0], r[2, 0], r[3, 0], r[4, 0])
-    e = (pad[0, 0], pad[1, 0], pad[2, 0], pad[3, 0], pad[4, 0])
     for row in range(first, last):
         o, j = row // half, row % half
         at = (o * n + 2 * j) * inner
         lo, to = rows(table, at, at + inner), rows(out, row * inner, (row + 1) * inner)
-        if 2 * j + 1 < n:
-            hi = rows(table, at + inner, at + 2 * inner)
-            for i in range(uint64(inner)):
-                x = get(lo, i)
-                put(to, i, add5(x, mul(sub5(get(hi, i), x), s)))
-        else:
-            for i in range(uint64(inner)):
-                x = get(lo, i)
-                put(to, i, add5(x, mul(sub5(e, x), s)))
+        hi = rows(table, at + inner, at + 2 * inner) if 2 * j + 1 < n else rows(pad, 0, inner)
+        for i in range(uint64(inner)):
+            x = get(lo, i)
+            put(to, i, add5(x, mul(sub5(get(hi, i), x), s)))
 
 
 @kernel
-def round_sums(a, b, c, d, n, inner, weights, inner_weights, pads, first, last):  # type: ignore[no-untyped-def]
+def round_sums(a, b, c, d, pa, pb, pc, pd, n, inner, weights, inner_weights, first, last):  # type: ignore[no-untyped-def]
     """Sums of one round of sumcheck over weight * (A B + C D), one variable open (SPEC section 7).
 
-    Tables [5, outer n inner]; a missing upper neighbour reads pads[:, 0..3] (of A, B, C, D).  The weight of row (o, j)
-    and image i is weights[:, o ceil(n/2) + j] * inner_weights[:, i].
+    Tables [5, outer n inner]; a missing upper neighbor reads the pads [5, inner].  The weight of row (o, j) and image i
+    is weights[:, o ceil(n/2) + j] * inner_weights[:, i].
     Returns uint32 [5, 2]: the value at X = 0 and the coefficient of X^2.
     """
     half = (n + 1) // 2
@@ -266,52 +260,30 @@ def round_sums(a, b, c, d, n, inner, weights, inner_weights, pads, first, last):
     for row in range(first, last):
         o, j = row // half, row % half
         at = (o * n + 2 * j) * inner
-        a0, b0 = rows(a, at, at + inner), rows(b, at, at + inner)
-        c0, d0 = rows(c, at, at + inner), rows(d, at, at + inner)
+        up, end = at + inner, at + 2 * inner
+        present = 2 * j + 1 < n
+        a0, a1 = rows(a, at, up), rows(a, up, end) if present else rows(pa, 0, inner)
+        b0, b1 = rows(b, at, up), rows(b, up, end) if present else rows(pb, 0, inner)
+        c0, c1 = rows(c, at, up), rows(c, up, end) if present else rows(pc, 0, inner)
+        d0, d1 = rows(d, at, up), rows(d, up, end) if present else rows(pd, 0, inner)
         u0 = u1 = u2 = u3 = u4 = _0
         v0 = v1 = v2 = v3 = v4 = _0
-        if 2 * j + 1 < n:
-            a1, b1 = rows(a, at + inner, at + 2 * inner), rows(b, at + inner, at + 2 * inner)
-            c1, d1 = rows(c, at + inner, at + 2 * inner), rows(d, at + inner, at + 2 * inner)
-            for i in range(uint64(inner)):
-                e = get(w, i)
-                al, bl, cl, dl = get(a0, i), get(b0, i), get(c0, i), get(d0, i)
-                x = mul(add5(mul(al, bl), mul(cl, dl)), e)
-                u0 += uint64(x[0])
-                u1 += uint64(x[1])
-                u2 += uint64(x[2])
-                u3 += uint64(x[3])
-                u4 += uint64(x[4])
-                y = add5(mul(sub5(get(a1, i), al), sub5(get(b1, i), bl)), mul(sub5(get(c1, i), cl), sub5(get(d1, i), dl)))
-                y = mul(y, e)
-                v0 += uint64(y[0])
-                v1 += uint64(y[1])
-                v2 += uint64(y[2])
-                v3 += uint64(y[3])
-                v4 += uint64(y[4])
-        else:
-            pa, pb, pc, pd = (
-                (pads[0, 0], pads[1, 0], pads[2, 0], pads[3, 0], pads[4, 0]),
-                (pads[0, 1], pads[1, 1], pads[2, 1], pads[3, 1], pads[4, 1]),
-                (pads[0, 2], pads[1, 2], pads[2, 2], pads[3, 2], pads[4, 2]),
-                (pads[0, 3], pads[1, 3], pads[2, 3], pads[3, 3], pads[4, 3]),
-            )
-            for i in range(uint64(inner)):
-                e = get(w, i)
-                al, bl, cl, dl = get(a0, i), get(b0, i), get(c0, i), get(d0, i)
-                x = mul(add5(mul(al, bl), mul(cl, dl)), e)
-                u0 += uint64(x[0])
-                u1 += uint64(x[1])
-                u2 += uint64(x[2])
-                u3 += uint64(x[3])
-                u4 += uint64(x[4])
-                y = add5(mul(sub5(pa, al), sub5(pb, bl)), mul(sub5(pc, cl), sub5(pd, dl)))
-                y = mul(y, e)
-                v0 += uint64(y[0])
-                v1 += uint64(y[1])
-                v2 += uint64(y[2])
-                v3 += uint64(y[3])
-                v4 += uint64(y[4])
+        for i in range(uint64(inner)):
+            e = get(w, i)
+            al, bl, cl, dl = get(a0, i), get(b0, i), get(c0, i), get(d0, i)
+            x = mul(add5(mul(al, bl), mul(cl, dl)), e)
+            u0 += uint64(x[0])
+            u1 += uint64(x[1])
+            u2 += uint64(x[2])
+            u3 += uint64(x[3])
+            u4 += uint64(x[4])
+            y = add5(mul(sub5(get(a1, i), al), sub5(get(b1, i), bl)), mul(sub5(get(c1, i), cl), sub5(get(d1, i), dl)))
+            y = mul(y, e)
+            v0 += uint64(y[0])
+            v1 += uint64(y[1])
+            v2 += uint64(y[2])
+            v3 += uint64(y[3])
+            v4 += uint64(y[4])
         g = (weights[0, row], weights[1, row], weights[2, row], weights[3, row], weights[4, row])
         x = mul((close(u0), close(u1), close(u2), close(u3), close(u4)), g)
         y = mul((close(v0), close(v1), close(v2), close(v3), close(v4)), g)

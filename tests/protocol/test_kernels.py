@@ -123,8 +123,8 @@ def test_fold(rng, dims):
     table, r, pad = random_k(rng, outer * n * inner), random_k(rng, 1), random_k(rng, 1)
     out = np.empty((5, outer * half * inner), np.uint32)
     cut = outer * half // 2
-    cpu.fold(table, out, n, inner, r, pad, 0, cut)
-    cpu.fold(table, out, n, inner, r, pad, cut, outer * half)
+    for a, b in ((0, cut), (cut, outer * half)):
+        cpu.fold(table, out, n, inner, r, field.repeat(pad, inner), a, b)
     (r0,), (p0,), t, expected = plain(r), plain(pad), plain(table), []
     for o in range(outer):
         for j in range(half):
@@ -142,7 +142,8 @@ def test_round_sums(rng, dims):
     tables = [random_k(rng, outer * n * inner) for _ in range(4)]
     weights, inner_weights, pads = random_k(rng, outer * half), random_k(rng, inner), random_k(rng, 4)
     cut = outer * half // 2
-    parts = [cpu.round_sums(*tables, n, inner, weights, inner_weights, pads, a, b)
+    filled = [field.repeat(pads[:, k : k + 1], inner) for k in range(4)]
+    parts = [cpu.round_sums(*tables, *filled, n, inner, weights, inner_weights, a, b)
              for a, b in ((0, cut), (cut, outer * half))]  # fmt: skip
     found = plain(field.add(*parts))
     t, w, v, e = [plain(x) for x in tables], plain(weights), plain(inner_weights), plain(pads)
