@@ -27,7 +27,7 @@ MAX_WEIGHTS = 1 << 27  # over all edges; one tensor of the file may be used many
 MAX_WORK = 1 << 34  # multiplications for one image
 MAX_EDGES = 64  # of one node: sums of a value with itself must not grow without end
 MAX_KERNEL = 1024
-MAX_MAGNITUDE = 2.0**64  # of a weight or a bias after composition
+MAX_MAGNITUDE = 2.0**120  # of a weight or a bias after composition; an exact copy may be rescaled by 2^100
 
 _PIXEL = -1  # source of a value that is still an affine of raw pixels; 0 is the input after its table
 
@@ -106,7 +106,7 @@ class _Lowering:
         """End a value with a node; returns the plain value of its output."""
         largest = max(max(float(np.abs(e.weight).max(initial=0)) for e in value.edges), float(np.abs(value.bias).max()))
         if not largest <= MAX_MAGNITUDE:
-            raise ParameterError(f"node {len(self.nodes) + 1} {name!r}: weight or bias of {largest:.3g}, over 2^64")
+            raise ParameterError(f"node {len(self.nodes) + 1} {name!r}: weight or bias of {largest:.3g}, over 2^120")
         self.activations += prod(value.shape)
         if self.activations > MAX_ACTIVATIONS or len(self.nodes) >= MAX_NODES:
             raise ParameterError(f"node {len(self.nodes) + 1} {name!r}: the network has too many activations or nodes")

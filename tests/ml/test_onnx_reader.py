@@ -1,0 +1,245 @@
+"""Every kind of malformed or unsupported model is refused by name, never by a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from ml import lowering, onnx_reader
+from ml.quantise import derive
+from protocol.errors import DecodingError, ParameterError
+
+Build = Callable[..., bytes]
+Edit = Callable[[onnx.ModelProto], None]
+
+
+def edited(data: bytes, edit: Edit) -> bytes:
+    model = onnx.ModelProto.FromString(data)
+    edit(model)
+    return model.SerializeToString()
+
+
+def set_weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Edit:
+    def edit(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.name == name:
+                tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), name))
+
+    return edit
+
+
+def spoil(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array.reshape(-1)[3] = value
+        return array
+
+    return change
+
+
+def dimension(kind: str, axis: int, value: int | str) -> Edit:
+    def edit(model: onnx.ModelProto) -> None:
+        dim = getattr(model.graph, kind)[0].type.tensor_type.shape.dim[axis]
+        if isinstance(value, str):
+            dim.dim_param = value
+        else:
+            dim.dim_value = value
+
+    return edit
+
+
+def operator(index: int, **fields: str) -> Edit:
+    def edit(model: onnx.ModelProto) -> None:
+        for name, value in fields.items():
+            setattr(model.graph.node[index], name, value)
+
+    return edit
+
+
+def attribute(index: int, name: str, value: object) -> Edit:
+    def edit(model: onnx.ModelProto) -> None:
+        node = model.graph.node[index]
+        kept = [a for a in node.attribute if a.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    return edit
+
+
+def swap_order(model: onnx.ModelProto) -> None:
+    nodes = [*model.graph.node]
+    nodes[2], nodes[3] = nodes[3], nodes[2]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def cycle(model: onnx.ModelProto) -> None:
+    model.graph.node[2].input[0] = "relu"
+
+
+def external(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[2]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "/etc/passwd"
+
+
+def subgraph(model: onnx.ModelProto) -> None:
+    model.graph.node[3].attribute.append(helper.make_attribute("body", model.graph))
+
+
+def short_data(model: onnx.ModelProto) -> None:
+    model.graph.initializer[2].raw_data = model.graph.initializer[2].raw_data[:-4]
+
+
+def huge_dims(model: onnx.ModelProto) -> None:
+    model.graph.initializer[2].dims[0] = 1 << 60
+
+
+def negative_dims(model: onnx.ModelProto) -> None:
+    model.graph.initializer[2].dims[0] = -6
+
+
+def float16(model: onnx.ModelProto) -> None:
+    set_weight("w1", lambda a: a.astype(np.float16))(model)
+
+
+def two_inputs(model: onnx.ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("second", TensorProto.FLOAT, [1, 1]))
+
+
+def twice(model: onnx.ModelProto) -> None:
+    model.graph.node[3].output[0] = "conv"
+
+
+def function(model: onnx.ModelProto) -> None:
+    model.functions.add().name = "f"
+
+
+def no_graph(model: onnx.ModelProto) -> None:
+    model.ClearField("graph")
+
+
+def old_opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 7
+
+
+def zero_variance(model: onnx.ModelProto) -> None:
+    set_weight("deviation", lambda a: a * 0)(model)
+
+
+CASES: list[tuple[str, Edit, type[Exception], str]] = [
+    ("unsupported operator", operator(3, op_type="Gelu"), ParameterError, "Gelu 'relu'.*supported are"),
+    ("max pool", operator(4, op_type="MaxPool"), ParameterError, "MaxPool 'pool'.*average pooling"),
+    ("control flow", operator(3, op_type="If"), ParameterError, "control flow"),
+    ("custom domain", operator(3, domain="evil.example"), ParameterError, "domain 'evil.example'"),
+    ("subgraph", subgraph, ParameterError, "subgraph"),
+    ("model-local function", function, ParameterError, "functions"),
+    ("dynamic batch", dimension("input", 0, "batch"), ParameterError, "static shape"),
+    ("batch of two", dimension("input", 0, 2), ParameterError, "batch 1"),
+    ("dynamic rows", dimension("input", 2, "rows"), ParameterError, "static shape"),
+    ("other input shape", dimension("input", 2, 9), ParameterError, "Gemm 'logits'"),
+    ("giant input", dimension("input", 2, 65536), ParameterError, "Gemm|too large|limited"),
+    ("other class count", dimension("output", 1, 4), ParameterError, r"\[1, 4\] logits"),
+    ("two inputs", two_inputs, ParameterError, "exactly one input"),
+    ("NaN weight", set_weight("w1", spoil(np.nan)), DecodingError, "'w1': NaN or infinite"),
+    ("infinite weight", set_weight("w2", spoil(-np.inf)), DecodingError, "'w2': NaN or infinite"),
+    ("huge weight", set_weight("w1", spoil(3e38)), ParameterError, "node 1 'relu': weight or bias of 3e"),
+    ("huge dense weight", set_weight("w2", spoil(3e38)), ParameterError, "node 2 'logits': weight or bias of 7.5e"),
+    ("division by zero", zero_variance, ParameterError, "division"),
+    ("half precision", float16, ParameterError, "'w1': only float32"),
+    ("external data", external, ParameterError, "'w1': external data"),
+    ("truncated tensor", short_data, DecodingError, "does not match its dimensions"),
+    ("tensor of 2^60 rows", huge_dims, DecodingError, "does not match its dimensions"),
+    ("negative dimension", negative_dims, DecodingError, "bad dimensions"),
+    ("order of operators", swap_order, DecodingError, "not defined before it"),
+    ("cycle", cycle, DecodingError, "cycle"),
+    ("output defined twice", twice, DecodingError, "must be new"),
+    ("no graph", no_graph, DecodingError, "no graph"),
+    ("old operator set", old_opset, ParameterError, "operator set"),
+    ("automatic padding", attribute(2, "auto_pad", "SAME_UPPER"), ParameterError, "Conv 'conv': auto_pad"),
+    ("stride zero", attribute(2, "strides", [0, 1]), ParameterError, "Conv 'conv': kernel, strides"),
+    ("negative padding", attribute(2, "pads", [-1, 1, 1, 1]), ParameterError, "Conv 'conv': attribute pads"),
+    ("three strides", attribute(2, "strides", [1, 1, 1]), ParameterError, "attribute strides"),
+    ("kernel too large", attribute(4, "kernel_shape", [7, 7]), ParameterError, "AveragePool 'pool'.*does not fit"),
+    ("kernel of another size", attribute(2, "kernel_shape", [5, 5]), ParameterError, "kernel_shape differs"),
+    ("groups", attribute(2, "group", 4), ParameterError, "Conv 'conv': weight"),
+    ("no groups", attribute(2, "group", 0), ParameterError, "Conv 'conv': weight"),
+    ("float stride", attribute(2, "group", 1.5), ParameterError, "must be an integer"),
+    ("ceil mode", attribute(4, "ceil_mode", 1), ParameterError, "ceil_mode"),
+    ("flatten axis", attribute(5, "axis", 2), ParameterError, "axis 1"),
+    ("transposed input", attribute(6, "transA", 1), ParameterError, "transA"),
+    ("softmax in the middle", operator(3, op_type="Softmax"), ParameterError, "trailing softmax"),
+]
+
+
+@pytest.mark.parametrize(("edit", "error", "match"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_refused(small: Build, edit: Edit, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        derive(edited(small(), edit))
+
+
+def test_every_truncation_is_malformed_or_unsupported(small: Build) -> None:
+    data = small()
+    for end in range(0, len(data), 7):
+        with pytest.raises((DecodingError, ParameterError)):
+            derive(data[:end])
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_flipped_bits_never_crash(small: Build, data: st.DataObject) -> None:
+    raw = bytearray(small())
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        derive(bytes(raw))
+    except (DecodingError, ParameterError):
+        pass
+
+
+@given(st.binary(max_size=300))
+def test_noise_is_not_a_model(data: bytes) -> None:
+    with pytest.raises((DecodingError, ParameterError)):
+        derive(data)
+
+
+def test_size_caps(small: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_reader, "MAX_MODEL_BYTES", 100)
+    with pytest.raises(DecodingError, match="over 100 bytes"):
+        derive(small())
+    monkeypatch.undo()
+    monkeypatch.setattr(onnx_reader, "MAX_OPERATORS", 5)
+    with pytest.raises(ParameterError, match="over 5 operators"):
+        derive(small())
+    monkeypatch.undo()
+    for name in ("MAX_ACTIVATIONS", "MAX_TAPS", "MAX_WEIGHTS", "MAX_WORK"):
+        monkeypatch.setattr(lowering, name, 20)
+        with pytest.raises(ParameterError, match=r"too large|too many|does not fit"):
+            derive(small())
+        monkeypatch.undo()
+
+
+def test_a_sum_that_doubles_is_stopped(onnx_model: Build) -> None:
+    nodes = [("Relu", ["image"], "x0", {})]
+    nodes += [("Add", [f"x{i}", f"x{i}"], f"x{i + 1}", {}) for i in range(40)]
+    nodes += [("Conv", ["x40", "w"], "c", {}), ("Flatten", ["c"], "logits", {})]
+    with pytest.raises(ParameterError, match="sum of over 64 terms"):
+        derive(onnx_model(nodes, {"w": np.ones((3, 1, 6, 6))}))
+
+
+def test_dead_operators_do_not_change_the_network(small: Build) -> None:
+    def unused(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node("Relu", ["relu"], ["unused"], name="unused"))
+
+    assert derive(edited(small(), unused)).network.digest == derive(small()).network.digest
+
+
+def test_names_do_not_change_the_network(small: Build) -> None:
+    assert derive(edited(small(), operator(2, name="another"))).network.digest == derive(small()).network.digest

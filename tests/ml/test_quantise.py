@@ -1,0 +1,222 @@
+"""ONNX -> integers: the same function as onnxruntime's, the same bits on every machine, no way around by rescaling."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml.calibration import noise_images
+from ml.integers import GRID, grid, grid_above
+from ml.quantise import DEFAULT, DEFAULT_MIN_AGREEMENT, Derivation, derive, fidelity, float_classes, images_digest
+from protocol.errors import DecodingError, ParameterError
+from protocol.network import MAX_OUTPUT, Network
+
+Build = Callable[..., bytes]
+SMALL_DIGEST = "0865558b2052963f6e00052b5559fe0d520bcb681f2456d61a356c5465f415f1"
+NOISE_DIGEST = "5c6c4fc72e28c2f3d76139149ee8a139ecd41fa0cf63bd0e1a8bac7518feac33"
+
+
+def test_known_digests(small: Build) -> None:
+    assert images_digest(noise_images((3, 8, 8))).hex() == NOISE_DIGEST
+    assert derive(small()).network.digest.hex() == SMALL_DIGEST
+
+
+def test_other_thread_counts_and_processes_find_the_same_network(small: Build, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(small())
+    code = (
+        "import sys, pathlib; from ml.quantise import derive;"
+        "print(derive(pathlib.Path(sys.argv[1]).read_bytes()).network.digest.hex())"
+    )
+    for threads in ("1", "2"):
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(sys.path)}
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "model.onnx")],
+            env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert run.stdout.strip() == SMALL_DIGEST
+
+
+def test_derivation_imports_no_torch() -> None:
+    code = "import sys, ml.quantise, ml.triggers; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
+
+
+@pytest.mark.parametrize("power", [-100, -10, 1, 10, 100])
+def test_a_copy_rescaled_by_a_power_of_two_is_the_same_network(small: Build, power: int) -> None:
+    assert derive(small(2.0**power)).network.digest.hex() == SMALL_DIGEST
+
+
+@settings(max_examples=20)
+@given(st.floats(2**-12, 2**12))
+def test_any_rescaled_copy_agrees(small: Build, scale: float) -> None:
+    images = noise_images((1, 6, 6), 200)
+    twin = derive(small(scale)).network.classify(images)
+    assert (twin == derive(small()).network.classify(images)).mean() >= 0.985
+
+
+def test_logits_follow_the_real_ones(small: Build) -> None:
+    network = derive(small()).network
+    assert max(abs(int(v)) for v in network.forward(noise_images((1, 6, 6), 64)).logits.flat) <= MAX_OUTPUT
+    found = fidelity(small(), network, noise_images((1, 6, 6), 300))
+    assert found.count == 300 and found.agreement >= 0.99 and not found.constant
+
+
+RESIDUAL = [
+    ("Mul", ["image", "third"], "x", {}),
+    ("Conv", ["x", "w1"], "c1", {"pads": [1, 1, 1, 1]}),
+    ("BatchNormalization", ["c1", "gamma", "beta", "mean", "variance"], "n1", {}),
+    ("Relu", ["n1"], "r1", {}),
+    ("Conv", ["r1", "w2"], "c2", {"pads": [2, 2, 2, 2], "dilations": [2, 2], "group": 2}),
+    ("Add", ["c2", "r1"], "s1", {}),
+    ("Relu", ["s1"], "r2", {}),
+    ("Conv", ["r2", "w3", "b3"], "c3", {"strides": [2, 2], "pads": [1, 1, 0, 0]}),  # no activation: c3, then a pool
+    ("AveragePool", ["c3"], "p3", {"kernel_shape": [2, 2], "pads": [1, 0, 0, 0], "count_include_pad": 1}),
+    ("Add", ["p3", "shift"], "a3", {}),
+    ("Relu", ["a3"], "r3", {}),
+    ("GlobalAveragePool", ["r3"], "g", {}),
+    ("Reshape", ["g", "flat"], "f", {}),
+    ("Dropout", ["f"], "d", {}),
+    ("MatMul", ["d", "w4"], "m", {}),
+    ("Add", ["m", "b4"], "logits", {}),
+    ("Softmax", ["logits"], "probabilities", {}),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_residual_network_with_every_operator_agrees(onnx_model: Build, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    constants = {
+        "third": np.array([1 / 85, 1 / 60]).reshape(2, 1, 1),
+        "w1": rng.normal(0, 0.4, (4, 2, 3, 3)), "gamma": rng.uniform(0.5, 2, 4), "beta": rng.normal(0, 0.3, 4),
+        "mean": rng.normal(0, 0.3, 4), "variance": rng.uniform(0.3, 3, 4),
+        "w2": rng.normal(0, 0.3, (4, 2, 3, 3)), "w3": rng.normal(0, 0.3, (6, 4, 3, 3)), "b3": rng.normal(0, 0.3, 6),
+        "shift": rng.normal(0, 0.3, (6, 1, 1)), "flat": np.array([1, -1]), "w4": rng.normal(0, 1, (6, 5)),
+        "b4": rng.normal(0, 0.2, (1, 5)),
+    }  # fmt: skip
+    model = onnx_model(RESIDUAL, constants, shape=(2, 9, 8), classes=5)
+    network = derive(model).network
+    assert len(network.nodes) == 5  # relu, relu, the identity of c3, relu, output: everything else composes
+    images = np.concatenate([noise_images((2, 9, 8), 200), rng.integers(0, 256, (100, 2, 9, 8), dtype=np.uint8)])
+    assert fidelity(model, network, images).agreement >= DEFAULT_MIN_AGREEMENT
+    assert Network.from_bytes(network.to_bytes()).digest == network.digest
+
+
+def test_two_dense_layers_without_activation_and_a_shift_before_a_convolution(onnx_model: Build) -> None:
+    rng = np.random.default_rng(3)
+    nodes = [
+        ("Relu", ["image"], "r", {}),
+        ("Add", ["r", "shift"], "a", {}),
+        ("Conv", ["a", "w"], "c", {}),  # unpadded: the shift becomes a bias
+        ("Flatten", ["c"], "f", {}),
+        ("Gemm", ["f", "v"], "g", {}),
+        ("Gemm", ["g", "u", "b"], "logits", {"transB": 1, "alpha": 0.5, "beta": 2.0}),
+    ]
+    constants = {
+        "shift": np.array([[[-100.0]]]), "w": rng.normal(0, 0.01, (3, 1, 3, 3)), "v": rng.normal(0, 1, (48, 7)),
+        "u": rng.normal(0, 1, (4, 7)), "b": rng.normal(0, 1, 4),
+    }  # fmt: skip
+    model = onnx_model(nodes, constants, classes=4)
+    assert fidelity(model, derive(model).network, noise_images((1, 6, 6), 300)).agreement >= DEFAULT_MIN_AGREEMENT
+
+
+def test_preprocessing_outside_equals_normalization_inside(small: Build, onnx_model: Build) -> None:
+    weights = {"w": np.random.default_rng(1).normal(0, 1, (3, 1, 6, 6))}
+    end = [("Conv", ["x", "w"], "c", {}), ("Flatten", ["c"], "logits", {})]
+    inside = onnx_model(
+        [("Sub", ["image", "m"], "a", {}), ("Div", ["a", "d"], "x", {}), *end],
+        {"m": np.array([96.0]), "d": np.array([64.0]), **weights},
+    )
+    bare = onnx_model([("Identity", ["image"], "x", {}), *end], weights)
+    outside = Derivation(preprocess=((1 / 64, -1.5),))
+    assert derive(inside).network.digest == derive(bare, outside).network.digest != derive(bare).network.digest
+    images = noise_images((1, 6, 6), 50)
+    assert (float_classes(inside, images) == float_classes(bare, images, outside)).all()
+
+
+def test_output_map_selects_and_permutes(small: Build) -> None:
+    images = noise_images((1, 6, 6), 300)
+    chosen = Derivation(outputs=(2, 0))
+    network = derive(small(), chosen).network
+    whole = derive(small()).network.forward(images).logits
+    expected = np.where(whole[2] > whole[0], 0, 1)
+    assert network.classes == 2 and (network.classify(images) == expected).mean() > 0.99
+    assert fidelity(small(), network, images, chosen).agreement > 0.98
+    with pytest.raises(ParameterError, match="logit 3 of 3"):
+        derive(small(), Derivation(outputs=(0, 3)))
+
+
+def test_calibration_images_are_named_by_their_digest(small: Build) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 6, 6), dtype=np.uint8)
+    derivation = Derivation(calibration=images_digest(images))
+    network = derive(small(), derivation, images).network
+    assert network.digest != derive(small()).network.digest
+    assert fidelity(small(), network, images).agreement >= 0.95
+    for wrong in (None, images[:-1], images[::-1], images.astype(np.int64), images[:, :, :5]):
+        with pytest.raises(ParameterError):
+            derive(small(), derivation, wrong)
+    with pytest.raises(ParameterError):
+        derive(small(), DEFAULT, images)
+
+
+DERIVATIONS = st.builds(
+    Derivation,
+    st.sampled_from([b"", bytes(range(32))]),
+    st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), max_size=3).map(tuple),
+    st.lists(st.integers(0, 65535), max_size=5, unique=True).map(tuple),
+    st.integers(12, 20),
+)
+
+
+@given(DERIVATIONS)
+def test_derivation_encoding_round_trip(derivation: Derivation) -> None:
+    data = derivation.to_bytes()
+    assert Derivation.from_bytes(data) == derivation
+    assert Derivation.from_bytes(data).to_bytes() == data
+    for end in range(len(data)):
+        with pytest.raises(DecodingError):
+            Derivation.from_bytes(data[:end])
+    with pytest.raises(DecodingError):
+        Derivation.from_bytes(data + b"\0")
+
+
+def test_only_the_default_derivation_has_no_freedom() -> None:
+    assert DEFAULT.freedom_bits(10) == 0
+    assert Derivation(outputs=(3, 1)).freedom_bits(10) == pytest.approx(np.log2(90))
+    assert Derivation(calibration=bytes(32)).freedom_bits(10) == 1
+    assert Derivation(preprocess=((1.0, 0.0),)).freedom_bits(10) == 128
+    assert Derivation(table_bits=18).freedom_bits(10) > 3
+    for wrong in ({"calibration": b"x"}, {"outputs": (1, 1)}, {"table_bits": 21}, {"preprocess": ((np.inf, 0.0),)}):
+        with pytest.raises(ParameterError):
+            Derivation(**wrong)
+
+
+def test_dead_channels_constant_models_and_zero_weights(onnx_model: Build) -> None:
+    nodes = [
+        ("Conv", ["image", "w", "b"], "c", {}),
+        ("Relu", ["c"], "r", {}),
+        ("Flatten", ["r"], "f", {}),
+        ("Gemm", ["f", "v"], "logits", {}),
+    ]
+    w, b, v = np.ones((3, 1, 6, 6)), np.array([0.0, -1e9, 0.0]), np.array([[3.0, 1, 2]] * 3)
+    w[2] = 0
+    model = onnx_model(nodes, {"w": w, "b": b, "v": v})
+    network = derive(model).network
+    assert fidelity(model, network, noise_images((1, 6, 6), 20)).constant
+    zero = derive(onnx_model(nodes, {"w": 0 * w, "b": 0 * b, "v": v})).network
+    assert (zero.classify(noise_images((1, 6, 6), 5)) == -1).all()  # all logits equal: no class
+
+
+def test_the_grid_is_exact_and_monotone() -> None:
+    assert np.array_equal(GRID, np.exp2(np.arange(8) / 8))
+    steps = np.arange(-400, 400)
+    assert np.array_equal(grid_above(grid(steps)), steps)
+    assert np.array_equal(grid_above(np.nextafter(grid(steps), np.inf)), steps + 1)
+    assert grid_above(np.zeros(1))[0] == 0
