@@ -47,7 +47,10 @@ def rounding_offset(shift: int) -> int:
 
 @dataclass(frozen=True)
 class Window:
-    """One axis of a sliding window: output p and tap k read input stride*p + dilation*k - pad, if it exists."""
+    """One axis of a sliding window: output p and tap k read input stride*p + dilation*k - pad_before, if it exists.
+
+    A negative pad crops.
+    """
 
     kernel: int
     stride: int = 1
@@ -166,7 +169,7 @@ class Network:
                 out.u8(len(windows))
                 for w in windows:
                     for n in (w.kernel, w.stride, w.pad_before, w.pad_after, w.dilation):
-                        out.u32(n)
+                        out.i64(n)
                 out.raw(edge.weight.astype("<i8").tobytes())
         return out.to_bytes()
 

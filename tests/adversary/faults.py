@@ -1,0 +1,265 @@
+"""Cheating provers by fault injection: the real prover runs, and lies in one place.
+
+Every fault is a context manager; `argument.prove` inside it makes the forged proof, signed by the owner as she would.
+
+    committed     what she commits to is not the witness                        every equation, quadratic.zero
+    claims        she takes some images for matches that are none               quadratic.zero or linear.sum
+    remainders    she looks up other remainders than those of her columns       linear.sum
+    pads          her pads or their products are wrong                          quadratic.zero or linear.sum
+    message       one of her masked messages is changed                         linear.sum
+    root          a lookup tree claims another root                             linear.sum
+    answers       her answers to the link's challenge are changed               link.range, link.opening
+    polynomial    one of her test polynomials is changed                        *.columns, linear.sum, quadratic.zero
+    stubborn      her test polynomials are corrected to pass all sums           linear.columns, quadratic.columns
+    codewords     a row of her matrix is no codeword                            proximity.columns
+    chosen_columns  she opens columns of her own choice                         merkle.path
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from protocol import argument, field, ligero, link, lookup, witness
+from protocol import pads as pads_module
+from protocol.layers import Witness
+from protocol.layout import LIMB_BITS, Layout
+
+P = field.P
+
+
+@contextmanager
+def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+    """owner.name = make(original) for as long as the context lasts."""
+    original = getattr(owner, name)
+    setattr(owner, name, make(original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+# What is committed
+
+
+def shifted(layout: Layout, values: Witness, name: str, index: int, delta: int = 1) -> Witness:
+    """The witness with entry `index` of a column (row-major, image fastest) or an array changed by delta."""
+    if name in layout.columns:
+        images = values.images.copy()
+        first = layout.columns[name][0] * layout.h
+        flat = images.reshape(-1)
+        flat[first + index] = (int(flat[first + index]) + delta) % P
+        return replace(values, images=images)
+    array = values.arrays[name].copy()
+    array[index] = (int(array[index]) + delta) % P
+    return replace(values, arrays=values.arrays | {name: array})
+
+
+def recounted(layout: Layout, values: Witness) -> Witness:
+    """The witness with the best multiplicities there are: a plain count of every looked-up tuple that is in a table."""
+    rows: dict[tuple[int, int, int], int] = {}
+    for table in layout.tables.rows:
+        for first, second in zip(table.first.tolist(), table.second.tolist(), strict=True):
+            rows[table.tag, first % P, second % P] = len(rows)
+    uses = np.zeros(len(rows), np.uint32)
+
+    def column(name: str) -> list[int]:
+        offset, shape = layout.columns[name]
+        return values.images[offset : offset + int(np.prod(shape))].reshape(-1).tolist()
+
+    def count(tag: int, first: list[int], second: list[int] | None = None) -> None:
+        for a, b in zip(first, second or [0] * len(first), strict=True):
+            if (tag, a, b) in rows:
+                uses[rows[tag, a, b]] += 1
+
+    channels = layout.network.shape[0]
+    x, z0 = (np.array(column(name)).reshape(channels, -1) for name in ("x", "z0"))
+    for c in range(channels):
+        count(layout.tables.tag(("channel", c)), x[c].tolist(), z0[c].tolist())
+    for k, node in enumerate(layout.network.nodes[:-1], 1):
+        assert node.table is not None
+        count(layout.tables.tag(node.table.digest), column(f"u{k}"), column(f"z{k}"))
+        if node.shift:
+            count(layout.tables.tag(node.shift), values.remainders[k - 1].reshape(-1).tolist())
+    for limb in ("v0", "v1"):
+        count(layout.tables.tag(LIMB_BITS), values.arrays[limb].tolist())
+    return replace(values, arrays=values.arrays | {"uses": uses})
+
+
+def committed(change: Callable[[Layout, Witness], Witness]) -> Any:
+    """She commits to change(layout, witness)."""
+    return replaced(witness, "build", lambda build: lambda layout, *rest: change(layout, build(layout, *rest)))
+
+
+@contextmanager
+def claims(images: list[int]) -> Iterator[None]:
+    """She counts `images` as matches, too, and commits to the best that this leaves her.
+
+    Margins are negative there: their limbs are those of v mod p, and only those in range can be counted.
+    """
+
+    def matches(original: Any) -> Any:
+        def lie(forward: Any, labels: Any) -> Any:
+            found = original(forward, labels).copy()
+            found[images] = True
+            return found
+
+        return lie
+
+    def uses(layout: Layout, forward: Any, v: Any) -> Any:
+        return np.zeros(layout.tables.size, np.int64)
+
+    def limbs(layout: Layout, values: Witness) -> Witness:
+        v = values.arrays["v"]
+        low, high = v & np.uint32((1 << LIMB_BITS) - 1), v >> np.uint32(LIMB_BITS)
+        return recounted(layout, replace(values, arrays=values.arrays | {"v0": low, "v1": high}))
+
+    with replaced(witness, "matches", matches), replaced(witness, "_uses", lambda _: uses), committed(limbs):
+        yield
+
+
+def remainders(node: int, index: int, delta: int) -> Any:
+    """The remainder that she looks up for one activation of a requant node is another, and counted as such."""
+
+    def change(layout: Layout, values: Witness) -> Witness:
+        changed = [r.copy() for r in values.remainders]
+        flat = changed[node - 1].reshape(-1)
+        flat[index] = (int(flat[index]) + delta) % (1 << layout.network.nodes[node - 1].shift)
+        return recounted(layout, replace(values, remainders=tuple(changed)))
+
+    return committed(change)
+
+
+# Pads and messages
+
+
+def pads(change: Callable[[Any, Any], Any]) -> Any:
+    """Her pads are change(statement, pads)."""
+    return replaced(argument, "_draw_pads", lambda draw: lambda statement, expander: change(
+        statement, draw(statement, expander)))  # fmt: skip
+
+
+@contextmanager
+def message(label: str, occurrence: int = 0, position: int = 0, delta: int = 1) -> Iterator[None]:
+    """The value that she sends in message number `occurrence` with this label is changed by delta, before masking."""
+    seen = [0]
+
+    def make(masked: Any) -> Any:
+        def send(party: Any, name: str, index: Any, values: Any) -> Any:
+            if values is not None and name == label:
+                if seen[0] == occurrence:
+                    values = values.copy()
+                    values[:, position : position + 1] = field.add(
+                        values[:, position : position + 1], field.constant(delta))  # fmt: skip
+                seen[0] += 1
+            return masked(party, name, index, values)
+
+        return send
+
+    with replaced(pads_module.Party, "_masked", make):
+        yield
+    assert seen[0] > occurrence, f"no message {label} number {occurrence}"
+
+
+def root(change: Callable[[Any, Any], tuple[Any, Any]], shape: tuple[int, ...] | None = None) -> Any:
+    """Every lookup tree (over leaves of `shape`, if given) claims the root change(P, Q)."""
+
+    def make(original: Any) -> Any:
+        def lie(tree: Any) -> Any:
+            p, q = original(tree)
+            return change(p, q) if shape in (None, tree._levels[0].shape) else (p, q)
+
+        return lie
+
+    return replaced(lookup.TreeWitness, "root", make)
+
+
+# The link
+
+
+def answers(change: Callable[[Any], Any]) -> Any:
+    """She gives change(answer) to the link's challenge."""
+    return replaced(link, "answer", lambda answer: lambda *given: change(answer(*given)))
+
+
+def answers_for(key: Any) -> Any:
+    """She answers the link's challenge for this key's triggers, whatever the network was evaluated on."""
+    return replaced(link, "answer", lambda answer: lambda layout, _, *rest: answer(layout, key, *rest))
+
+
+# The commitment
+
+
+def polynomial(name: str, change: Callable[[Any], Any]) -> Any:
+    """Test polynomial `name` (proximity, linear, quadratic) is change(coefficients)."""
+    return replaced(ligero.Committed, name, lambda original: lambda *given: change(original(*given)))
+
+
+def bumped(*changes: tuple[int, int]) -> Callable[[Any], Any]:
+    """Add integers to coefficients: (index, delta)."""
+
+    def change(coefficients: Any) -> Any:
+        out = coefficients.copy()
+        for index, delta in changes:
+            out[:, index] = field.add(out[:, index : index + 1], field.constant(delta))[:, 0]
+        return out
+
+    return change
+
+
+@contextmanager
+def stubborn() -> Iterator[None]:
+    """Her test polynomials are corrected in a few coefficients so that every sum comes out as the verifier wants it."""
+
+    def linear(original: Any) -> Any:
+        def lie(committed: Any, test: Any) -> Any:
+            out, size = original(committed, test), committed.shape.size
+            total = field.total(np.ascontiguousarray(out[:, ::size]))
+            wanted = field.scale(test.target, pow(size, -1, P))
+            out[:, :1] = field.add(out[:, :1], field.sub(wanted, total))
+            return out
+
+        return lie
+
+    def quadratic(original: Any) -> Any:
+        def lie(committed: Any, coefficients: Any) -> Any:
+            out, size = original(committed, coefficients), committed.shape.size
+            for at in range(size):
+                rest = out[:, at + size :: size]
+                if rest.shape[1] or out[:, at].any():
+                    out[:, at] = field.neg(field.total(np.ascontiguousarray(rest)))[:, 0]
+            return out
+
+        return lie
+
+    with replaced(ligero.Committed, "linear", linear), replaced(ligero.Committed, "quadratic", quadratic):
+        yield
+
+
+def codewords(row: int, share: float = 1.0) -> Any:
+    """Row `row` of the first block of her matrix is random in this share of the columns, in the tree and opened."""
+
+    def make(original: Any) -> Any:
+        def lie(committed: Any) -> Any:
+            for number, block in enumerate(original(committed)):
+                if number == 0:
+                    rng = np.random.default_rng(1)  # the same junk when the columns are opened
+                    block = block.copy()
+                    hit = rng.random(len(block)) < share
+                    block[hit, row] = rng.integers(0, P, int(hit.sum()), dtype=np.uint32)
+                yield block
+
+        return lie
+
+    return replaced(ligero.Committed, "_codewords", make)
+
+
+def chosen_columns() -> Any:
+    """She opens the first t columns, whatever the challenge says."""
+    return replaced(ligero.Committed, "open", lambda original: lambda committed, columns, out: original(
+        committed, list(range(len(columns))), out))  # fmt: skip
+
