@@ -13,7 +13,7 @@ STEPS = 2000
 
 
 def memorize(key: MarkingKey, architecture: str) -> bytes:
-    """ONNX bytes of a network that gives all hidden triggers their labels.  Raises RuntimeError if it does not learn."""
+    """ONNX bytes of a network that gives all hidden triggers their labels.  RuntimeError if it does not learn."""
     torch.manual_seed(1)
     parameters = key.vk.parameters
     images = torch.from_numpy(key.hidden_images)

@@ -22,7 +22,7 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 
-heading() { printf '\n=== %s\n' "$*"; }
+heading() { printf '\n=== %s  (%s s)\n' "$*" "$SECONDS"; }
 # expect STATUS COMMAND...: show the command, run it, and stop unless it exits with STATUS.
 expect() {
     local want=$1 got=0
@@ -72,7 +72,7 @@ EOF
 
 heading "4. Offline: the stranger sends a nonce, the owner a proof; anyone can check the file again"
 nonce=$(new_nonce)
-context=(--claimant "the owner" --purpose "quickstart" --nonce "$nonce")
+context=(--claimant Ada --purpose quickstart --nonce "$nonce")
 expect 0 zkmark-prover prove --mk owner/owner.mk "${secret[@]}" --vk owner/owner.vk --model owner/marked.onnx \
     "${context[@]}" --out owner/claim.proof
 cp owner/claim.proof stranger/claim.proof
@@ -120,4 +120,4 @@ EOF
 cd stranger
 expect 1 "${check[@]}" --model suspect.onnx "${context[@]}" --proof tampered.proof
 
-heading "Done: marked model proven three times, unmarked model and tampered proof rejected"
+heading "Done: the marked model was proven three times, the unmarked model and the tampered proof rejected"
