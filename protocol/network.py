@@ -34,6 +34,7 @@ MAX_OUTPUT = (P - 2**MARGIN_BITS - 1) // 2  # |logit| <= this: no negative margi
 MAX_TABLE_BITS = 20
 MAX_NODES = 4096
 MAX_DIMENSION = 1 << 16
+MAX_TAPS = 1 << 24  # kernel times outputs of a window, along one axis
 MAX_WEIGHTS = 1 << 31
 MAX_NETWORK_BYTES = 1 << 31
 
@@ -199,7 +200,7 @@ class Network:
                 count = r.u8()
                 if count not in (2, 4):
                     raise r.fail("an edge has two or four windows")
-                windows = [Window(*(_capped(r, MAX_DIMENSION) for _ in range(5))) for _ in range(count)]
+                windows = [Window(*(_small(r) for _ in range(5))) for _ in range(count)]
                 weight = r.array("<i8", prod(dims)).reshape(dims)
                 pool = (windows[2], windows[3]) if count == 4 else None
                 edges.append(Edge(source, weight, windows[0], windows[1], groups, pool))
@@ -267,10 +268,27 @@ def _capped(r: Reader, cap: int) -> int:
     return n
 
 
+def _small(r: Reader) -> int:
+    n = r.i64()
+    if abs(n) > MAX_DIMENSION:
+        raise r.fail(f"a window of {n}")
+    return n
+
+
 def pooled_shape(edge: Edge, shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Shape of an edge's source after its sum-pool."""
     c, h, w = shape
     return (c, edge.pool[0].outputs(h), edge.pool[1].outputs(w)) if edge.pool else shape
+
+
+def _usable(windows: tuple[Window, Window] | None, lengths: tuple[int, ...]) -> bool:
+    """Whether every window has an output and stays under MAX_TAPS."""
+    return windows is None or all(
+        min(w.kernel, w.stride, w.dilation) >= 1
+        and max(abs(w.pad_before), abs(w.pad_after)) <= MAX_DIMENSION
+        and 1 <= w.outputs(n) <= MAX_TAPS // w.kernel
+        for w, n in zip(windows, lengths, strict=True)
+    )
 
 
 def _infer_shapes(net: Network) -> Iterator[tuple[int, int, int]]:
@@ -296,10 +314,10 @@ def _infer_shapes(net: Network) -> Iterator[tuple[int, int, int]]:
         for edge in node.edges:
             if not 0 <= edge.source < number:
                 raise ParameterError(f"{where}: edge from a later node")
-            windows = (edge.rows, edge.columns, *(edge.pool or ()))
-            if any(min(w.kernel, w.stride, w.dilation) < 1 or min(w.pad_before, w.pad_after) < 0 for w in windows):
-                raise ParameterError(f"{where}: bad window")
-            c, h, w = pooled_shape(edge, shapes[edge.source])
+            source = shapes[edge.source]
+            c, h, w = pooled_shape(edge, source) if _usable(edge.pool, source[1:]) else source
+            if not _usable(edge.pool, source[1:]) or not _usable((edge.rows, edge.columns), (h, w)):
+                raise ParameterError(f"{where}: a window does not fit its input {source}")
             o, cg, kh, kw = edge.weight.shape
             if edge.groups < 1 or c != cg * edge.groups or o % edge.groups or (kh, kw) != (
                 edge.rows.kernel, edge.columns.kernel
@@ -327,7 +345,7 @@ def affine_bounds(node: Node, ranges: list[tuple[Ints, Ints]]) -> tuple[Ints, In
     for edge in node.edges:
         lo, hi = ranges[edge.source]
         windows = (edge.rows, edge.columns, *(edge.pool or ()))
-        if any(w.pad_before or w.pad_after for w in windows):
+        if any(max(w.pad_before, w.pad_after) > 0 for w in windows):
             lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
         factor = edge.pool[0].kernel * edge.pool[1].kernel if edge.pool else 1
         o, cg = edge.weight.shape[:2]
