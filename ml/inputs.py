@@ -45,7 +45,7 @@ def image_folder(path: str | Path, shape: tuple[int, int, int], limit: int = MAX
                 if image.size != (width, height):
                     raise DecodingError(f"{file.name}: {image.width} x {image.height} pixels, not {width} x {height}")
                 pixels = np.asarray(image.convert(MODES[channels]), np.uint8)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
             if isinstance(error, DecodingError):
                 raise
             raise DecodingError(f"{file.name}: not a readable image ({', '.join(FORMATS)})") from None

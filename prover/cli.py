@@ -104,9 +104,7 @@ def keygen_command(
         return
     if mk is None or vk is None:
         raise click.UsageError("give --mk and --vk, or --plan")
-    for path in (mk, vk):
-        if path.exists():
-            raise ParameterError(f"{path} exists; a key is never overwritten")
+    _check_new(mk, vk)
     from ml.triggers import abstract_images, load_folder
     from protocol.keygen import KeyParameters, generate_key
     from prover.keys import read_secret, save_marking_key, write_file
@@ -164,7 +162,7 @@ def approve_command(
 @click.option("--purpose", default="", help="What the claim is for, as agreed with the verifier.")
 @click.option("--claimant", default="", help="Who claims.")
 @click.option("--verifier", default="", help="Whom the claim is for.")
-@click.option("--out", required=True, type=NEW_FILE, help="File for the claim.")
+@click.option("--out", required=True, type=NEW_FILE, help="New file for the claim.")
 @secret_options
 @json_option
 @outcome
@@ -174,16 +172,18 @@ def prove_command(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Write a claim about a model to a file.  Counts as an approval of the model."""
-    context_bytes = _nonce(nonce)
+    nonce_bytes = _nonce(nonce)
+    _check_new(out)
     from protocol.argument import Context
     from prover.jobs import approve, make_claim, subject
     from prover.keys import load_owner, read_secret, write_file
 
-    context = Context(purpose, claimant, verifier, context_bytes)
+    context = Context(purpose, claimant, verifier, nonce_bytes)
     secret = read_secret(passphrase_file, key_file)
     key = load_owner(mk, secret)[0]
     _check_pair(key.vk.digest, vk)
     derivation, images = _derivation(calibration, preprocess, key.vk.parameters.shape)
+    _announce_compilation()
     with _progress(as_json) as report:
         report("derive", 0.0)
         about = subject(_read(model, MAX_MODEL_BYTES, "model"), derivation, images, key.vk)
@@ -232,6 +232,8 @@ def serve_command(
     if calibration is not None:
         prover.calibration = image_folder(calibration, prover.vk.parameters.shape)
 
+    _announce_compilation()
+
     def ready(port: int) -> None:
         address = f"{listen.rpartition(':')[0]}:{port}"
         _print(as_json, {"listening": address, "vk_digest": prover.vk.digest.hex()}, f"listening on {address}")
@@ -248,6 +250,14 @@ def _derivation(
     return read_derivation(calibration, preprocess, shape)
 
 
+def _announce_compilation() -> None:
+    """Say why the first use takes longer: numba keeps the compiled kernels in a cache."""
+    from protocol.kernels import cpu
+
+    if not any(Path(cpu.add.stats.cache_path).glob("cpu.*.nbi")):
+        click.echo("first use: compiling kernels, up to half a minute ...", err=True)
+
+
 def _check_pair(digest: bytes, vk: Path) -> None:
     from protocol.keygen import MAX_KEY_BYTES, VerificationKey
 
@@ -259,6 +269,17 @@ def _read(path: Path, cap: int, what: str) -> bytes:
     from prover.keys import read_capped
 
     return read_capped(path, cap, what)
+
+
+def _check_new(*paths: Path) -> None:
+    """Before any work: files that can be written at its end, and that overwrite nothing."""
+    for path in paths:
+        if path.exists():
+            raise ParameterError(f"{path} exists; it is not overwritten")
+        if not path.resolve().parent.is_dir():
+            raise ParameterError(f"{path.parent} is not a folder")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ParameterError("two results cannot go into one file")
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -51,7 +51,7 @@ class Limits:
     waiting: int = 8
     message_s: float = 30.0
     upload_s: float = 300.0
-    coins_s: float = 120.0
+    coins_s: float = 300.0
     proof_s: float = 600.0
     grace_s: float = 10.0
 
@@ -89,9 +89,11 @@ class Servicer(pb_grpc.ProverServicer):
             finally:
                 self._clients -= 1
             await send(claim, context, self._limits)
+            log.info("a claim was made and sent")
         except (DecodingError, ParameterError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except Refused as error:
+            log.info("a model was refused")
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except Busy:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many clients wait; try again later")

@@ -78,7 +78,7 @@ def test_keygen(tmp_path, monkeypatch):
     assert values["vk_digest"] == key.digest.hex() and values["h"] == key.h
     before = (tmp_path / "a.mk").read_bytes()
     again = prover("keygen", "--shape", "1,4,4", "--classes", 10, "--ell", 160, *where)
-    assert again.exit_code == 2 and "never overwritten" in again.output
+    assert again.exit_code == 2 and "not overwritten" in again.output
     assert (tmp_path / "a.mk").read_bytes() == before
     checked = verifier("key", tmp_path / "a.vk", "--json")
     assert checked.exit_code == 0 and json.loads(checked.stdout)["h"] == key.h
@@ -101,6 +101,39 @@ def test_plan():
     assert min(values["false_claim_bits"]) >= 128 and values["cut_and_choose_b"] == 119
     few = prover("keygen", "--plan", "--shape", "1,28,28", "--classes", 10, "--ell", 60)
     assert few.exit_code == 2 and "at least 132" in few.output
+
+
+def test_results_are_checked_before_the_work(shop, tmp_path, monkeypatch):
+    """No file is overwritten, no result is lost for a missing folder, mk and vk are two files."""
+    monkeypatch.setenv("ZKMARK_PASSPHRASE", "a passphrase")
+    keygen = ["keygen", "--shape", "1,4,4", "--classes", 10, "--ell", 160]
+    same = prover(*keygen, "--mk", tmp_path / "a", "--vk", tmp_path / "." / "a")
+    gone = prover(*keygen, "--mk", tmp_path / "a", "--vk", tmp_path / "gone" / "a.vk")
+    assert same.exit_code == gone.exit_code == 2 and list(tmp_path.iterdir()) == []
+    folder = shop / "owner"
+    before = (folder / "owner.mk").read_bytes()
+    result = prover(
+        "prove", *owner(shop), "--vk", folder / "owner.vk", "--model", folder / "marked.onnx", "--nonce", NONCE,
+        "--out", folder / "owner.mk",
+    )  # fmt: skip
+    assert result.exit_code == 2 and (folder / "owner.mk").read_bytes() == before
+
+
+def test_calibration_and_preprocessing_on_both_sides(shop, world, write_images, tmp_path):
+    images = write_images(world.key.images[:30], "calibration")
+    preprocess = tmp_path / "preprocess.json"
+    preprocess.write_text('{"outputs": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}')
+    options = ["--calibration", images, "--preprocess", preprocess]
+    folder, proof = shop / "owner", tmp_path / "claim.proof"
+    result = prover(
+        "prove", *owner(shop), "--vk", folder / "owner.vk", "--model", folder / "marked.onnx", "--nonce", NONCE,
+        "--claimant", "the owner", "--purpose", "a test", "--out", proof, *options,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    values = json.loads(verify(shop, *options, "--json", proof=proof).stdout)
+    assert values["accepted"] and values["freedom_bits"] > 20
+    values = json.loads(verify(shop, "--json", proof=proof).stdout)
+    assert values["failed_check"] in ("statement.network", "statement.derivation")
 
 
 @pytest.mark.parametrize("shape", ["1,4", "1,4,x", "0,4,4", "1,4,4,4", "-1,4,4", "99999,9999,9999"])

@@ -1,0 +1,49 @@
+"""Verdicts as text, and the contact sheet."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from verifier.check import Verdict
+from verifier.report import contact_sheet, print_verdict
+
+
+def text(verdict: Verdict) -> str:
+    out = io.StringIO()
+    print_verdict(verdict, Console(file=out, width=60, force_terminal=False))
+    return out.getvalue()
+
+
+def test_strangers_cannot_style_the_report():
+    verdict = Verdict(outcome="rejected", message="prover.refused: [bold green]accepted[/] [link=x]", context={
+        "purpose": "[red]x[/]", "claimant": "[/]", "verifier": "", "nonce": "00",
+    })  # fmt: skip
+    shown = text(verdict)
+    assert shown.startswith("rejected") and "[bold green]accepted[/]" in shown and "[red]x[/]" in shown
+
+
+def test_digests_are_never_cut():
+    assert "ab" * 32 in text(Verdict(vk_digest="ab" * 32))
+
+
+def test_caveats_are_shown_with_acceptance_only():
+    caveat = "not this"
+    assert caveat in text(Verdict(outcome="accepted", caveats=(caveat,)))
+    assert caveat not in text(Verdict(outcome="rejected", caveats=(caveat,)))
+
+
+def test_undecided_is_a_word_of_its_own():
+    assert text(Verdict(outcome="undecided", failed_check="policy.fidelity")).startswith("undecided")
+
+
+def test_the_contact_sheet_shows_the_opened_images(world, tmp_path):
+    key = world.key.vk
+    assert contact_sheet(key, tmp_path / "sheet.png", limit=20) == 20
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert pixels.shape[1] == 16 * 72
+    first = key.openings.images[0, 0].repeat(16, 0).repeat(16, 1)
+    assert np.array_equal(pixels[4:68, 4:68, 0], first)
