@@ -98,7 +98,8 @@ def run(
         parties = parties if tables else parties[:-1]
         sums = [layers.run(party, context, index) for index, party in enumerate(parties)]
         sent = [party.finish() for party in parties]
-        messages = sent if witness is not None else messages
+        if witness is not None:
+            messages = sent if tables else [*sent, field.zeros(0)]
         systems += [(str(index), party.system) for index, party in enumerate(parties)]
         if tables:
             systems.append(("balance", argument._join(transcript, parties, sums)))
