@@ -1,4 +1,4 @@
-"""A claim: the proof with what its reader has to compare before she checks it (SPEC section 10).
+"""A claim: the proof with what its reader has to compare before she checks it (SPEC section 11).
 
 Only `k_min` is information.  The digests and the context restate what the verifier computes or chose herself; they let
 her name the difference instead of seeing a failed equation, and nothing else may be taken from them.

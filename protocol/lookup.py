@@ -1,4 +1,4 @@
-"""LogUp lookups by fractional sumchecks (SPEC section 7a).
+"""LogUp lookups by fractional sumchecks (SPEC section 7).
 
 A *tree* sums the fractions P_i / Q_i of its leaves.  The leaves are a tensor; absent leaves are 0 / 1.  Level 0 is the
 leaves; each level pairs neighbours along the lowest remaining variable of the fold order, up to the root:

@@ -1,0 +1,336 @@
+"""SPEC.md against the code: its tables are parsed, its grammar is matched, its frozen proof is verified again.
+
+The frozen proof is checked twice: by the package, and by plain_verifier.py, which was written from the text alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import json
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from protocol import claim, pedersen, soundness
+from protocol.errors import VerificationError
+from protocol.layers import tree_shape
+from protocol.layout import PRODUCTS
+from protocol.lookup import variables
+from protocol.multilinear import lg
+
+ROOT = Path(__file__).parents[2]
+VECTORS = ROOT / "tests" / "vectors"
+SPEC = (ROOT / "protocol" / "SPEC.md").read_text()
+PROTOCOL = sorted((ROOT / "protocol").rglob("*.py"))
+OUTSIDE = [path for package in ("prover", "verifier", "ml") for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    importlib.sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = load(VECTORS / "generate.py")
+plain = load(Path(__file__).with_name("plain_verifier.py"))
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """(statement, proof, vectors)"""
+    return generate.load()
+
+
+@pytest.fixture(scope="module")
+def record(frozen):
+    statement, proof, _ = frozen
+    with generate.recording() as found:
+        generate.argument.verify(statement, proof)
+    return found
+
+
+def tables(header: str) -> list[list[str]]:
+    """The rows of all tables whose first header cell is `header`, cells without back quotes."""
+    rows, inside = [], False
+    for line in SPEC.splitlines():
+        if not line.startswith("|"):
+            inside = False
+            continue
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if inside:
+            rows.append(cells)
+        elif cells[0] == header:
+            inside = True
+    assert rows, header
+    return [[cell.strip("`") for cell in row] for row in rows if not set(row[0]) <= set("-")]
+
+
+def bare(cell: str) -> list[str]:
+    """Every name in back quotes of a cell that lost its outer ones."""
+    return [name for name in re.split(r"`[, ]*`?|, ", cell) if name]
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+# --- numbers, tags, names ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", tables("constant"), ids=lambda row: row[0])
+def test_constants(row):
+    module, name = row[2].rsplit(".", 1)
+    assert eval(row[1], {}) == getattr(importlib.import_module(module), name)
+
+
+def test_numbers_in_the_text():
+    assert eval(tables("constant")[0][1]) == 2013265921
+    modulus = 2013265921
+    assert (modulus - 2**30 - 1) // 2 == 469762048
+    assert [soundness.smallest_k_min(256, 10, freedom_bits=bits) for bits in (0, 64, 168 + 8)] == [118, 138, 168]
+
+
+def test_tags():
+    stated = [tag.encode().decode("unicode_escape").encode() for tag, _ in tables("tag")]
+    found = {
+        node.value
+        for path in PROTOCOL
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, bytes) and node.value.startswith(b"zkmark")
+    }
+    assert sorted(stated) == sorted(found | {generate.argument.VERSION.encode()})
+
+
+def test_generators():
+    stated = {int(count): digest for count, digest in tables("generators")}
+    assert stated == pedersen.PREFIX_DIGESTS
+    points = b"".join(pedersen.generator(k).to_xy_bytes_be() for k in range(1024))
+    assert hashlib.sha256(points).hexdigest() == stated[1024]
+
+
+def test_arrays_products_and_their_lengths(frozen):
+    layout = frozen[0].layout
+    rows = tables("array")
+    assert [row[0] for row in rows] == list(layout.arrays)
+    h, classes, d = layout.h, layout.network.classes, 16
+    assert all(layout.arrays[name] == classes * h for name, length, _ in rows if length == "classes * h")
+    assert layout.arrays["mask"] == 5 * (d + 1) and layout.arrays["count"] == (h - layout.k_min).bit_length()
+    assert [tuple(row) for row in tables("x")] == list(PRODUCTS)
+
+
+def test_ledger_terms(frozen):
+    statement = frozen[0]
+    ledger = statement.ledger()
+    assert [row[0] for row in tables("term")] == [term.name for term in ledger.terms]
+    assert ledger.bits >= 120
+
+
+def test_queries():
+    for rows, stated in tables("log2 N"):
+        first, _, last = rows.partition(" to ")
+        for a in range(int(first), int(last or first) + 1):
+            found = soundness._queries(a, 3)
+            assert str(found).lower() == stated
+            assert found is None or 2 * found - 1 <= 1 << a  # p_quad has at most 3 N coefficients
+
+
+def test_code_refers_to_sections_that_exist():
+    sections = {int(n) for n in re.findall(r"^## (\d+) ", SPEC, re.M)}
+    assert sections == set(range(1, 15))
+    for path in PROTOCOL:
+        for found in re.findall(r"SPEC sections? (\d+)(?: (?:and|to) (\d+))?(?: to (\d+))?", path.read_text()):
+            assert {int(n) for n in found if n} <= sections, path
+
+
+# --- checks ------------------------------------------------------------------------------------
+
+
+def checks(paths: list[Path]) -> set[str]:
+    """The names of checks that are written out in calls."""
+    out = set()
+    for path in paths:
+        for node in ast.walk(tree(path)):
+            name = getattr(node, "func", None)
+            if isinstance(node, ast.Call) and getattr(name, "id", getattr(name, "attr", "")) in (
+                "VerificationError", "check_signature", "_check"
+            ):  # fmt: skip
+                for argument in [*node.args, *(k.value for k in node.keywords)]:
+                    for part in ast.walk(argument):
+                        value = getattr(part, "value", None)
+                        if isinstance(value, str) and re.fullmatch(r"[a-z]+\.[a-z_]+", value):
+                            out.add(value)
+    return out
+
+
+def test_checks_of_the_protocol():
+    stated = {row[0] for row in tables("check")}
+    outside = {"key.ground_truth", "prover.refused"} | {name for name in stated if name.startswith("policy.")}
+    claimed = {name for name in stated if name.startswith("statement.")}
+    assert checks(PROTOCOL) - claimed == stated - outside - claimed
+
+
+def test_checks_outside_the_protocol():
+    stated = {row[0] for row in tables("check")}
+    found = checks(OUTSIDE)
+    assert found <= stated
+    assert {name for name in stated if name.startswith("policy.") or name == "key.ground_truth"} <= found
+
+
+def test_checks_of_a_claim(frozen):
+    statement, proof, _ = frozen
+    good = claim.Claim(statement.k_min, statement.context, claim.statement_digests(statement), proof)
+    claim.compare(good, statement)
+    wrong = []
+    for k in range(4):
+        digests = list(good.digests)
+        digests[k] = bytes(32)
+        wrong.append(replace(good, digests=tuple(digests)))
+    for name in ("nonce", "purpose", "claimant", "verifier"):
+        other = bytes(32) if name == "nonce" else "other"
+        wrong.append(replace(good, context=replace(good.context, **{name: other})))
+    wrong.append(replace(good, k_min=good.k_min - 1))
+    found = []
+    for bad in wrong:
+        with pytest.raises(VerificationError) as raised:
+            claim.compare(bad, statement)
+        found.append(raised.value.check)
+    assert found == [row[0] for row in tables("check") if row[0].startswith("statement.")]
+
+
+# --- the transcript ----------------------------------------------------------------------------
+
+
+def grammar() -> dict[str, str]:
+    (text,) = re.findall(r"```transcript\n(.*?)```", SPEC, re.S)
+    return {name: body for name, body in re.findall(r"^(\w+) += (.*(?:\n +.*)*)", text, re.M)}
+
+
+def pattern(rule: str) -> str:
+    """The rule as a regular expression over "A:label;" events."""
+    out = ""
+    for item in grammar()[rule].split():
+        name, star = item.rstrip("*"), "*" if item.endswith("*") else ""
+        out += f"(?:{re.escape(name) + ';' if ':' in name else pattern(name)}){star}"
+    return out
+
+
+def test_order_of_messages(frozen, record):
+    last = len(frozen[0].network.nodes)
+    rules = {"main": "main", "node 0": "input", f"node {last}": "output", f"node {last + 1}": "tables"}
+    rules |= {f"node {k}": "requant" for k in range(1, last)}
+    assert set(record.events) == set(rules)
+    for name, rule in rules.items():
+        assert re.fullmatch(pattern(rule), "".join(event + ";" for event in record.events[name])), name
+
+
+def test_the_order_can_be_wrong(record):
+    events = list(record.events["main"])
+    at = events.index("A:root")
+    events[at], events[at + 2] = events[at + 2], events[at]
+    assert not re.fullmatch(pattern("main"), "".join(event + ";" for event in events))
+
+
+def test_labels():
+    stated = {row[0] for row in tables("label")}
+    assert stated == {item.split(":")[1].rstrip("*") for body in grammar().values() for item in body.split()
+                      if ":" in item}  # fmt: skip
+
+
+def test_counts_of_messages(frozen, record):
+    """Rounds of every tree and edge, forks, and the elements that they send."""
+    statement, layout = frozen[0], frozen[0].layout
+    assert record.events["main"].count("A:fork") == statement.forks
+    for index, need in enumerate(statement.needs):
+        m = len(variables(*tree_shape(layout, index)))
+        node = statement.network.nodes[index - 1] if 0 < index < statement.forks - 1 else None
+        edges = [] if node is None else [sum(lg(n) for n in statement.network.shapes[e.source]) for e in node.edges]
+        events = record.events[f"node {index}"]
+        tree_part, _, edge_part = "".join(event + ";" for event in events).partition("A:edges;")
+        layers = tree_part.split("C:layer;")[1:]
+        assert [layer.count("A:round;") for layer in layers] == list(range(m))
+        assert edge_part.count("C:round;") == sum(edges)
+        assert need.sent == m * m + 3 * m + 5 + sum(1 + 2 * rounds for rounds in edges)
+        assert need.free == 1 + m * (m - 1) + sum(1 + 2 * rounds for rounds in edges)
+        assert (need.triples, need.copies) == (2 + 3 * m, m)
+
+
+def test_the_ledger_counts_every_equation(frozen, record):
+    statement = frozen[0]
+    ((equations, _),) = record.tests
+    assert equations <= statement._counts.equations
+    depths = [len(variables(*tree_shape(statement.layout, k))) for k in range(statement.forks)]
+    edges = sum(len(node.edges) for node in statement.network.nodes)
+    stated = sum(3 * m + 5 for m in depths) + edges + len(statement.network.nodes) + 16
+    assert statement._counts.equations == stated
+
+
+# --- the frozen proof --------------------------------------------------------------------------
+
+
+def test_vectors_are_small():
+    assert sum(path.stat().st_size for path in VECTORS.iterdir() if path.is_file()) < 600_000
+
+
+def test_fields_of_a_proof(frozen):
+    _, proof, vectors = frozen
+    fields = vectors["fields"]
+    stated = [row[0] for row in tables("field") if row[0] in fields]
+    assert stated == list(fields)
+    assert sum(fields["signature"]) == len(proof)
+
+
+def test_frozen_values(frozen):
+    statement, proof, vectors = frozen
+    found = json.loads(json.dumps(generate.intermediate(statement, proof)))
+    assert found == {name: vectors[name] for name in found}
+    entries = [name for row in tables("entry") for name in bare(row[0])]
+    assert entries == list(vectors)
+
+
+@pytest.mark.parametrize("number", range(24))
+def test_frozen_outcomes(frozen, number):
+    statement, proof, vectors = frozen
+    case = vectors["altered"][number]
+    bad = generate.altered(statement, bytes.fromhex(vectors["owner_secret_seed"]), proof, case)
+    assert bad != proof and generate.outcome(statement, bad) == case["outcome"] != "true"
+
+
+def test_every_frozen_outcome_is_tested(frozen):
+    assert len(frozen[2]["altered"]) == 24
+    assert {case["field"] for case in frozen[2]["altered"]} == set(frozen[2]["fields"])
+
+
+# --- the plain verifier ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files():
+    return plain.load(VECTORS)
+
+
+def test_plain_verifier_accepts(frozen, files):
+    found, vectors = plain.verify(**files), frozen[2]
+    assert found == {name: vectors[name] for name in found}
+    assert len(found) == len(vectors) - 3  # all but owner_secret_seed, fields, altered
+
+
+def test_plain_verifier_rejects(frozen, files):
+    statement, proof, vectors = frozen
+    cases = vectors["altered"]
+    wanted = [next(case for case in cases if case["outcome"] == check)
+              for check in ("owner.signature", "link.range", "linear.sum")]  # fmt: skip
+    for case in wanted:
+        bad = generate.altered(statement, bytes.fromhex(vectors["owner_secret_seed"]), proof, case)
+        bad = claim.Claim(statement.k_min, statement.context, claim.statement_digests(statement), bad)
+        with pytest.raises(plain.Failed) as raised:
+            plain.verify(**{**files, "claim_data": bad.to_bytes()})
+        assert raised.value.args == (case["outcome"],)
