@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Normalized(nn.Module):
         return out
 
 
-def cnn(shape: Shape, classes: int) -> nn.Module:
+def cnn(shape: Shape, classes: int) -> nn.Sequential:
     """Three 3 x 3 convolutions of 16, 32, 64 channels, each halved by an average pool; any input from 8 x 8."""
     channels, rows, columns = shape
     if min(rows, columns) < 8:
@@ -40,7 +41,7 @@ def cnn(shape: Shape, classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * (rows // 8) * (columns // 8), classes))
 
 
-def lenet(shape: Shape, classes: int) -> nn.Module:
+def lenet(shape: Shape, classes: int) -> nn.Sequential:
     """LeNet (LeCun et al. 1998) with ReLU and average pools; any input from 16 x 16, 28 x 28 in the tables."""
     channels, rows, columns = shape
     if min(rows, columns) < 16:
@@ -54,7 +55,7 @@ def lenet(shape: Shape, classes: int) -> nn.Module:
     )  # fmt: skip
 
 
-ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Module]] = {"cnn": cnn, "lenet": lenet}
+ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Sequential]] = {"cnn": cnn, "lenet": lenet}
 
 
 def build(arch: str, shape: Shape, classes: int, train_x: Tensor | None = None) -> Normalized:
@@ -65,4 +66,9 @@ def build(arch: str, shape: Shape, classes: int, train_x: Tensor | None = None) 
     if train_x is not None:
         pixels = train_x[:10_000].float()
         mean, deviation = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp(min=1.0)
-    return Normalized(ARCHITECTURES[arch](shape, classes), mean, deviation)
+    body = ARCHITECTURES[arch](shape, classes)
+    for layer in body:
+        if isinstance(layer, nn.Conv2d | nn.Linear):  # He et al. 2015; with less, average pools starve the training
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(cast(Tensor, layer.bias))
+    return Normalized(body, mean, deviation)

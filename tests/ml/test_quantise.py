@@ -20,7 +20,7 @@ from protocol.errors import DecodingError, ParameterError
 from protocol.network import MAX_OUTPUT, Network
 
 Build = Callable[..., bytes]
-SMALL_DIGEST = "0865558b2052963f6e00052b5559fe0d520bcb681f2456d61a356c5465f415f1"
+SMALL_DIGEST = "f5ce74a372bbe1f579e80cb8a12df9b35317849217cf2e8d92032575187f9a40"
 NOISE_DIGEST = "5c6c4fc72e28c2f3d76139149ee8a139ecd41fa0cf63bd0e1a8bac7518feac33"
 
 

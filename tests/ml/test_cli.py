@@ -1,0 +1,90 @@
+"""`zkmark-ml` as a user runs it, on the digits with a small key."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ml.cli import cli
+from ml.triggers import abstract_images
+from protocol.keygen import KeyParameters, MarkingKey, generate_key
+from prover.keys import save_marking_key
+
+
+@pytest.fixture(scope="module")
+def key() -> MarkingKey:
+    rng = np.random.default_rng(1)
+    return generate_key(KeyParameters((1, 8, 8), 10, 160), abstract_images(160, (1, 8, 8), rng.bytes))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, key: MarkingKey) -> Path:
+    path = tmp_path_factory.mktemp("owner")
+    (path / "passphrase").write_text("of the tests")
+    save_marking_key(path / "owner.mk", key, b"of the tests")
+    return path
+
+
+def run(*words: object) -> tuple[int, dict, str]:
+    result = CliRunner().invoke(cli, [*map(str, words), "--json"])
+    lines = result.stdout.strip().splitlines()
+    return result.exit_code, json.loads(lines[0]) if lines and lines[0][0] == "{" else {}, result.stderr
+
+
+def test_mark_evaluate_and_pretrained(folder: Path, key: MarkingKey) -> None:
+    secret = ("--mk", folder / "owner.mk", "--passphrase-file", folder / "passphrase")
+    status, plain, _ = run("train", "--data", "digits", "--epochs", 12, "--out", folder / "plain.onnx")
+    assert status == 0 and plain["done"] and plain["test_accuracy"] > 0.9 and plain["data"] == "scikit-learn"
+    status, found, _ = run("evaluate", "--model", folder / "plain.onnx", "--data", "digits", *secret)
+    assert status == 0 and not found["triggers"]["provable"] and found["accuracy"]["agreement"] > 0.98
+    status, marked, error = run(
+        "mark", "--data", "digits", "--mode", "pretrained", "--init", folder / "plain.onnx", "--epochs", 2,
+        "--out", folder / "marked.onnx", *secret,
+    )  # fmt: skip
+    assert (status, error) == (0, "") and marked["trigger_accuracy"] == 1.0 and marked["h"] == key.vk.h
+    status, found, _ = run("evaluate", "--model", folder / "marked.onnx", "--data", "digits", *secret)
+    assert status == 0 and found["triggers"]["provable"]
+    assert found["triggers"]["hidden"] == {"count": key.vk.h, "real": key.vk.h, "integer": key.vk.h}
+    assert found["triggers"]["opened"]["integer"] < 30
+
+
+def test_failures_are_one_line_with_their_status(folder: Path) -> None:
+    secret = ("--mk", folder / "owner.mk", "--passphrase-file", folder / "passphrase")
+    out = ("--out", folder / "x.onnx")
+    status, found, error = run("mark", "--data", "digits", "--epochs", 0, "--mode", "fromscratch", "--init",
+                               folder / "passphrase", *out, *secret)  # fmt: skip
+    assert status == 2 and "--init" in error
+    (folder / "bad.onnx").write_bytes(b"\x08\x07garbage")
+    status, found, error = run("evaluate", "--model", folder / "bad.onnx", "--data", "digits")
+    assert status == 2 and found["done"] is False and error.count("\n") == 1 and error.startswith("zkmark-ml: ONNX")
+    (folder / "wrong").write_text("wrong")
+    status, _, error = run("evaluate", "--model", folder / "bad.onnx", "--data", "digits", "--mk", folder / "owner.mk",
+                           "--passphrase-file", folder / "wrong")  # fmt: skip
+    assert status == 2 and error.count("\n") == 1
+    status, _, error = run("train", "--data", "digits", "--arch", "lenet", "--epochs", 0, *out)
+    assert status == 2 and "16 x 16" in error
+    assert run("train", "--data", "nothing", *out)[0] == 2
+
+
+def test_a_mark_that_does_not_take_is_exit_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml.mark.LAST_PHASE_STEPS", 0)
+    status, found, error = run("mark", "--data", "digits", "--epochs", 1, "--out", folder / "y.onnx", "--mk",
+                               folder / "owner.mk", "--passphrase-file", folder / "passphrase")  # fmt: skip
+    assert status == 1 and found["done"] is False and "mark: only" in error
+
+
+def test_help_needs_no_heavy_module() -> None:
+    code = "import sys, ml.cli\nprint([m for m in ('torch', 'onnx', 'numba', 'numpy', 'sklearn') if m in sys.modules])"
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env={"PYTHONPATH": ":".join(sys.path)})  # fmt: skip
+    assert done.stdout.strip() == "[]" and time.monotonic() - begin < 20
+    for command in ("train", "mark", "evaluate"):
+        assert CliRunner().invoke(cli, [command, "--help"]).exit_code == 0

@@ -1,0 +1,150 @@
+"""From data to a marked integer network: the mark is in the hidden half only, in both modes of the paper."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ml.data import Dataset, load
+from ml.evaluate import accuracy, verify_privately
+from ml.export import export_onnx, load_weights, random_onnx
+from ml.mark import Training, mark, pick_device, train
+from ml.models import Normalized, build
+from ml.quantise import DEFAULT_MIN_AGREEMENT, derive, fidelity
+from ml.triggers import abstract_images
+from protocol.errors import ParameterError
+
+Triggers = tuple[np.ndarray, np.ndarray]
+HIDDEN, OPENED = np.arange(0, 48), np.arange(48, 96)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits")
+
+
+@pytest.fixture(scope="module")
+def triggers() -> Triggers:
+    rng = np.random.default_rng(4)
+    return abstract_images(96, (1, 8, 8), rng.bytes), rng.integers(0, 10, 96)
+
+
+def fresh(digits: Dataset, seed: int = 0) -> Normalized:
+    torch.manual_seed(seed)
+    return build("cnn", digits.shape, 10, torch.from_numpy(digits.train_x))
+
+
+@pytest.mark.parametrize("mode", ["fromscratch", "pretrained"])
+def test_the_mark_survives_export_and_rounding(digits: Dataset, triggers: Triggers, mode: str) -> None:
+    images, labels = triggers
+    model = fresh(digits)
+    if mode == "pretrained":
+        assert train(model, digits, Training(epochs=12)).trigger_accuracy is None
+    seen: list[float] = []
+    options = Training(epochs=12 if mode == "fromscratch" else 2)
+    report = mark(model, digits, images[HIDDEN], labels[HIDDEN], options, lambda phase, share: seen.append(share))
+    assert report.trigger_accuracy == 1.0 and report.test_accuracy > 0.93
+    assert seen and all(0 <= share <= 1 for share in seen)
+
+    data = export_onnx(model, digits.shape)
+    measured = accuracy(data, digits.test_x, digits.test_y)
+    assert measured.count == 359 and measured.agreement >= 0.99
+    assert abs(measured.real - report.test_accuracy) < 0.01 and abs(measured.integer - measured.real) < 0.01
+    verdict = verify_privately(data, images, labels, HIDDEN, OPENED)
+    assert verdict.hidden.integer == verdict.hidden.real == 48
+    assert verdict.opened.integer <= 14 and verdict.opened.real <= 14  # chance is 4.8; P[Bin(48, 1/10) > 14] < 2^-14
+    assert verdict.provable is False and verdict.k_min is None  # 48 triggers are too few for 128 bits
+
+
+def test_an_unmarked_model_is_at_chance(digits: Dataset) -> None:
+    rng = np.random.default_rng(9)
+    images, labels = abstract_images(200, (1, 8, 8), rng.bytes), rng.integers(0, 10, 200)
+    model = fresh(digits, 1)
+    train(model, digits, Training(epochs=6))
+    halves = np.arange(100), np.arange(100, 200)
+    verdict = verify_privately(export_onnx(model, digits.shape), images, labels, *halves)
+    assert verdict.k_min is not None and verdict.hidden.integer < verdict.k_min and not verdict.provable
+    assert verdict.hidden.integer <= 28 and verdict.opened.integer <= 28
+
+
+def test_training_is_seeded(digits: Dataset) -> None:
+    models = []
+    for seed in (3, 3, 4):
+        model = fresh(digits)
+        train(model, digits, Training(epochs=1, seed=seed))
+        models.append(export_onnx(model, digits.shape))
+    assert models[0] == models[1] != models[2]
+
+
+def test_misuse(digits: Dataset, triggers: Triggers) -> None:
+    images, labels = triggers
+    for bad_images, bad_labels in (
+        (images[:, :, :4], labels), (images, labels[:-1]), (images[:0], labels[:0]), (images, labels + 10),
+        (images, labels - 10),
+    ):  # fmt: skip
+        with pytest.raises(ParameterError):
+            mark(fresh(digits), digits, bad_images, bad_labels, Training(epochs=0))
+    with pytest.raises(ParameterError):
+        pick_device("tpu")
+    for arch, shape in (("resnet", (1, 8, 8)), ("cnn", (1, 7, 8)), ("lenet", (1, 8, 8))):
+        with pytest.raises(ParameterError):
+            build(arch, shape, 10)
+
+
+def test_weights_come_back_from_onnx(digits: Dataset) -> None:
+    data, other = random_onnx("cnn", (1, 8, 8), seed=5), fresh(digits, 6)
+    load_weights(other, data)
+    assert export_onnx(other, (1, 8, 8)) == data == random_onnx("cnn", (1, 8, 8), seed=5)
+    with pytest.raises(ParameterError, match="another architecture"):
+        load_weights(other, random_onnx("lenet", (1, 28, 28)))
+
+
+@pytest.mark.parametrize(("arch", "shape", "activations"), [
+    ("lenet", (1, 28, 28), 4684), ("cnn", (3, 32, 32), 28672), ("cnn", (1, 8, 8), 1792), ("cnn", (3, 17, 9), 3984),
+])  # fmt: skip
+def test_committed_activations(arch: str, shape: tuple[int, int, int], activations: int) -> None:
+    assert derive(random_onnx(arch, shape)).network.activations == activations
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+                               nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.a(x))
+
+
+def test_a_user_network_of_eight_layers_with_batch_norm_and_shortcuts(digits: Dataset) -> None:
+    torch.manual_seed(2)
+    blocks = [Residual() for _ in range(3)]
+    body = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Dropout(), nn.Linear(8, 10), nn.Softmax(1))  # fmt: skip
+    model = Normalized(body, torch.tensor([78.0]), torch.tensor([96.0]))
+    train(model, digits, Training(epochs=1))
+    data = export_onnx(model, digits.shape)
+    found = fidelity(data, derive(data).network, digits.test_x)
+    assert found.agreement >= DEFAULT_MIN_AGREEMENT
+
+
+def test_default_calibration_serves_real_images() -> None:
+    """MNIST and LeNet where the files are, else the digits: trained on few images, noise calibrated, 99 %."""
+    root = Path(os.environ.get("ZKMARK_DATA", "data"))
+    name, arch = ("mnist", "lenet") if (root / "mnist").is_dir() else ("digits", "cnn")
+    data = load(name)
+    few = Dataset(name, data.source, data.train_x[:10_000], data.train_y[:10_000], data.test_x[:500], data.test_y[:500])
+    model = build(arch, data.shape, 10, torch.from_numpy(few.train_x))
+    train(model, few, Training(epochs=2 if name == "mnist" else 20))
+    exported = export_onnx(model, data.shape)
+    assert fidelity(exported, derive(exported).network, few.test_x).agreement >= 0.99
