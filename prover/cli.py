@@ -36,7 +36,7 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (VerificationError, DecodingError, ParameterError, OSError, MemoryError) as error:
+        except (VerificationError, DecodingError, ParameterError, OSError, MemoryError, UnicodeError) as error:
             if kwargs.get("as_json"):
                 check = error.check if isinstance(error, VerificationError) else None
                 click.echo(json.dumps({"done": False, "failed_check": check, "error": str(error)}))

@@ -87,7 +87,7 @@ def record_approval(path: str | Path, secret: bytes, network_digest: bytes, k_mi
     The change is on disk when this returns, so that an answer given afterwards is never forgotten.
     Raises ParameterError over the budget or for a second k_min, and as `load_marking_key` does.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays one, and the secrets stay where it points
     with _locked(path):
         key, approvals = load_owner(path, secret)
         changed = approvals.record(network_digest, k_min)

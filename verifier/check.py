@@ -185,7 +185,7 @@ def _check(subject: Subject, obtain: Obtain, policy: Policy, verdict: Verdict) -
     with _timed(verdict, "verify"):
         ledger = verify(statement, claim.proof, channel)
     verdict.argument_bits, verdict.assumptions = ledger.bits, ledger.assumptions
-    verdict.ledger = [(term.name, bits(term.error)) for term in ledger.terms]
+    verdict.ledger = [(term.name, bits(term.error)) for term in ledger.terms if term.error]
 
 
 def _check_fidelity(subject: Subject, derived: Derived, policy: Policy, verdict: Verdict) -> None:

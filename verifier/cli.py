@@ -42,9 +42,11 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (DecodingError, ParameterError, OSError, MemoryError) as error:
+        except (DecodingError, ParameterError, OSError, MemoryError, UnicodeError) as error:
             if kwargs.get("as_json"):
-                click.echo(json.dumps({"accepted": False, "outcome": "malformed", "error": str(error)}))
+                kinds = {DecodingError: "malformed", OSError: "unavailable", ConnectionError: "unavailable"}
+                result = {"accepted": False, "outcome": kinds.get(type(error), "misuse"), "error": str(error)}
+                click.echo(json.dumps(result))
             click.echo(f"zkmark-verifier: {error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:

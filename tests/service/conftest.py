@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -74,8 +74,18 @@ def memorize(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], seed:
     return w1 / 255.0, b1, w2[:, :-1], w2[:, -1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_scrypt() -> Iterator[None]:
+    """The files of these tests are sealed with the least work that a reader accepts, 16 MiB."""
+    from prover import keys
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "LOG2_N", keys.LOG2_N_RANGE.start)
+        yield
+
+
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(_quick_scrypt: None, tmp_path_factory: pytest.TempPathFactory) -> World:
     from prover.keys import save_marking_key
 
     folder = tmp_path_factory.mktemp("world")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +19,8 @@ from protocol.errors import DecodingError, ParameterError
 from prover import keys
 from prover.keys import Approvals, load_marking_key, load_owner, read_secret, record_approval, save_marking_key
 
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'proto'}"}
 SECRET = b"correct horse battery staple"  # as in conftest.py
 
 
@@ -46,6 +50,16 @@ def test_two_files_of_one_key_differ(world, tmp_path):
         save_marking_key(tmp_path / name, world.key, SECRET)
     a, b = ((tmp_path / name).read_bytes() for name in ("a", "b"))
     assert a[len(keys.MAGIC) + 3 :][:44] != b[len(keys.MAGIC) + 3 :][:44]  # salt and nonce
+
+
+def test_a_new_file_takes_work_to_guess(world, tmp_path, monkeypatch):
+    code = "from prover import keys; print(keys.LOG2_N, keys.R, keys.P)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
+    assert shown.stdout.split() == ["17", "8", "1"], shown.stderr
+    monkeypatch.setattr(keys, "LOG2_N", 17)
+    save_marking_key(tmp_path / "new.mk", world.key, SECRET)
+    assert (tmp_path / "new.mk").read_bytes()[len(keys.MAGIC) :][:3] == bytes([17, 8, 1])
+    assert load_marking_key(tmp_path / "new.mk", SECRET).vk.digest == world.key.vk.digest
 
 
 def test_an_existing_file_is_never_overwritten(world, tmp_path):
@@ -155,6 +169,14 @@ def test_a_crash_while_writing_leaves_the_old_file(owner_file, monkeypatch):
         record_approval(owner_file, SECRET, digest(1), 70)
     assert owner_file.read_bytes() == data
     assert list(owner_file.parent.iterdir()) == [owner_file]
+
+
+def test_a_link_stays_a_link(owner_file, tmp_path):
+    link = tmp_path / "folder" / "link.mk"
+    link.parent.mkdir()
+    link.symlink_to(owner_file)
+    record_approval(link, SECRET, digest(1), 70)
+    assert link.is_symlink() and load_owner(owner_file, SECRET)[1].k_min == {digest(1): 70}
 
 
 def test_errors_and_reprs_hold_no_secret(world, owner_file):
