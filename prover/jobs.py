@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ml.quantise import Derivation, derive
 from protocol.argument import Context, Statement, prove
 from protocol.claim import Claim, statement_digests
-from protocol.errors import ParameterError, VerificationError
+from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.keygen import MarkingKey, VerificationKey
 from protocol.network import Network
 from protocol.soundness import FALSE_CLAIM_TARGET, smallest_k_min
@@ -175,8 +175,11 @@ class Prover:
         """The approvals on disk: what the owner approves while the server runs counts at once."""
         version = self._stat()
         if version != self._version:
-            key, approvals = load_owner(self._path, self._secret)
+            try:
+                key, approvals = load_owner(self._path, self._secret)
+            except (DecodingError, ParameterError):
+                raise RuntimeError("the owner's file cannot be read any more") from None  # not the client's fault
             if key.vk.digest != self.vk.digest:
-                raise ParameterError("the owner's file now holds another key; start the server again")
+                raise RuntimeError("the owner's file now holds another key; start the server again")
             self._version, self._approvals = version, approvals
         return self._approvals

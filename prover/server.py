@@ -2,6 +2,9 @@
 
 A client holds a coroutine, a temporary file and no more until its model is complete; then it waits in a short queue for
 the one worker.  Whatever the client does, every wait is limited, and a client that leaves cancels its job.
+
+The connection is plain: a proof hides its witness from everybody.  Where the model or the context is confidential, or
+interactive coins must reach the prover unchanged, listen on the loopback address behind a TLS proxy.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from ml.quantise import Derivation
-from protocol.argument import Cancelled, Context, Restart
-from protocol.errors import DecodingError, ParameterError
+from protocol.argument import Cancelled, Context
+from protocol.errors import DecodingError, ParameterError, Restart
 from protocol.transcript import COIN_BYTES, FiatShamir, InteractiveProver
 from prover.jobs import Prover, Refused
 from zkmark.v1 import zkmark_pb2 as pb

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ml.quantise import Derivation
+from ml.quantise import Derivation, images_digest
 from protocol.argument import Cancelled, Context
 from protocol.claim import Claim
 from protocol.errors import DecodingError, ParameterError, VerificationError
@@ -140,5 +140,20 @@ def test_a_replaced_owner_file_is_noticed(world, owner_file, tmp_path):
     other: Path = tmp_path / "other.mk"
     save_marking_key(other, generate_key(KeyParameters((1, 4, 4), 10, 160), abstract_images(160, (1, 4, 4))), SECRET)
     os.replace(other, owner_file)
-    with pytest.raises(ParameterError, match="another key"):
+    with pytest.raises(RuntimeError, match="another key"):
         prover.claim(world.marked, PLAIN, context(), FiatShamir())
+    owner_file.write_bytes(b"damaged")
+    with pytest.raises(RuntimeError, match="cannot be read"):
+        prover.claim(world.marked, PLAIN, context(), FiatShamir())
+
+
+def test_calibration_images_that_the_prover_holds(world, owner_file):
+    images = world.key.images[:20]
+    derivation = Derivation(calibration=images_digest(images))
+    approve(owner_file, SECRET, subject(world.marked, derivation, images, world.key.vk))
+    holds = Prover(owner_file, SECRET, calibration=images)
+    assert Claim.from_bytes(holds.claim(world.marked, derivation, context(), FiatShamir())).k_min > 0
+    with pytest.raises(ParameterError):
+        Prover(owner_file, SECRET).claim(world.marked, derivation, context(), FiatShamir())
+    with pytest.raises(Refused):  # the approval was for another network than the one from noise
+        holds.claim(world.marked, PLAIN, context(), FiatShamir())

@@ -17,7 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ml.quantise import Derivation
-from protocol.argument import Cancelled, Context, Restart
+from protocol.argument import Cancelled, Context
 from protocol.claim import Claim
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from prover.jobs import REFUSAL, Prover, approve, subject
