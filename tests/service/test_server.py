@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ml.quantise import Derivation
 from protocol.argument import Cancelled, Context
 from protocol.claim import Claim
-from protocol.errors import DecodingError, ParameterError, VerificationError
+from protocol.errors import DecodingError, ParameterError, Restart, VerificationError
 from prover.jobs import REFUSAL, Prover, approve, subject
 from prover.server import Limits, Server
 from verifier.client import obtain_claim
