@@ -21,7 +21,7 @@ from Crypto.Hash import SHAKE256
 
 from protocol import field, identity, layers, ligero, link, lookup, witness
 from protocol.encoding import Reader, Writer
-from protocol.errors import ParameterError, VerificationError
+from protocol.errors import ParameterError, Restart, VerificationError
 from protocol.field import Vector
 from protocol.keygen import MarkingKey, VerificationKey
 from protocol.layers import Context as NodeContext
@@ -45,10 +45,6 @@ Progress = Callable[[str, float], None]
 
 class Cancelled(Exception):
     """The caller of `prove` asked it to stop."""
-
-
-class Restart(Exception):
-    """Rejection sampling asks for a new session with everything fresh (about once in a thousand)."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +142,9 @@ class Statement:
         edges = [edge for node in network.nodes for edge in node.edges]
         rounds = sum(lg(n) for edge in edges for n in network.shapes[edge.source])
         equations = sum(3 * depth + 5 for depth in depths) + len(edges) + len(network.nodes) + 5 + 10 + 1
-        points = lg(network.classes) + lg(layout.h)
-        return Counts(layout.lookups, layout.tables.size, depths, rounds, 6 * points, equations, 1, 0,
+        output = 6 * (lg(network.classes) + lg(layout.h))
+        plain = sum(depth for depth, node in zip(depths[1:], network.nodes[:-1], strict=False) if not node.shift)
+        return Counts(layout.lookups, layout.tables.size, depths, rounds, output + plain, equations, 1, 0,
                       prod(network.shape))
 
     def ledger(self, interactive: bool = False) -> Ledger:

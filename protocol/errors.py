@@ -1,4 +1,4 @@
-"""The three ways in which a call can fail.  Malformed and false are different outcomes everywhere."""
+"""The ways in which a call can fail.  Malformed and false are different outcomes everywhere."""
 
 
 class DecodingError(ValueError):
@@ -18,3 +18,7 @@ class VerificationError(Exception):
     def __init__(self, check: str, message: str = "") -> None:
         super().__init__(f"{check}: {message}" if message else check)
         self.check = check
+
+
+class Restart(Exception):
+    """The prover's coins do not serve (about once in a thousand proofs): a new session, with everything fresh."""

@@ -18,7 +18,6 @@ P = int(cpu.P)
 DEGREE = 5
 ELEMENT_BYTES = 4 * DEGREE  # of one element of K on the wire
 GENERATOR = 31  # of the multiplicative group of F
-TWO_ADICITY = 27
 
 Base = npt.NDArray[np.uint32]  # [n] of F
 Vector = npt.NDArray[np.uint32]  # [5, n] of K
@@ -176,9 +175,13 @@ def powers(a: Vector, count: int) -> Vector:
 def combine(values: npt.NDArray[np.uint32], weights: Vector) -> Vector:
     """[5, rows] of sum_i values[row, i] weights[i]: values uint32 [rows, n] of F, weights [5, n] of K."""
     rows, n = values.shape
+    if n > cpu.MAX_TERMS:
+        halves = slice(None, n // 2), slice(n // 2, None)
+        left, right = (combine(values[:, half], weights[:, half]) for half in halves)
+        return add(left, right)
     out = np.empty((DEGREE, rows), np.uint32)
     low, high = weights & np.uint32(0xFFFF), weights >> np.uint32(16)
-    values = np.ascontiguousarray(values)
+    low, high, values = (np.ascontiguousarray(a) for a in (low, high, values))
     cpu.parallel(lambda a, b: cpu.combine(values, low, high, out, a, b), rows, rows * n)
     return out
 

@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.network import MARGIN_BITS, Network
+from protocol.soundness import LINK_REPETITIONS
 
 LIMB_BITS = MARGIN_BITS // 2
-LINK_REPETITIONS = 5
 PRODUCTS = (("o", "o", "o"), ("m", "m", "m"), ("count", "count", "count"), ("o", "g", "og"), ("m", "d", "v"))
 
 

@@ -175,14 +175,17 @@ class LinearTest:
 
 
 def combine(shape: Shape, systems: Sequence[System], challenge: Vector) -> LinearTest:
-    """Weight equation number e of all systems, in order, by challenge^e."""
+    """Weight equation number e of all systems, in order, by challenge^(e + 1).
+
+    No weight is constant: the sum of the linear blinding row is the prover's, and would cancel an error of weight 1.
+    """
     layout, size = shape.layout, shape.size
     weights: dict[str, Vector] = {}
     chunks: dict[tuple[str, int], Vector] = {}
     arrays: dict[str, Vector] = {}
     pads, target = field.zeros(shape.pad_count), field.ZERO
     forms = [form for system in systems for form in system.forms]
-    powers = field.powers(challenge, len(forms))
+    powers = field.powers(challenge, len(forms) + 1)[:, 1:]
     for system in systems:
         weights |= system.groups
     for e, form in enumerate(forms):

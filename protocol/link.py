@@ -26,9 +26,10 @@ from protocol.encoding import Reader, Writer
 from protocol.errors import VerificationError
 from protocol.group import ORDER, POINT_BYTES, Point
 from protocol.keygen import MarkingKey, VerificationKey
-from protocol.layout import LINK_REPETITIONS, Layout
+from protocol.layout import Layout
 from protocol.multilinear import eq_tensor, lg
 from protocol.pads import Form, System
+from protocol.soundness import LINK_REPETITIONS
 from protocol.transcript import Transcript
 
 Ints = npt.NDArray[np.int64]

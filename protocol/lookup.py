@@ -21,6 +21,7 @@ from math import prod
 import numpy as np
 
 from protocol import field
+from protocol.errors import Restart
 from protocol.field import Vector
 from protocol.kernels import cpu
 from protocol.multilinear import eq_table, eq_tensor, lg
@@ -191,6 +192,8 @@ def fractional_tree(
     p = q = inverse = total = None
     if witness is not None:
         p, q = witness.root()
+        if not q.any():  # a leaf's denominator vanished, with probability 2^-120
+            raise Restart
         inverse = field.inverse(q)
         total = field.mul(p, inverse)
     # Root: Q I = 1 (so Q is not zero) and P I = S.

@@ -34,7 +34,7 @@ MAX_OUTPUT = (P - 2**MARGIN_BITS - 1) // 2  # |logit| <= this: no negative margi
 MAX_TABLE_BITS = 20
 MAX_NODES = 4096
 MAX_DIMENSION = 1 << 16
-MAX_TAPS = 1 << 24  # kernel times outputs of a window, along one axis
+MAX_TAPS = 1 << 22  # kernel of a window times its inputs or outputs, along one axis
 MAX_WEIGHTS = 1 << 31
 MAX_NETWORK_BYTES = 1 << 31
 
@@ -286,7 +286,8 @@ def _usable(windows: tuple[Window, Window] | None, lengths: tuple[int, ...]) -> 
     return windows is None or all(
         min(w.kernel, w.stride, w.dilation) >= 1
         and max(abs(w.pad_before), abs(w.pad_after)) <= MAX_DIMENSION
-        and 1 <= w.outputs(n) <= MAX_TAPS // w.kernel
+        and 1 <= w.outputs(n)
+        and w.kernel * max(n, w.outputs(n)) <= MAX_TAPS
         for w, n in zip(windows, lengths, strict=True)
     )
 
@@ -349,16 +350,31 @@ def affine_bounds(node: Node, ranges: list[tuple[Ints, Ints]]) -> tuple[Ints, In
             lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
         factor = edge.pool[0].kernel * edge.pool[1].kernel if edge.pool else 1
         o, cg = edge.weight.shape[:2]
-        positive = np.maximum(edge.weight, 0).sum(axis=(2, 3)) * factor  # [O, C // groups]
-        negative = np.minimum(edge.weight, 0).sum(axis=(2, 3)) * factor
+        positive = np.maximum(edge.weight, 0).sum(axis=(2, 3))  # [O, C // groups]
+        negative = np.minimum(edge.weight, 0).sum(axis=(2, 3))
         group = np.arange(o) // (o // edge.groups)
         channel = group[:, None] * cg + np.arange(cg)[None, :]
-        reach = int(max(positive.max(initial=0), -negative.min(initial=0))) * int(max(hi.max(), -lo.min(), 1)) * 2 * cg
-        kind = np.int64 if reach < 1 << 62 else object  # Python integers only where 64 bits could overflow
+        most = factor * int(max(positive.max(initial=0), -negative.min(initial=0)))
+        small = most * int(max(hi.max(), -lo.min(), 1)) * 2 * cg < 1 << 62
+        kind = np.int64 if small else object  # Python integers only where 64 bits could overflow
         p, n, a, b = (x.astype(kind) for x in (positive, negative, lo[channel], hi[channel]))
+        p, n = p * factor, n * factor
         low = low + (p * a + n * b).sum(axis=1)
         high = high + (p * b + n * a).sum(axis=1)
     return low, high
+
+
+def _magnitude(node: Node, ranges: list[tuple[Ints, Ints]]) -> float:
+    """Sum of |weight| |input| and |bias| over the taps of the largest output, as no partial sum exceeds it."""
+    total = np.abs(node.bias).astype(np.float64)
+    for edge in node.edges:
+        lo, hi = ranges[edge.source]
+        o, cg = edge.weight.shape[:2]
+        channel = (np.arange(o) // (o // edge.groups))[:, None] * cg + np.arange(cg)[None, :]
+        factor = float(edge.pool[0].kernel * edge.pool[1].kernel) if edge.pool else 1.0
+        taps = np.abs(edge.weight).sum(axis=(2, 3)).astype(np.float64) * factor
+        total = total + (taps * np.maximum(np.abs(lo), np.abs(hi)).astype(np.float64)[channel]).sum(axis=1)
+    return float(total.max())
 
 
 def _huge(values: Ints) -> bool:
@@ -378,6 +394,8 @@ def _check_bounds(net: Network) -> None:
         where = f"node {number} {node.name}".rstrip()
         if _huge(node.bias) or any(_huge(edge.weight) for edge in node.edges):
             raise ParameterError(f"{where}: weight or bias of 2^30 or more")
+        if _magnitude(node, ranges) >= 1 << 52:
+            raise ParameterError(f"{where}: sums of 2^52 or more are not evaluated exactly")
         low_all, high_all = affine_bounds(node, ranges)
         low, high = min(low_all), max(high_all)
         if node.table is None:

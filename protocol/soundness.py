@@ -14,7 +14,7 @@ from functools import cache
 from math import ceil, comb, inf, isqrt, log2
 
 from protocol.errors import ParameterError
-from protocol.field import DEGREE, TWO_ADICITY, P
+from protocol.field import DEGREE, P
 
 FALSE_CLAIM_TARGET = 128
 LOG2_MODELS = 32  # models that one accuser may try a key on
@@ -22,7 +22,7 @@ VOID_TARGET = 40  # an honest key is refused for its void items with probability
 ARGUMENT_TARGET = 120  # no parameters under it can be constructed
 QUERY_TARGET = 124  # bits that the column queries are chosen for
 LINK_REPETITIONS = 5
-MAX_LOG2_ROW = 20
+MAX_LOG2_ROW = 18
 DISCRETE_LOGARITHM = "discrete logarithms in BLS12-381 G1 are hard (published estimates: 2^117 to 2^126)"
 HASHES = "SHA-256 and cSHAKE256 behave as random oracles (collisions: 2^128)"
 FIAT_SHAMIR = "Fiat-Shamir: W hashes of work multiply the statistical error by W"
@@ -141,9 +141,9 @@ class Parameters:
     def __post_init__(self) -> None:
         if not (8 <= self.log2_row <= MAX_LOG2_ROW and self.log2_rate_inverse in (3, 4) and 1 <= self.queries <= 255):
             raise ParameterError("row length, rate or number of queries out of range")
-        if self.log2_row + self.log2_rate_inverse > TWO_ADICITY:
-            raise ParameterError("the evaluation domain does not fit the field")
-        if bits(self.query_error) < ARGUMENT_TARGET:
+        if 2 * self.queries > self.row:
+            raise ParameterError("a row has fewer than twice as many slots as there are queries")
+        if self.query_error > Fraction(1, 1 << ARGUMENT_TARGET):
             raise ParameterError(
                 f"{self.queries} column queries give {bits(self.query_error):.1f} bits, under {ARGUMENT_TARGET}"
             )
@@ -239,9 +239,10 @@ def argument_ledger(counts: Counts, parameters: Parameters, interactive: bool) -
         Term("column queries", parameters.query_error),
         Term("link of pixels", Fraction(1, P**LINK_REPETITIONS) + Fraction(coordinates, size)),
         Term("link of labels", Fraction(1, P**LINK_REPETITIONS)),
+        Term("openings checked at once", Fraction(1, 1 << 128)),  # the verifier's weights on the link's ten equations
     )
     ledger = Ledger(terms, (DISCRETE_LOGARITHM, HASHES) if interactive else (DISCRETE_LOGARITHM, HASHES, FIAT_SHAMIR))
-    if ledger.bits < ARGUMENT_TARGET:
+    if ledger.total > Fraction(1, 1 << ARGUMENT_TARGET):
         raise ParameterError(f"the argument has {ledger.bits:.1f} bits, under {ARGUMENT_TARGET}")
     return ledger
 
@@ -278,7 +279,7 @@ def choose_parameters(counts: Counts, rows: Callable[[int], int], log2_rate_inve
 @cache
 def _queries(log2_row: int, log2_rate_inverse: int) -> int | None:
     """The fewest queries, at most 255, with QUERY_TARGET bits."""
-    for t in range(1, min(255, 1 << log2_row) + 1):
+    for t in range(1, min(255, 1 << (log2_row - 1)) + 1):
         if query_error(log2_row, log2_rate_inverse, t)[0] <= Fraction(1, 1 << QUERY_TARGET):
             return t
     return None

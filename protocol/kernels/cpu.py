@@ -192,11 +192,14 @@ def scatter_add(target, index, values):  # type: ignore[no-untyped-def]
             t[index[i]] = add(t[index[i]], v[i])
 
 
+MAX_TERMS = 1 << 16  # of one sum in `combine`: products of 31 and 16 bits in 64
+
+
 @kernel
 def combine(values, low, high, out, first, last):  # type: ignore[no-untyped-def]
     """out[c, s] = sum_i values[s, i] weight[c, i]  (Montgomery weights of K, given as low + 2^16 high).
 
-    values uint32 [rows, h] canonical, low and high uint32 [5, h], out [5, rows]; rows first <= s < last.
+    values uint32 [rows, h] canonical, h <= MAX_TERMS, low and high uint32 [5, h], out [5, rows]; rows first <= s < last.
     """
     h = values.shape[1]
     l0, l1, l2, l3, l4 = rows(low, 0, h)
