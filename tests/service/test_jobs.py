@@ -11,6 +11,7 @@ from ml.quantise import Derivation, images_digest
 from protocol.argument import Cancelled, Context
 from protocol.claim import Claim
 from protocol.errors import DecodingError, ParameterError, VerificationError
+from protocol.network import Network
 from protocol.soundness import smallest_k_min
 from protocol.transcript import FiatShamir, InteractiveProver
 from prover import jobs
@@ -68,6 +69,15 @@ def test_refused_and_unprovable_look_alike(world, owner_file):
     with pytest.raises(Refused) as tried:
         prover.claim(world.other, PLAIN, context(), FiatShamir())
     assert str(never_seen.value) == str(tried.value) == REFUSAL
+
+
+def test_a_refusal_looks_at_no_secret(world, owner_file, monkeypatch):
+    """So its time cannot depend on one: the triggers are not evaluated, no proof is begun."""
+    prover = Prover(owner_file, SECRET)
+    monkeypatch.setattr(jobs, "prove", lambda *_, **__: pytest.fail("a proof was begun"))
+    monkeypatch.setattr(Network, "forward", lambda *_: pytest.fail("the triggers were evaluated"))
+    with pytest.raises(Refused):
+        prover.claim(world.marked, PLAIN, context(), FiatShamir())
 
 
 def test_an_unprovable_approval_looks_alike_too(world, owner_file, monkeypatch):
