@@ -18,6 +18,7 @@ P = int(cpu.P)
 DEGREE = 5
 ELEMENT_BYTES = 4 * DEGREE  # of one element of K on the wire
 GENERATOR = 31  # of the multiplicative group of F
+TWO_ADICITY = 27  # 2^27 divides p - 1
 
 Base = npt.NDArray[np.uint32]  # [n] of F
 Vector = npt.NDArray[np.uint32]  # [5, n] of K

@@ -176,10 +176,10 @@ def test_ledger_of_a_resnet():
         assert found[name] == pytest.approx(value, abs=0.06), name
     assert found["lookup trees"] > 139.8  # (3 j + 2) without the equality factor divided out
     assert found["proximity"] > 136
-    assert argument_ledger(RESNET, Parameters(14), False).bits == pytest.approx(123.8, abs=0.05)
+    assert argument_ledger(RESNET, Parameters(14), False).bits == pytest.approx(123.74, abs=0.05)
     # t = 145: short rows fail, long rows pass; t = 155: the lookups dominate.
     assert argument_ledger(RESNET, Parameters(14, 3, 145), False).bits == pytest.approx(120.2, abs=0.05)
-    assert argument_ledger(RESNET, Parameters(14, 3, 155), False).bits == pytest.approx(125.3, abs=0.1)
+    assert argument_ledger(RESNET, Parameters(14, 3, 155), False).bits == pytest.approx(125.1, abs=0.1)
     with pytest.raises(ParameterError):
         argument_ledger(replace(RESNET, leaves=2**35), Parameters(14), False)
 
@@ -194,7 +194,7 @@ def test_ledger_terms_from_first_principles():
     expected = [
         Fraction(32, size), Fraction(trees, size), Fraction(14, size), Fraction(11, size), list_size * 13 / size,
         list_size / size, Fraction(n * P, P**5 * (P - 5)) + Fraction((n - k) // 2, size), query,
-        Fraction(1, P**5) + Fraction(5 * 10, size), Fraction(1, P**5),
+        Fraction(1, P**5) + Fraction(5 * 10, size), Fraction(1, P**5), Fraction(1, 2**128),
     ]  # fmt: skip
     ledger = argument_ledger(small, p, True)
     assert [t.error for t in ledger.terms] == expected and ledger.total == sum(expected)
@@ -229,7 +229,7 @@ def test_chosen_parameters_are_the_smallest_proof():
         return -(-elements // 2**a) + 40
 
     chosen = choose_parameters(RESNET, rows)
-    sizes = {a: soundness.opening_bytes(Parameters(a, 3, soundness._queries(a, 3)), rows(a)) for a in range(9, 20)}
+    sizes = {a: soundness.opening_bytes(Parameters(a, 3, soundness._queries(a, 3)), rows(a)) for a in range(9, 19)}
     assert chosen.log2_row == min(sizes, key=sizes.get) and chosen.log2_rate_inverse == 3
     assert chosen.queries == smallest_queries(chosen.log2_row, 3, 124)
     assert choose_parameters(RESNET, rows, 4).log2_rate_inverse == 4
