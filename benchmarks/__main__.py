@@ -51,7 +51,7 @@ def _measure(names: list[str]) -> None:
         results.save(name, {"job": name, "machine": results.machine(), "runs": RUNS, **_job(name)})
     if not names:
         print("micro benches", flush=True)
-        results.save("micro", {"machine": results.machine(), "nanoseconds_or_gigabytes_per_second": micro()})
+        results.save("micro", {"machine": results.machine(), **micro()})
 
 
 def _job(name: str) -> dict[str, Any]:
