@@ -7,6 +7,7 @@ examples are executed than tests/floor.json says: a suite that silently shrank m
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ import pytest
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("fixed")
+
+# The networks here are small: a second thread gives their training little, and on busy cores costs much.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 FLOOR = Path(__file__).with_name("floor.json")
 
