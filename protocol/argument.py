@@ -1,7 +1,8 @@
 """PVerify: the zero-knowledge argument, end to end (SPEC sections 1 and 6 to 9).
 
 Statement: the prover knows openings of the hidden commitments of vk such that the public network classifies at least
-k_min of the hidden triggers to their labels.  Order of the messages, the same code for both parties where they share it:
+k_min of the hidden triggers to their labels.  Order of the messages, the same code for both parties where they share
+it:
 
     statement -> root, link commitments -> alpha, beta, gamma -> z, tau -> forks (one per node, one for the tables)
     -> digests of all forks -> equations -> test polynomials -> columns
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -23,13 +24,14 @@ from protocol import field, identity, layers, ligero, link, lookup, witness
 from protocol.encoding import Reader, Writer
 from protocol.errors import ParameterError, Restart, VerificationError
 from protocol.field import Vector
+from protocol.group import POINT_BYTES
 from protocol.keygen import MarkingKey, VerificationKey
 from protocol.layers import Context as NodeContext
 from protocol.layout import Layout
 from protocol.multilinear import lg
-from protocol.network import Network
+from protocol.network import Forward, Network
 from protocol.pads import Form, Need, Party, System, Wire
-from protocol.soundness import Counts, Ledger, argument_ledger, choose_parameters
+from protocol.soundness import LINK_REPETITIONS, Counts, Ledger, argument_ledger, choose_parameters
 from protocol.transcript import Channel, FiatShamir, Transcript
 
 VERSION = "zkmark argument 1"
@@ -144,13 +146,12 @@ class Statement:
         equations = sum(3 * depth + 5 for depth in depths) + len(edges) + len(network.nodes) + 5 + 10 + 1
         output = 6 * (lg(network.classes) + lg(layout.h))
         plain = sum(depth for depth, node in zip(depths[1:], network.nodes[:-1], strict=False) if not node.shift)
-        return Counts(layout.lookups, layout.tables.size, depths, rounds, output + plain, equations, 1, 0,
-                      prod(network.shape))
+        pixels = prod(1 << lg(n) for n in network.shape)
+        return Counts(
+            layout.lookups, layout.tables.size, depths, rounds, output + plain, equations, 1, 0, pixels)
 
     def ledger(self, interactive: bool = False) -> Ledger:
         """The error terms of this statement's argument."""
-        from dataclasses import replace
-
         return argument_ledger(replace(self._counts, rows=self.shape.rows), self.shape.parameters, interactive)
 
 
@@ -190,7 +191,7 @@ def _join(transcript: Transcript, parties: list[Party], sums: list[Wire]) -> Sys
     return system
 
 
-# --- the prover ----------------------------------------------------------------------------------------------------------
+# --- the prover -----------------------------------------------------------------------------------
 
 
 def prove(
@@ -229,7 +230,7 @@ def prove(
 
 
 def _session(
-    statement: Statement, key: MarkingKey, forward: witness.Forward, channel: Channel, report: Progress
+    statement: Statement, key: MarkingKey, forward: Forward, channel: Channel, report: Progress
 ) -> bytes:
     """One attempt, with fresh randomness."""
     layout, shape = statement.layout, statement.shape
@@ -284,7 +285,7 @@ def _draw_pads(statement: Statement, expander: ligero.Expander) -> Vector:
     return pads
 
 
-# --- the verifier --------------------------------------------------------------------------------------------------------
+# --- the verifier ---------------------------------------------------------------------------------
 
 
 def verify(
@@ -313,7 +314,7 @@ def verify(
         "owner.signature",
     )
     root = reader.raw(32)
-    link_commitments = [reader.raw(link.POINT_BYTES) for _ in range(2 * link.LINK_REPETITIONS)]
+    link_commitments = [reader.raw(POINT_BYTES) for _ in range(2 * LINK_REPETITIONS)]
     answer_bytes = reader.raw(link.answer_bytes(layout))
     messages = [field.from_bytes(reader.raw(need.sent * field.ELEMENT_BYTES)) for need in statement.needs]
 

@@ -72,7 +72,7 @@ ONE = constant(1)
 
 def repeat(scalar: Vector, count: int) -> Vector:
     """[5, count] copies of a scalar."""
-    return np.ascontiguousarray(np.broadcast_to(scalar, (DEGREE, count)))
+    return np.repeat(scalar, count, axis=1)
 
 
 def concat(parts: Iterable[Vector]) -> Vector:
@@ -80,13 +80,15 @@ def concat(parts: Iterable[Vector]) -> Vector:
 
 
 def add(a: Vector, b: Vector) -> Vector:
-    s = a + b
-    return np.minimum(s, s - _P)
+    s: Vector = a + b
+    low: Vector = np.minimum(s, s - _P)
+    return low
 
 
 def sub(a: Vector, b: Vector) -> Vector:
-    d = a - b
-    return np.minimum(d, d + _P)
+    d: Vector = a - b
+    low: Vector = np.minimum(d, d + _P)
+    return low
 
 
 def neg(a: Vector) -> Vector:
@@ -198,7 +200,8 @@ def matmul(a: npt.NDArray[np.uint32], b: npt.NDArray[np.uint32]) -> npt.NDArray[
     b0, b1 = (b & np.uint32(0xFFFF)).astype(np.float64), (b >> np.uint32(16)).astype(np.float64)
     low, middle, high = a0 @ b0, a0 @ b1 + a1 @ b0, a1 @ b1
     parts = [np.mod(part.astype(np.int64), P) for part in (low, middle, high)]
-    return ((parts[0] + (parts[1] << 16) + (parts[2] << 31) % P * 2) % P).astype(np.uint32)
+    total: npt.NDArray[np.int64] = (parts[0] + (parts[1] << 16) + (parts[2] << 31) % P * 2) % P
+    return total.astype(np.uint32)
 
 
 def to_bytes(elements: Vector) -> bytes:

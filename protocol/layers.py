@@ -19,7 +19,7 @@ from protocol.kernels import cpu
 from protocol.layout import LIMB_BITS, Layout
 from protocol.lookup import TreeEnd, TreeWitness, fractional_tree, tree_need
 from protocol.multilinear import Point, eq_table, eq_tensor, lg, real
-from protocol.network import Edge, Node, Window, pooled_shape, rounding_offset
+from protocol.network import Edge, Node, Window, rounding_offset
 from protocol.pads import Form, Need, Party, Wire, chain
 
 _LEAF_ORDER = (3, 2, 1, 4, 0)  # fold columns, rows, channels, images, sets of a leaf tensor [set, C, H, W, h]
@@ -59,7 +59,7 @@ class Context:
         return self.witness.images[offset : offset + prod(shape)]
 
 
-# --- what each node needs ------------------------------------------------------------------------------------------------
+# --- what each node needs -------------------------------------------------------------------------
 
 
 def _leaf_shape(context: Layout, node: int) -> Shape:
@@ -105,7 +105,7 @@ def run(party: Party, context: Context, index: int) -> Wire:
     return _output(party, context) if index == last else _tables(party, context)
 
 
-# --- lookups -------------------------------------------------------------------------------------------------------------
+# --- lookups --------------------------------------------------------------------------------------
 
 
 def _leaves(context: Context, constant: Vector, first: npt.NDArray[np.uint32], second: npt.NDArray[np.uint32] | None,
@@ -230,7 +230,7 @@ def _tables(party: Party, context: Context) -> Wire:
     return end.total
 
 
-# --- affine maps ---------------------------------------------------------------------------------------------------------
+# --- affine maps ----------------------------------------------------------------------------------
 
 
 def affine(party: Party, context: Context, index: int, group: str, rho: Point) -> Form:
@@ -295,12 +295,12 @@ def _product_sumcheck(
                 a, b = folded
             n = half
     r = field.concat(rs)
-    ones = np.ascontiguousarray(np.broadcast_to(field.ONE, r.shape))
+    ones = field.repeat(field.ONE, r.shape[1])
     return chain(claim, rounds, r, ones, ones), tuple(point)
 
 
 def _axis_table(window: Window, pool: Window | None, point: Vector, outputs: int, length: int) -> Vector:
-    """[5, kernel, length]: E_k(q) = sum over outputs p that tap k reads at input q of eq(point, p), through the pool."""
+    """[5, kernel, length]: E_k(q) = sum over outputs p that read input q by tap k of eq(point, p), through the pool."""
     eq = eq_table(point, outputs)
     inner = pool.outputs(length) if pool else length
     taps = window.taps(inner)
@@ -333,8 +333,8 @@ def transposed_weights(edge: Edge, rho: Point, source: Shape, shape: Shape) -> V
     per_group = o // edge.groups
     weight = field.residues(edge.weight).reshape(edge.groups, per_group, cg * kh * kw)
     mixed = field.concat([
-        field.combine(np.ascontiguousarray(weight[g].T), np.ascontiguousarray(eq[:, g * per_group : (g + 1) * per_group]))
-        for g in range(edge.groups)
+        field.combine(np.ascontiguousarray(weight[g].T), np.ascontiguousarray(eq[:, g * per_group : (g + 1) *
+        per_group])) for g in range(edge.groups)
     ]).reshape(field.DEGREE, source[0], kh, kw)
     height, width = rows.shape[2], columns.shape[2]
     out = field.zeros(height * source[0] * width)
@@ -369,7 +369,7 @@ def weight_at(edge: Edge, rho: Point, point: Point, source: Shape, shape: Shape)
     return total
 
 
-# --- the output ----------------------------------------------------------------------------------------------------------
+# --- the output -----------------------------------------------------------------------------------
 
 
 def _output(party: Party, context: Context) -> Wire:

@@ -7,22 +7,23 @@ The matrix of committed values, one row per line, N = 2^a slots per row:
     pads     rows of K, five rows of F each: x of all triples, y, x y, then the free pads
     blinding three polynomials of K, five rows each: proximity, linear, quadratic
 
-Each row is a polynomial of degree below k = N + t: N values on the subgroup H, and t uniform coefficients, so that any t
-columns are uniform.  Columns are hashed with salts into a Merkle tree.  Three tests, each hidden by its blinding row:
+Each row is a polynomial of degree below k = N + t: N values on the subgroup H, and t uniform coefficients, so that any
+t columns are uniform.  Columns are hashed with salts into a Merkle tree.  Three tests, each hidden by its blinding row:
 
     proximity  p = blinding + sum of random multiples of all rows has degree below k
     linear     sum over H of  p = blinding + sum A_row row  is the claimed sum; A_row interpolates the coefficients
     quadratic  p = blinding + sum c_j (x_j y_j - z_j) vanishes on H
 
-An image row's coefficients for one group of claims are (batch weight of the image) times a vector over the slots that all
-images share: both parties work with h weights and one vector per group and chunk.
+An image row's coefficients for one group of claims are (batch weight of the image) times a vector over the slots that
+all images share: both parties work with h weights and one vector per group and chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ from protocol.layout import PRODUCTS, Layout
 from protocol.multilinear import eq_tensor
 from protocol.pads import Need, System
 from protocol.soundness import Parameters
-from protocol.transcript import Transcript, sample_base
+from protocol.transcript import BaseStream, Transcript
 
 Matrix = npt.NDArray[np.uint32]
 _BATCH = 16  # rows of K that are transformed together
@@ -48,12 +49,13 @@ class Expander:
 
     def __init__(self, seed: bytes) -> None:
         self._cipher = AES.new(seed, AES.MODE_CTR, nonce=bytes(8))
+        self._stream = BaseStream(self.bytes)
 
     def bytes(self, count: int) -> bytes:
         return self._cipher.encrypt(bytes(count))
 
     def base(self, *shape: int) -> Matrix:
-        return sample_base(self.bytes, int(np.prod(shape))).reshape(shape)
+        return self._stream.take(prod(shape)).reshape(shape)
 
     def vector(self, count: int) -> Vector:
         return field.from_base(self.base(field.DEGREE, count))
@@ -246,7 +248,9 @@ def _rows(vector: Vector, size: int) -> Matrix:
 class Committed:
     """The prover's side: the matrix, its randomness and its tree."""
 
-    def __init__(self, shape: Shape, images: Matrix, arrays: dict[str, Matrix], pads: Vector, expander: Expander) -> None:
+    def __init__(
+        self, shape: Shape, images: Matrix, arrays: dict[str, Matrix], pads: Vector, expander: Expander
+    ) -> None:
         """images uint32 [depth, h], arrays by name, pads [5, pad_count]; expander: fresh for every proof."""
         self.shape = shape
         size, t = shape.size, shape.queries
@@ -268,7 +272,7 @@ class Committed:
         self._salts = expander.bytes(merkle.SALT_BYTES * shape.columns)
         leaves = merkle.Leaves([self._salt(i) for i in range(shape.columns)])
         for block in self._codewords():
-            leaves.update(memoryview(block).cast("B"), 4 * block.shape[1])
+            leaves.update(block.data.cast("B"), 4 * block.shape[1])
         self._tree = merkle.Tree(leaves.digests())
 
     @property
@@ -288,21 +292,16 @@ class Committed:
             out.append(block)
         return [*out, self._arrays, self._pads]
 
-    def _codewords(self) -> Sequence[Matrix]:
-        """Encoded blocks [n, rows of the block]; made again when columns are opened, so that they are never all held."""
+    def _codewords(self) -> Iterator[Matrix]:
+        """Encoded blocks [n, rows of the block], made again when columns are opened: they are never all held."""
         rate = self.shape.rate_inverse
-
-        def blocks() -> object:
-            for values, masks in zip(self._values(), self._masks, strict=True):
-                yield reed_solomon.encode(values, masks, rate)
-            longest = self.shape.blinding[2]
-            coefficients = np.zeros((longest, 3 * field.DEGREE), np.uint32)
-            for i, polynomial in enumerate(self._blinding):
-                canonical = field.to_base(polynomial)
-                coefficients[: canonical.shape[1], field.DEGREE * i : field.DEGREE * (i + 1)] = canonical.T
-            yield reed_solomon.evaluate_domain(coefficients, self.shape.size, rate)
-
-        return blocks()  # type: ignore[return-value]
+        for values, masks in zip(self._values(), self._masks, strict=True):
+            yield reed_solomon.encode(values, masks, rate)
+        coefficients = np.zeros((self.shape.blinding[2], 3 * field.DEGREE), np.uint32)
+        for i, polynomial in enumerate(self._blinding):
+            canonical = field.to_base(polynomial)
+            coefficients[: canonical.shape[1], field.DEGREE * i : field.DEGREE * (i + 1)] = canonical.T
+        yield reed_solomon.evaluate_domain(coefficients, self.shape.size, rate)
 
     def proximity(self, coefficients: Vector) -> Vector:
         """p [5, k] for coefficients [5, rows]."""
@@ -331,13 +330,15 @@ class Committed:
         for first in range(0, shape.array_total, _BATCH):
             left = _coefficients_at(arrays[5 * first : 5 * (first + _BATCH)], 4 * size)
             lanes = slice(first, first + _BATCH)
-            right = _values_at(reed_solomon.row_coefficients(self._arrays[:, lanes], self._masks[-2][:, lanes]), 4 * size)
+            rows = reed_solomon.row_coefficients(self._arrays[:, lanes], self._masks[-2][:, lanes])
+            right = _values_at(rows, 4 * size)
             for i in range(right.shape[1]):
                 total = field.add(total, field.mul(_five(left, i), field.embed(right[:, i])))
         for first in range(0, shape.pad_rows, _BATCH):
             left = _coefficients_at(pads[5 * first : 5 * (first + _BATCH)], 4 * size)
             lanes = slice(5 * first, 5 * (first + _BATCH))
-            right = _values_at(reed_solomon.row_coefficients(self._pads[:, lanes], self._masks[-1][:, lanes]), 4 * size)
+            rows = reed_solomon.row_coefficients(self._pads[:, lanes], self._masks[-1][:, lanes])
+            right = _values_at(rows, 4 * size)
             for i in range(right.shape[1] // 5):
                 total = field.add(total, field.mul(_five(left, i), _lane(right, i)))
         product = reed_solomon.interpolate_subgroup(np.ascontiguousarray(total.T)).T
@@ -426,7 +427,7 @@ def verify(shape: Shape, root: bytes, systems: Sequence[System], transcript: Tra
     polynomials = [field.from_bytes(reader.raw(count * field.ELEMENT_BYTES)) for count in shape.blinding]
     for name, polynomial in zip(("proximity", "linear", "quadratic"), polynomials, strict=True):
         transcript.absorb_elements(f"{name}.polynomial", polynomial)
-    p_prox, p_lin, p_quad = polynomials
+    _, p_lin, p_quad = polynomials
     folded = _slots(p_quad, 3, size).reshape(field.DEGREE, 3, size)
     if field.add(field.add(folded[:, 0], folded[:, 1]), folded[:, 2]).any():
         raise VerificationError("quadratic.zero", "the quadratic polynomial does not vanish on H")

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from protocol import field, group, pedersen
 from protocol.encoding import Reader, Writer
 from protocol.errors import VerificationError
-from protocol.group import ORDER, POINT_BYTES, Point
+from protocol.group import ORDER, Point
 from protocol.keygen import MarkingKey, VerificationKey
 from protocol.layout import Layout
 from protocol.multilinear import eq_tensor, lg
@@ -208,7 +208,8 @@ def equations(layout: Layout, vk: VerificationKey, gamma: tuple[Ints, Ints], giv
     point = [transcript.challenge("link.point", lg(n)) for n in shape]
     eq = eq_tensor(point, shape)
     classes = layout.network.classes
-    share = (np.arange(classes)[:, None] - vk.offsets[vk.hidden][None, :]) % classes  # share of image i if its label is c
+    # [classes, h]: the share of image i if its label is c.
+    share = (np.arange(classes)[:, None] - vk.offsets[vk.hidden][None, :]) % classes
     for j in range(LINK_REPETITIONS):
         name = f"link{j}"
         system.groups[name] = field.embed(gamma[0][j])

@@ -100,7 +100,7 @@ class TreeWitness:
         sums = cpu.parallel(
             lambda i, j: cpu.round_sums(*tables, *pads, n, inner, weights, inner_weights, i, j), rows, rows * inner
         )
-        out = sums[0]
+        out: Vector = sums[0]
         for more in sums[1:]:
             out = field.add(out, more)
         # Index pairs outside the real lengths hold 0/1 leaves: each adds lambda to h(0) and nothing to the rest.
@@ -230,7 +230,7 @@ def fractional_tree(
         q_product = party.product_of(right[1], right[0])
         claim = Form().add_form(numerator, field.ONE).add_form(denominator, challenge)
         tau = field.concat(taus)
-        form = chain(claim, rounds, field.concat(rs), field.sub(np.broadcast_to(field.ONE, tau.shape), tau), tau)
+        form = chain(claim, rounds, field.concat(rs), field.sub(field.repeat(field.ONE, tau.shape[1]), tau), tau)
         minus = field.neg(field.ONE)
         form.add_product(left[0], right[0], products[0], minus).add_product(left[1], right[1], products[1], minus)
         form.add_product(right[1], right[0], q_product, field.neg(challenge))

@@ -197,6 +197,8 @@ class Network:
             for _ in range(_capped(r, MAX_NODES)):
                 source, groups = r.u32(), r.u32()
                 dims = tuple(_capped(r, MAX_WEIGHTS) for _ in range(4))
+                if 0 in dims:
+                    raise r.fail("a weight without entries")
                 count = r.u8()
                 if count not in (2, 4):
                     raise r.fail("an edge has two or four windows")
@@ -426,7 +428,9 @@ def sum_pool(x: npt.NDArray[np.float64], pool: tuple[Window, Window]) -> npt.NDA
     for axis, window in ((1, pool[0]), (2, pool[1])):
         taps = window.taps(x.shape[axis])
         padded = np.concatenate([x, np.zeros_like(x.take([0], axis))], axis)  # index -1 reads zero
-        x = np.add.reduce([padded.take(t, axis) for t in taps])
+        x = padded.take(taps[0], axis)
+        for tap in taps[1:]:
+            x += padded.take(tap, axis)
     return x
 
 

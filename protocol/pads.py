@@ -1,8 +1,8 @@
 """Padded messages and the linear equations that they collapse to (SPEC section 7).
 
-Before any challenge the prover draws one uniform pad of K for every element that she will send, commits to the pads, and
-sends value - pad.  A value that the verifier has received is a `Wire`: its masked form and the number of its pad.  Every
-check of the argument is then one linear equation
+Before any challenge the prover draws one uniform pad of K for every element that she will send, commits to the pads,
+and sends value - pad.  A value that the verifier has received is a `Wire`: its masked form and the number of its pad. 
+Every check of the argument is then one linear equation
 
     constant + sum coefficient * pad + sum coefficient * committed entry = 0
 
@@ -17,7 +17,8 @@ values to give.  There is no other way to send, so an unpadded value that depend
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field as dataclass_field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +90,7 @@ class Form:
     def add(self, wire: Wire, coefficients: Vector) -> Form:
         """Add sum coefficient * value."""
         if coefficients.shape[1] != len(wire.index):
-            coefficients = np.ascontiguousarray(np.broadcast_to(coefficients, wire.sent.shape))
+            coefficients = field.repeat(coefficients, len(wire.index))
         self.constant = field.add(self.constant, field.dot(wire.sent, coefficients))
         self.pads.append((wire.index, coefficients))
         return self
@@ -231,12 +232,12 @@ def chain(claim: Form, rounds: Sequence[Wire], r: Vector, low: Vector, high: Vec
     """The value of a sumcheck's last claim as a form (SPEC section 7).
 
     Round j received h_0 and h_2 of a polynomial h of degree 2 with low[j] h(0) + high[j] h(1) = claim, and drew r[j]:
-    h_1 = (claim - (low + high) h_0) / high - h_2, next claim = h(r) = q claim + (1 - (low + high) q) h_0 + (r^2 - r) h_2
-    with q = r / high.
+    h_1 = (claim - (low + high) h_0) / high - h_2, next claim = h(r) = q claim + (1 - (low + high) q) h_0 + (r^2 - r)
+    h_2 with q = r / high.
     """
     n = r.shape[1]
     q = field.mul(r, field.inverse(high))
-    first = field.sub(np.broadcast_to(field.ONE, r.shape), field.mul(field.add(low, high), q))
+    first = field.sub(field.repeat(field.ONE, n), field.mul(field.add(low, high), q))
     second = field.sub(field.mul(r, r), r)
     out, suffix = Form(), field.ONE
     for j in range(n - 1, -1, -1):

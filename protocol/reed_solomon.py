@@ -1,7 +1,7 @@
 """Reed-Solomon codes for the commitment (SPEC section 8).
 
-A row of 2^a values is interpolated on the subgroup H of order N = 2^a, gets (X^N - 1) rho(X) added, rho uniform of degree
-below t, and is evaluated on the coset g <w_n> of n = 2^a / rate points, g = 31.  Column c N + j is the point
+A row of 2^a values is interpolated on the subgroup H of order N = 2^a, gets (X^N - 1) rho(X) added, rho uniform of
+degree below t, and is evaluated on the coset g <w_n> of n = 2^a / rate points, g = 31.  Column c N + j is the point
 g w_n^c w_N^j, so that a codeword is n / N transforms of size N.  Matrices hold one polynomial per column (lane).
 """
 
@@ -37,8 +37,10 @@ def _montgomery(values: list[int]) -> npt.NDArray[np.uint32]:
 
 @lru_cache(maxsize=8)
 def _reversal(size: int) -> npt.NDArray[np.int64]:
-    bits, index = size.bit_length() - 1, np.arange(size)
-    return np.sum([((index >> k) & 1) << (bits - 1 - k) for k in range(bits)] or [np.zeros(1, np.int64)], axis=0)
+    bits, out = size.bit_length() - 1, np.zeros(size, np.int64)
+    for k in range(bits):
+        out |= ((np.arange(size) >> k) & 1) << (bits - 1 - k)
+    return out
 
 
 @lru_cache(maxsize=8)

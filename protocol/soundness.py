@@ -185,7 +185,7 @@ class Counts:
     equations: int  # linear equations, batched by powers of one challenge
     triples: int  # quadratic constraints, batched with independent coefficients
     rows: int  # committed rows over F
-    link_coordinates: int  # pixels of one trigger
+    link_coordinates: int  # pixels of one trigger, each axis padded to a power of two
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ The state is a 32-byte string.  Absorbed data are labelled and length-framed; a 
 frames since the last one, so that nothing can be absorbed twice or in two ways:
 
     pending = cSHAKE256(state | frames..., "zkmark/state")          32 bytes: commits to everything said so far
-    stream  = cSHAKE256(pending | coin, "zkmark/challenge")         first 32 bytes: the new state; the rest: the challenge
+    stream  = cSHAKE256(pending | coin, "zkmark/challenge")         first 32 bytes: the new state; the rest: the
+    challenge
 
 `coin` is empty in the Fiat-Shamir channel.  In the interactive channel it is 32 fresh bytes of the verifier, who sees
-`pending` before she draws them.  A fork starts from a labelled, numbered copy of the state; forks do not see each other,
-and a join absorbs their digests in order.
+`pending` before she draws them.  A fork starts from a labelled, numbered copy of the state; forks do not see each
+other, and a join absorbs their digests in order.
 """
 
 from __future__ import annotations
@@ -174,14 +175,14 @@ class Transcript:
 
     def challenge_base(self, label: str, count: int) -> npt.NDArray[np.uint32]:
         """[count] uniform elements of F, canonical."""
-        return sample_base(self._stream(label), count)
+        return BaseStream(self._stream(label)).take(count)
 
     def challenge(self, label: str, count: int = 1) -> npt.NDArray[np.uint32]:
         """[5, count] uniform elements of K whose first coordinate is not zero, Montgomery form (`field`).
 
         (A zero first coordinate is redrawn: round checks divide by challenges.)
         """
-        return field.from_base(_nonzero_heads(self._stream(label), count))
+        return field.from_base(BaseStream(self._stream(label)).take_heads(count))
 
     def challenge_indices(self, label: str, count: int, bound: int) -> list[int]:
         """`count` distinct integers below `bound` (a power of two), uniform, in ascending order."""
@@ -194,20 +195,28 @@ class Transcript:
         return sorted(found)
 
 
-def sample_base(read: Callable[[int], bytes], count: int) -> npt.NDArray[np.uint32]:
-    """[count] uniform elements of F from a byte stream: 31-bit words, those of p or more are skipped."""
-    parts: list[npt.NDArray[np.uint32]] = []
-    have = 0
-    while have < count:
-        words = np.frombuffer(read(4 * max(32, (count - have) * 9 // 8)), "<u4") & np.uint32(0x7FFFFFFF)
-        parts.append(words[words < field.P][: count - have])
-        have += len(parts[-1])
-    return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
+class BaseStream:
+    """Uniform elements of F from a byte stream: little-endian words cut to 31 bits, in order; p or more is skipped."""
 
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
+        self._held = np.zeros(0, np.uint32)
 
-def _nonzero_heads(read: Callable[[int], bytes], count: int) -> npt.NDArray[np.uint32]:
-    values = sample_base(read, 5 * count).reshape(count, 5)
-    while not values[:, 0].all():
-        bad = np.flatnonzero(values[:, 0] == 0)
-        values[bad] = sample_base(read, 5 * len(bad)).reshape(len(bad), 5)
-    return np.ascontiguousarray(values.T)
+    def take(self, count: int) -> npt.NDArray[np.uint32]:
+        """[count] the next elements, canonical."""
+        parts, have = [self._held], len(self._held)
+        while have < count:
+            words = np.frombuffer(self._read(4 * max(32, (count - have) * 9 // 8)), "<u4") & np.uint32(0x7FFFFFFF)
+            parts.append(words[words < field.P])
+            have += len(parts[-1])
+        elements = np.concatenate(parts)
+        self._held = elements[count:]
+        return elements[:count]
+
+    def take_heads(self, count: int) -> npt.NDArray[np.uint32]:
+        """[5, count] the next elements of K, canonical; those whose first coordinate is 0 are skipped."""
+        found = np.zeros((0, field.DEGREE), np.uint32)
+        while len(found) < count:
+            values = self.take(field.DEGREE * (count - len(found))).reshape(-1, field.DEGREE)
+            found = np.concatenate([found, values[values[:, 0] != 0]])
+        return np.ascontiguousarray(found.T)

@@ -26,7 +26,7 @@ def build(layout: Layout, forward: Forward, labels: Ints, masks: Ints) -> Witnes
     At least layout.k_min images must match.
     """
     h, classes = layout.h, layout.network.classes
-    parts = [forward.pixels, forward.outputs[0]]
+    parts: list[npt.NDArray[np.integer]] = [forward.pixels, forward.outputs[0]]
     for u, z in zip(forward.units, forward.outputs[1:], strict=True):
         parts += [u, z]
     images = np.concatenate([field.residues(part).reshape(-1, h) for part in parts])

@@ -183,7 +183,7 @@ def prove_command(
     key = load_owner(mk, secret)[0]
     _check_pair(key.vk.digest, vk)
     derivation, images = _derivation(calibration, preprocess, key.vk.parameters.shape)
-    _announce_compilation()
+    _warm_up()
     with _progress(as_json) as report:
         report("derive", 0.0)
         about = subject(_read(model, MAX_MODEL_BYTES, "model"), derivation, images, key.vk)
@@ -232,7 +232,7 @@ def serve_command(
     if calibration is not None:
         prover.calibration = image_folder(calibration, prover.vk.parameters.shape)
 
-    _announce_compilation()
+    _warm_up()
 
     def ready(port: int) -> None:
         address = f"{listen.rpartition(':')[0]}:{port}"
@@ -250,12 +250,11 @@ def _derivation(
     return read_derivation(calibration, preprocess, shape)
 
 
-def _announce_compilation() -> None:
-    """Say why the first use takes longer: numba keeps the compiled kernels in a cache."""
-    from protocol.kernels import cpu
+def _warm_up() -> None:
+    """Have the kernels ready, and say why that takes long on first use."""
+    from protocol.warm_up import warm_up
 
-    if not any(Path(cpu.add.stats.cache_path).glob("cpu.*.nbi")):
-        click.echo("first use: compiling kernels, up to half a minute ...", err=True)
+    warm_up(lambda text: click.echo(f"{text} ...", err=True))
 
 
 def _check_pair(digest: bytes, vk: Path) -> None:

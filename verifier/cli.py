@@ -136,7 +136,7 @@ def verify_command(
         images=image_folder(images, shape) if images else None,
         reference=_read(reference, MAX_MODEL_BYTES, "model") if reference else None,
     )
-    _announce_compilation()
+    _warm_up()
     if proof is not None:
         claim = _read(proof, MAX_CLAIM_BYTES, "claim")
         verdict = check(subject, lambda key: (claim, FiatShamir()), Policy(min_bits))
@@ -159,12 +159,11 @@ def _online(subject: Subject, target: str, interactive: bool, policy: Policy, qu
         return check(subject, obtain, policy)
 
 
-def _announce_compilation() -> None:
-    """Say why the first use takes longer: numba keeps the compiled kernels in a cache."""
-    from protocol.kernels import cpu
+def _warm_up() -> None:
+    """Have the kernels ready, and say why that takes long on first use."""
+    from protocol.warm_up import warm_up
 
-    if not any(Path(cpu.add.stats.cache_path).glob("cpu.*.nbi")):
-        click.echo("first use: compiling kernels, up to half a minute ...", err=True)
+    warm_up(lambda text: click.echo(f"{text} ...", err=True))
 
 
 def _finish(verdict: Verdict, as_json: bool) -> NoReturn:

@@ -1,9 +1,10 @@
 """Numba kernels over BabyBear F and its quintic extension K (SPEC section 2).
 
-Representation.  F: uint32 canonical in [0, p).  K: uint32 ``[5, n]``, one contiguous row per coordinate, each coordinate
-in Montgomery form (a * 2^32 mod p) so that a product of two stored values is one Montgomery reduction.  Loops are written
-so that LLVM vectorizes them: contiguous one-dimensional rows, unsigned arithmetic, branch-free reductions by `min`,
-sums kept in 64 bits and reduced once.  All kernels release the GIL; `parallel` spreads rows over the cores.
+Representation.  F: uint32 canonical in [0, p).  K: uint32 ``[5, n]``, one contiguous row per coordinate, each
+coordinate in Montgomery form (a * 2^32 mod p) so that a product of two stored values is one Montgomery reduction. 
+Loops are written so that LLVM vectorizes them: contiguous one-dimensional rows, unsigned arithmetic, branch-free
+reductions by `min`, sums kept in 64 bits and reduced once.  All kernels release the GIL; `parallel` spreads rows over
+the cores.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -43,12 +45,12 @@ def parallel(call: Callable[[int, int], Any], rows: int, work: int) -> list[Any]
     if parts <= 1:
         return [call(0, rows)]
     cuts = [rows * k // parts for k in range(parts + 1)]
-    futures = [_pool.submit(call, a, b) for a, b in zip(cuts[1:], cuts[2:], strict=False)]
+    futures = [_pool.submit(call, a, b) for a, b in pairwise(cuts[1:])]
     first = call(cuts[0], cuts[1])
     return [first, *(f.result() for f in futures)]
 
 
-# --- scalars -----------------------------------------------------------------------------------------------------------
+# --- scalars --------------------------------------------------------------------------------------
 
 
 @inline
@@ -141,7 +143,7 @@ def close(total):  # type: ignore[no-untyped-def]
     return uint32(total % _P64)
 
 
-# --- vectors of K ------------------------------------------------------------------------------------------------------
+# --- vectors of K ---------------------------------------------------------------------------------
 
 
 @kernel
@@ -199,7 +201,8 @@ MAX_TERMS = 1 << 16  # of one sum in `combine`: products of 31 and 16 bits in 64
 def combine(values, low, high, out, first, last):  # type: ignore[no-untyped-def]
     """out[c, s] = sum_i values[s, i] weight[c, i]  (Montgomery weights of K, given as low + 2^16 high).
 
-    values uint32 [rows, h] canonical, h <= MAX_TERMS, low and high uint32 [5, h], out [5, rows]; rows first <= s < last.
+    values uint32 [rows, h] canonical, h <= MAX_TERMS, low and high uint32 [5, h], out [5, rows]; rows first <= s <
+    last.
     """
     h = values.shape[1]
     l0, l1, l2, l3, l4 = rows(low, 0, h)
@@ -227,14 +230,15 @@ def combine(values, low, high, out, first, last):  # type: ignore[no-untyped-def
         out[4, s] = uint32((a4 % _P64 + ((b4 % _P64) << _16)) % _P64)
 
 
-# --- sumcheck over A B + C D, tensors [outer, n, inner] ------------------------------------------------------------------
+# --- sumcheck over A B + C D, tensors [outer, n, inner] -------------------------------------------
 
 
 @kernel
 def fold(table, out, n, inner, r, pad, first, last):  # type: ignore[no-untyped-def]
     """out[o, j, i] = lo + r (hi - lo), lo = table[o, 2j, i], hi = table[o, 2j + 1, i] or pad[i] past the end.
 
-    table [5, outer n inner], out [5, outer ceil(n / 2) inner]; rows (o, j) from first to last; r [5, 1], pad [5, inner].
+    table [5, outer n inner], out [5, outer ceil(n / 2) inner]; rows (o, j) from first to last; r [5, 1], pad [5,
+    inner].
     """
     half = (n + 1) // 2
     s = (r[0, 0], r[1, 0], r[2, 0], r[3, 0], r[4, 0])
@@ -306,7 +310,7 @@ def round_sums(a, b, c, d, pa, pb, pc, pd, n, inner, weights, inner_weights, fir
     return out
 
 
-# --- fractional trees --------------------------------------------------------------------------------------------------
+# --- fractional trees -----------------------------------------------------------------------------
 
 
 @kernel
@@ -353,7 +357,7 @@ def leaves(constant, alpha, alpha2, first_column, second_column, out, offset, fi
             oc[i] = sub(kc, add(mont(v1[i], xc), mont(v2[i], yc)))
 
 
-# --- number-theoretic transforms of the columns of a matrix [size, lanes] ------------------------------------------------
+# --- number-theoretic transforms of the columns of a matrix [size, lanes] -------------------------
 
 
 @inline

@@ -1,5 +1,6 @@
 """The transcript against a plain twin, what its challenges depend on, and the coins of the interactive channel."""
 
+import io
 import struct
 from collections import Counter
 
@@ -145,20 +146,16 @@ def test_words_of_p_or_more_are_skipped():
         at += count
         return bytes(data[at - count : at])
 
-    assert transcript.sample_base(read, 4).tolist() == [5, P - 1, 7, 0]
+    assert transcript.BaseStream(read).take(4).tolist() == [5, P - 1, 7, 0]
 
 
 def test_challenges_in_k_never_begin_with_zero():
     def words(*values):
         return struct.pack(f"<{len(values)}I", *values)
 
-    first = words(0, 1, 2, 3, 4, 5, 6, 7, 8, 9) + bytes(4 * 22)  # two elements; the first one begins with zero
-    second = words(0, 1, 1, 1, 1) + bytes(4 * 27)  # and so does its successor
-    third = words(10, 0, 0, 0, 0) + bytes(4 * 27)
-    blocks = iter([first, second, third])
-    assert transcript._nonzero_heads(lambda count: next(blocks)[:count], 2).T.tolist() == [
-        [10, 0, 0, 0, 0], [5, 6, 7, 8, 9],
-    ]  # fmt: skip
+    # Of the elements 0 1 2 3 4 | 5 6 7 8 9 | 0 1 1 1 1 | 10 0 0 0 0 the first and the third begin with zero.
+    data = io.BytesIO(words(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 1, 1, 1, 10) + bytes(4 * 64))
+    assert transcript.BaseStream(data.read).take_heads(2).T.tolist() == [[5, 6, 7, 8, 9], [10, 0, 0, 0, 0]]
     t = fresh()
     values = t.challenge("c", 200)
     assert values.shape == (5, 200) and values.dtype == np.uint32 and values.flags.c_contiguous

@@ -1,0 +1,45 @@
+"""Compile the kernels before they are needed, and say so while it lasts (once per machine; cached afterwards)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Timer
+
+import numpy as np
+
+from protocol import field, lookup, reed_solomon
+from protocol.kernels import cpu
+from protocol.pads import Need, Party
+from protocol.transcript import FiatShamir, Transcript
+
+PATIENCE_S = 1.0  # loading compiled kernels takes less
+MESSAGE = "compiling the kernels for this machine, once: this takes about half a minute"
+
+
+def warm_up(notify: Callable[[str], None]) -> None:
+    """Run every kernel on a few entries; `notify(MESSAGE)` when they are not compiled yet."""
+    timer = Timer(PATIENCE_S, notify, (MESSAGE,))
+    timer.daemon = True
+    timer.start()
+    try:
+        _run_all()
+    finally:
+        timer.cancel()
+
+
+def _run_all() -> None:
+    shape, order = (1, 1, 2, 2, 2), (3, 2, 1, 4, 0)
+    need = lookup.tree_need(shape, order)
+    pads = field.zeros(3 * need.triples + need.free)
+    words = np.ones(8, np.uint32)
+    leaves = np.empty((field.DEGREE, 8), np.uint32)
+    cpu.leaves(field.ONE, field.ONE, field.ONE, words, words, leaves, 0, 0, 8)
+    denominators = field.add(leaves, field.constant(5))
+    for numerators in (None, field.embed(words)):
+        party = Party(Transcript("warm-up", FiatShamir()), need, Need(), need.triples, pads=pads)
+        lookup.fractional_tree(party, shape, order, lookup.TreeWitness(numerators, denominators, shape, order))
+    cpu.scatter_add(pads, np.zeros(1, np.int64), field.constant(1))
+    field.combine(words.reshape(2, 4), field.embed(words[:4]))
+    matrix = words.reshape(4, 2)
+    reed_solomon.encode(matrix, matrix, 8)
+    reed_solomon.interpolate_subgroup(matrix)
