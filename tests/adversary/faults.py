@@ -7,7 +7,8 @@ Every fault is a context manager; `argument.prove` inside it makes the forged pr
     remainders    she looks up other remainders than those of her columns       linear.sum
     pads          her pads or their products are wrong                          quadratic.zero or linear.sum
     message       one of her masked messages is changed                         linear.sum
-    root          a lookup tree claims another root                             linear.sum
+    root, zero_roots  lookup trees claim other roots                            linear.sum
+    masked_sum    her linear mask has a sum                                     linear.sum
     answers       her answers to the link's challenge are changed               link.range, link.opening
     polynomial    one of her test polynomials is changed                        *.columns, linear.sum, quadratic.zero
     stubborn      her test polynomials are corrected to pass all sums           linear.columns, quadratic.columns
@@ -18,7 +19,7 @@ Every fault is a context manager; `argument.prove` inside it makes the forged pr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -143,6 +144,28 @@ def pads(change: Callable[[Any, Any], Any]) -> Any:
         statement, draw(statement, expander)))  # fmt: skip
 
 
+def said(label: str, change: Callable[[Any], Any]) -> Any:
+    """What she sends in every message with this label is change(values), before masking."""
+
+    def make(masked: Any) -> Any:
+        def send(party: Any, name: str, index: Any, values: Any) -> Any:
+            return masked(party, name, index, change(values) if values is not None and name == label else values)
+
+        return send
+
+    return replaced(pads_module.Party, "_masked", make)
+
+
+@contextmanager
+def zero_roots() -> Iterator[None]:
+    """Every tree claims the root 0/0, which is every sum, and the sum 0."""
+    with ExitStack() as stack:
+        stack.enter_context(root(lambda p, q: (field.ZERO, field.ONE)))  # an honest prover restarts where Q = 0
+        for label in ("root.q", "root.p", "root.s"):
+            stack.enter_context(said(label, np.zeros_like))
+        yield
+
+
 @contextmanager
 def message(label: str, occurrence: int = 0, position: int = 0, delta: int = 1) -> Iterator[None]:
     """The value that she sends in message number `occurrence` with this label is changed by delta, before masking."""
@@ -238,6 +261,23 @@ def stubborn() -> Iterator[None]:
 
     with replaced(ligero.Committed, "linear", linear), replaced(ligero.Committed, "quadratic", quadratic):
         yield
+
+
+def masked_sum(total: int) -> Any:
+    """The values of her linear mask on H sum to `total` instead of 0."""
+
+    def make(original: Any) -> Any:
+        def lie(committed: Any) -> Any:
+            prox, lin, quad = committed._blinding
+            size, lin = committed.shape.size, lin.copy()
+            rest = field.total(np.ascontiguousarray(lin[:, size::size]))
+            lin[:, :1] = field.sub(field.scale(field.constant(total), pow(size, -1, P)), rest)
+            committed._blinding = (prox, lin, quad)
+            return original(committed)
+
+        return lie
+
+    return replaced(ligero.Committed, "_codewords", make)
 
 
 def codewords(row: int, share: float = 1.0) -> Any:

@@ -133,7 +133,7 @@ def test_combine(rows, n, data):
     assert found == expected
 
 
-@pytest.mark.parametrize("n", [1, 7, 300, 4096])
+@pytest.mark.parametrize("n", [1, 7, 300, 1 << 16, (1 << 16) + 1, 300_000])
 def test_combine_of_the_largest_values(n):
     """Sums of n products of (p - 1) stay within 64 bits."""
     found = field.combine(np.full((3, n), P - 1, np.uint32), np.full((5, n), P - 1, np.uint32))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import field
-from protocol.errors import VerificationError
+from protocol.errors import Restart, VerificationError
 from protocol.lookup import TreeWitness, copied_triples, fractional_tree, tree_need, variables
 from protocol.multilinear import eq_tensor, lg, real
 from protocol.pads import Need, Party
@@ -129,25 +129,26 @@ def test_each_message_changed_by_one(leaves, label, occurrence, position):
         assert failed
 
 
-def test_no_message_too_many():
+def test_no_message_too_many(leaves):
     """The list above is complete."""
     with pytest.raises(AssertionError, match="no message"), faults.message("round", LAYERS * (LAYERS - 1) // 2):
-        play(np.random.default_rng(2), *(field.zeros(prod(SHAPE)) for _ in range(2)), SHAPE, orders[5])
+        play(np.random.default_rng(2), *leaves, SHAPE, orders[5])
 
 
-def test_a_zero_root_is_rejected(leaves):
-    """P = Q = 0 satisfies P I = S for every S that is 0, and every layer above zero children: only Q I = 1 stops it."""
+def test_zero_roots_are_rejected(leaves):
+    """0/0 satisfies P I = S for S = 0, and over leaves with a 0/0 among them every layer: only Q I = 1 stops it."""
     p, q = (leaf.copy() for leaf in leaves)
     q[:, 0] = p[:, 0] = 0  # one leaf 0/0 makes the whole tree 0/0
-    failed, end, total, pads = play(np.random.default_rng(2), p, q, SHAPE, orders[5])
+    with faults.zero_roots():
+        failed, end, total, pads = play(np.random.default_rng(2), p, q, SHAPE, orders[5])
     assert failed == [1] and ends_right(end, p, q, SHAPE, pads) and not total.any()
 
 
-def test_a_zero_denominator_is_rejected(leaves):
+def test_a_zero_denominator_asks_for_a_restart(leaves):
     p, q = leaves[0], leaves[1].copy()
     q[:, 5] = 0
-    failed, *_ = play(np.random.default_rng(2), p, q, SHAPE, orders[5])
-    assert failed == [1]
+    with pytest.raises(Restart):
+        play(np.random.default_rng(2), p, q, SHAPE, orders[5])
 
 
 def test_another_root(leaves):

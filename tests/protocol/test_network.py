@@ -196,6 +196,16 @@ def test_the_smallest_integer_is_huge():
     refused("input table value", weight=0, tables=even)
 
 
+def test_sums_that_floating_point_cannot_hold_are_refused():
+    """2^29 2^29 - 2^29 2^29 is 0, but what is added in between may be lost."""
+    big = np.full((1, 1, 1, 1), 1 << 29)
+    edges = Edge(0, big, W1, W1), Edge(0, -big, W1, W1)
+    out = Node((Edge(1, np.ones((2, 1, 1, 1), np.int64), W1, W1),), np.zeros(2, np.int64))
+    tables = np.full((1, 256), 1 << 29)
+    with pytest.raises(ParameterError, match=r"node 1: .*not evaluated exactly"):
+        Network((1, 1, 1), tables, (Node(edges, np.zeros(1, np.int64), 0, relu(9, 9)), out))
+
+
 def test_padding_widens_the_range():
     """Zero is among the inputs of a padded edge, also when all values are positive."""
     table = relu(9, 255)
@@ -227,6 +237,8 @@ def test_bad_structure_is_refused(network):
         "later node": broken(network, 0, edges=(replace(edge, source=1),)),
         "a window": broken(network, 0, edges=(replace(edge, rows=Window(3, 0, 1, 1)),)),
         "a.window": broken(network, 0, edges=(replace(edge, rows=Window(3, 1, 1 << 17, 1)),)),
+        "window does not": broken(network, 0, edges=(replace(edge, rows=Window(3, 1, -2, -2)),)),
+        "window.does not": broken(network, 0, edges=(replace(edge, pool=(Window(1, 1, 0, 0, 0), W1)),)),
         "does not fit": broken(network, 0, edges=(replace(edge, groups=3),)),
         "does not.fit": broken(network, 0, edges=(replace(edge, weight=edge.weight[:, :1]),)),
         "does.not fit": broken(network, 0, edges=(replace(edge, rows=Window(2)),)),
