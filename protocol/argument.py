@@ -31,7 +31,7 @@ from protocol.layout import Layout
 from protocol.multilinear import lg
 from protocol.network import Forward, Network
 from protocol.pads import Form, Need, Party, System, Wire
-from protocol.soundness import LINK_REPETITIONS, Counts, Ledger, argument_ledger, choose_parameters
+from protocol.soundness import LINK_REPETITIONS, SESSIONS, Counts, Ledger, argument_ledger, choose_parameters
 from protocol.transcript import Channel, FiatShamir, Transcript
 
 VERSION = "zkmark argument 1"
@@ -39,7 +39,6 @@ MAGIC = b"zkmark proof 1\n"
 MAX_PROOF_BYTES = 1 << 30
 MAX_TEXT_BYTES = 256
 NONCE_BYTES = 32
-MAX_SESSIONS = 8
 SIGNATURE_LABEL = "proof"
 
 Progress = Callable[[str, float], None]
@@ -217,7 +216,7 @@ def prove(
     forward = statement.network.forward(np.ascontiguousarray(marking_key.hidden_images))
     if int(witness.matches(forward, marking_key.hidden_labels).sum()) < statement.k_min:
         raise VerificationError("prove.matches", "this network does not match enough of the key's triggers")
-    for _ in range(MAX_SESSIONS):
+    for _ in range(SESSIONS):
         try:
             body = _session(statement, marking_key, forward, channel, report)
         except Restart:
@@ -226,7 +225,7 @@ def prove(
             continue
         digest = hashlib.sha256(statement.digest + body).digest()
         return body + identity.sign(marking_key.owner_secret_seed, SIGNATURE_LABEL, digest)
-    raise RuntimeError(f"{MAX_SESSIONS} sessions were all rejected: the randomness of this machine is broken")
+    raise RuntimeError(f"{SESSIONS} sessions were all rejected: the randomness of this machine is broken")
 
 
 def _session(

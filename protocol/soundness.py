@@ -23,6 +23,7 @@ VOID_TARGET = 40  # an honest key is refused for its void items with probability
 ARGUMENT_TARGET = 120  # no parameters under it can be constructed
 QUERY_TARGET = 124  # bits that the column queries are chosen for
 LINK_REPETITIONS = 5
+SESSIONS = 8  # that one proof may take; in the interactive channel each is a try
 MAX_LOG2_ROW = 18
 DISCRETE_LOGARITHM = "discrete logarithms in BLS12-381 G1 are hard (published estimates: 2^117 to 2^126)"
 HASHES = "SHA-256 and cSHAKE256 behave as random oracles (collisions: 2^128)"
@@ -205,10 +206,11 @@ class Ledger:
 
     terms: tuple[Term, ...]
     assumptions: tuple[str, ...]
+    sessions: int = 1  # tries that a prover has in the interactive channel
 
     @property
     def total(self) -> Fraction:
-        return sum((term.error for term in self.terms), Fraction(0))
+        return self.sessions * sum((term.error for term in self.terms), Fraction(0))
 
     @property
     def bits(self) -> float:
@@ -242,7 +244,10 @@ def argument_ledger(counts: Counts, parameters: Parameters, interactive: bool) -
         Term("link of labels", Fraction(1, P**LINK_REPETITIONS)),
         Term("openings checked at once", Fraction(1, 1 << 128)),  # the verifier's weights on the link's ten equations
     )
-    ledger = Ledger(terms, (DISCRETE_LOGARITHM, HASHES) if interactive else (DISCRETE_LOGARITHM, HASHES, FIAT_SHAMIR))
+    if interactive:
+        ledger = Ledger(terms, (DISCRETE_LOGARITHM, HASHES), SESSIONS)
+    else:
+        ledger = Ledger(terms, (DISCRETE_LOGARITHM, HASHES, FIAT_SHAMIR))
     if ledger.total > Fraction(1, 1 << ARGUMENT_TARGET):
         raise ParameterError(f"the argument has {ledger.bits:.1f} bits, under {ARGUMENT_TARGET}")
     return ledger

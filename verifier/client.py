@@ -17,13 +17,13 @@ from protocol.argument import Context
 from protocol.claim import MAX_CLAIM_BYTES
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.keygen import VerificationKey
+from protocol.soundness import SESSIONS
 from protocol.transcript import Channel, FiatShamir, InteractiveVerifier
 from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 
 CHUNK = 1 << 20
 TIMEOUT_S = 900.0  # of one session
-SESSIONS = 8
 MAX_DETAILS = 200  # characters of a prover's error text that are shown
 
 Report = Callable[[str, float], None]
@@ -44,7 +44,7 @@ def obtain_claim(
     """Ask the prover at `target` (HOST:PORT) for a claim: its bytes, and the channel to check it with.
 
     In the interactive channel the coins come from `draw`.  A prover may ask for a new session, which rejection sampling
-    needs once in a thousand, SESSIONS times; a cheating prover gains as many tries from it.
+    needs once in a thousand, SESSIONS times; a cheating prover gains as many tries, which the ledger counts.
 
     Raises VerificationError `prover.refused` if it makes no proof, DecodingError if its messages are malformed,
     ParameterError if it calls ours malformed, ConnectionError if it cannot be reached, is busy or too slow.

@@ -535,7 +535,10 @@ def query(a, t):
 
 
 def choose(rows, counts):
-    """Section 9: (a, t) of the smallest cost.  counts: lookups + table rows, layers, rounds, points, equations, d."""
+    """Section 9: (a, t) of the smallest cost.
+
+    counts: lookups + table rows, layers, rounds, points, equations, variables of an image.
+    """
     best = None
     size = (p - 1) * p**4
     for a in range(8, 19):
@@ -545,10 +548,10 @@ def choose(rows, counts):
         error, agree, n, k = query(a, t)
         bound = Fraction(n * (agree + 3 - 2 * k), (agree + 1) ** 2 - n * (2 * k - 2))
         fractions, layers, rounds, points, equations, d = counts
-        error += Fraction(2 * fractions + layers + 2 * rounds + points + 5 * lg(d) + (n - k) // 2, size)
+        error += Fraction(2 * fractions + layers + 2 * rounds + points + 5 * d + (n - k) // 2, size)
         error += bound * Fraction(equations + 1, size) + Fraction(2, p**5) + Fraction(1, 2**128)
         error += Fraction(n, p**5) * Fraction(p, p - rows(a))
-        if error > Fraction(1, 2**120):
+        if 8 * error > Fraction(1, 2**120):
             continue
         cost = 4 * t * rows(a) + 32 * t * (1 + n.bit_length() - t.bit_length()) + 20 * (4 * k + (1 << a))
         if best is None or cost < best[0]:
@@ -612,7 +615,8 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
     equations = sum(3 * m + 5 for m in ms) + sum(per_edge) + last + 16
     layers = sum(2 * j + 2 for m in ms for j in range(m))
     points = 6 * (lg(classes) + lg(h)) + sum(m for m, node in zip(ms[1:last], net.nodes, strict=False) if not node["s"])
-    a, t = choose(rows_for, (lookups + len(rows_of_tables), layers, sum(rounds), points, equations, d))
+    variables = sum(map(lg, key.shape))
+    a, t = choose(rows_for, (lookups + len(rows_of_tables), layers, sum(rounds), points, equations, variables))
     N, n, k, rows = 1 << a, 8 << a, (1 << a) + t, rows_for(a)
     out["parameters"] = [a, 3, t]
 

@@ -196,8 +196,9 @@ def test_ledger_terms_from_first_principles():
         list_size / size, Fraction(n * P, P**5 * (P - 5)) + Fraction((n - k) // 2, size), query,
         Fraction(1, P**5) + Fraction(5 * 10, size), Fraction(1, P**5), Fraction(1, 2**128),
     ]  # fmt: skip
-    ledger = argument_ledger(small, p, True)
+    ledger = argument_ledger(small, p, False)
     assert [t.error for t in ledger.terms] == expected and ledger.total == sum(expected)
+    assert argument_ledger(small, p, True).total == 8 * ledger.total  # as many sessions as a verifier takes part in
     assert ledger.bits == bits(ledger.total) < bits(query)
     assert argument_ledger(replace(small, triples=0), p, True).terms[5].error == 0
     assert str(ledger.terms[7]) == "column queries: 2^-124.0"

@@ -18,6 +18,7 @@ from ml.quantise import Derivation
 from protocol.argument import Context
 from protocol.claim import MAX_CLAIM_BYTES
 from protocol.errors import DecodingError, ParameterError, VerificationError
+from protocol.soundness import SESSIONS
 from protocol.transcript import InteractiveVerifier
 from verifier import client
 from verifier.client import obtain_claim
@@ -149,7 +150,7 @@ def test_a_new_session_has_fresh_coins_and_ends(world):
 
     with prover(again) as target, pytest.raises(ConnectionError, match="every session"):
         ask(world, target, interactive=True)
-    assert len(set(coins)) == len(coins) == client.SESSIONS
+    assert len(set(coins)) == len(coins) == SESSIONS
 
 
 def next_coin(requests: Iterator[pb.ProveRequest]) -> bytes:
