@@ -66,8 +66,8 @@ def table() -> str:
     lines += ["", f"Compiling the kernels on first use adds {first:.0f} s, once."]
     for kernels in (entry for entry in files if "lookup_leaf_ns" in entry):
         lines[-1] += (
-            f" A product in the extension field takes {kernels['extension_multiply_ns']:.1f} ns on one core, a leaf of a "
-            f"lookup tree {kernels['lookup_leaf_ns']:.0f} ns and a butterfly {kernels['ntt_butterfly_ns']:.2f} ns on "
+            f" A product in the extension field takes {kernels['extension_multiply_ns']:.1f} ns on one core, a leaf of "
+            f"a lookup tree {kernels['lookup_leaf_ns']:.0f} ns and a butterfly {kernels['ntt_butterfly_ns']:.2f} ns on "
             f"all; SHA-256 runs at {kernels['sha256_gb_per_s']:.1f} GB/s."
         )
     return "\n".join(lines) + "\n"
