@@ -56,7 +56,7 @@ def to_integers(
 
 def grid(steps: Ints) -> Floats:
     """2^(steps / 8)."""
-    values: Floats = np.ldexp(GRID[steps & 7], steps >> 3)
+    values: Floats = np.ldexp(GRID[steps & 7], (steps >> 3).astype(np.int32))
     return values
 
 
@@ -111,7 +111,7 @@ class _Quantiser:
             raise ParameterError(
                 f"node {number} {node.name!r}: weights up to {float(top.max()):.3g} in {terms} terms exceed the bounds"
             )
-        exponent = (PRECISION - terms.bit_length() - np.frexp(top)[1].astype(np.int64)).clip(-900, 900)
+        exponent = (PRECISION - terms.bit_length() - np.frexp(top)[1]).clip(-900, 900)
         unit: Floats = np.ldexp(1.0, -exponent)
         provisional = self.node(node, unit, 0, None)
         low, high = affine_bounds(provisional, self.ranges)

@@ -24,7 +24,7 @@ from protocol.network import MAX_NODES, Window
 MAX_ACTIVATIONS = 1 << 24  # of one image, over all nodes
 MAX_TAPS = 1 << 28  # elements that one edge gathers for one image
 MAX_WEIGHTS = 1 << 27  # over all edges; one tensor of the file may be used many times
-MAX_WORK = 1 << 34  # multiplications for one image
+MAX_WORK = 1 << 32  # multiplications for one image
 MAX_EDGES = 64  # of one node: sums of a value with itself must not grow without end
 MAX_KERNEL = 1024
 MAX_MAGNITUDE = 2.0**120  # of a weight or a bias after composition; an exact copy may be rescaled by 2^100
@@ -216,8 +216,10 @@ class _Lowering:
             edge = value.edges[0]
         c, h, w = value.shape
         shape = (c, windows[0].outputs(h), windows[1].outputs(w))
-        if min(shape) < 1 or max(shape) > 1 << 16 or prod(shape) > MAX_ACTIVATIONS:
-            raise operator.fail(f"the window does not fit its input {value.shape}")
+        sums = c * shape[1] * (windows[0].kernel * w + windows[1].kernel * shape[2])  # rows, then columns
+        self.work += 16 * sums  # a sum over memory takes as long as so many multiplications of a matrix product
+        if min(shape) < 1 or max(shape) > 1 << 16 or prod(shape) > MAX_ACTIVATIONS or self.work > MAX_WORK:
+            raise operator.fail(f"the window does not fit its input {value.shape}, or is too large")
         scale = edge.weight[:, 0, 0, 0] / float(windows[0].kernel * windows[1].kernel)
         return Value((diagonal(edge.source, scale, windows),), value.bias, shape)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_MODEL_BYTES = 256 << 20
 MAX_OPERATORS = 1 << 14
-MAX_IMAGE = 1 << 22  # elements of an input image
+MAX_IMAGE = 1 << 20  # elements of an input image
 OPSETS = range(13, 27)  # versions of the default domain whose operators mean what `lowering` takes them to mean
 
 SUPPORTED = frozenset({
