@@ -10,6 +10,7 @@ import pytest
 from protocol import field, link, witness
 from protocol.encoding import Reader
 from protocol.errors import DecodingError, VerificationError
+from protocol.group import ORDER
 from protocol.transcript import FiatShamir, Transcript
 from tests.adversary import faults, ideal
 
@@ -49,7 +50,7 @@ def test_answers_by_plain_integers(round_of, key):
             g * s for g, s in zip(shares, opening.shares.tolist(), strict=True))  # fmt: skip
         blinding = masks.pixel_blindings[j] + sum(
             g * r for g, r in zip(weights, opening.trigger_randomness, strict=True))  # fmt: skip
-        assert answer.pixel_blindings[j] == blinding % link.ORDER
+        assert answer.pixel_blindings[j] == blinding % ORDER
     checks(key, *round_of)
 
 
@@ -118,7 +119,7 @@ def test_bytes(round_of):
     for cut in (0, 1, len(data) // 2, len(data) - 1):
         with pytest.raises(DecodingError):
             link.Answer.read(Reader(data[:cut], "answer"), layout)
-    for value in (link.ORDER, 2**256 - 1):
+    for value in (ORDER, 2**256 - 1):
         bad = data[:-32] + value.to_bytes(32, "little")
         with pytest.raises(DecodingError, match="order"):
             link.Answer.read(Reader(bad, "answer"), layout)
