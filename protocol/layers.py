@@ -20,7 +20,8 @@ from protocol.layout import LIMB_BITS, Layout
 from protocol.lookup import TreeEnd, TreeWitness, fractional_tree, tree_need
 from protocol.multilinear import Point, eq_table, eq_tensor, lg, real
 from protocol.network import Edge, Node, Window, rounding_offset
-from protocol.pads import Form, Need, Party, Wire, chain
+from protocol.pads import Form, Need, Party, Wire
+from protocol.sumcheck import product_sumcheck
 
 _LEAF_ORDER = (3, 2, 1, 4, 0)  # fold columns, rows, channels, images, sets of a leaf tensor [set, C, H, W, h]
 _TABLE_WIDTH = 256  # the table tree is a tensor [rows, 256]
@@ -253,7 +254,8 @@ def affine(party: Party, context: Context, index: int, group: str, rho: Point) -
     wires = party.exchange("edges", len(node.edges), sums)
     for k, edge in enumerate(node.edges):
         source = network.shapes[edge.source]
-        form, point = _product_sumcheck(party, Form().add(wires[k], field.ONE), source, tensors[k] if tensors else None)
+        claim = Form().add(wires[k], field.ONE)
+        form, point = product_sumcheck(party, source, claim, tensors[k] if tensors else None)
         factor = weight_at(edge, rho, point, source, shape)
         party.system.append(form.add_image(group, f"z{edge.source}", point, field.neg(factor)))
     out = Form().add_constant(_bias(node, rho, shape, context.h))
@@ -263,40 +265,6 @@ def affine(party: Party, context: Context, index: int, group: str, rho: Point) -
 def _bias(node: Node, rho: Point, shape: Shape, h: int) -> Vector:
     per_channel = field.dot(eq_table(rho[0], shape[0]), field.embed(node.bias))
     return field.mul(per_channel, real(rho[1:], (*shape[1:], h)))
-
-
-def _product_sumcheck(
-    party: Party, claim: Form, shape: Shape, tensors: tuple[Vector, Vector] | None
-) -> tuple[Form, tuple[Vector, ...]]:
-    """Sumcheck of sum A B = claim over tensors of `shape`: the last claim's form and the point per axis."""
-    a, b = tensors if tensors else (None, None)
-    point, rounds, rs = [field.zeros(0) for _ in shape], [], []
-    for axis in range(len(shape)):
-        n = shape[axis]
-        inner = prod(shape[axis + 1 :])
-        for _ in range(lg(n)):
-            half = (n + 1) // 2
-            sums = None
-            if a is not None and b is not None:
-                none, pad = np.zeros_like(a), field.zeros(inner)
-                sums = cpu.round_sums(
-                    a, b, none, none, pad, pad, pad, pad, n, inner,
-                    field.repeat(field.ONE, half), field.repeat(field.ONE, inner), 0, half)
-            rounds.append(party.exchange("round", 2, sums))
-            r = party.challenge("round")
-            rs.append(r)
-            point[axis] = np.concatenate([point[axis], r], axis=1)
-            if a is not None and b is not None:
-                folded = []
-                for table in (a, b):
-                    out = np.empty((field.DEGREE, half * inner), np.uint32)
-                    cpu.fold(table, out, n, inner, r, field.zeros(inner), 0, half)
-                    folded.append(out)
-                a, b = folded
-            n = half
-    r = field.concat(rs)
-    ones = field.repeat(field.ONE, r.shape[1])
-    return chain(claim, rounds, r, ones, ones), tuple(point)
 
 
 def _axis_table(window: Window, pool: Window | None, point: Vector, outputs: int, length: int) -> Vector:

@@ -7,9 +7,7 @@ leaves; each level pairs neighbours along the lowest remaining variable of the f
 
 From the root down, a claim P(x) + lambda Q(x) about one level becomes, by a sumcheck over
 eq(x, .) (P_0 Q_1 + P_1 Q_0 + lambda Q_0 Q_1), a claim about the level below at the point (t, r): t pairs the children,
-r comes from the sumcheck.  The factor eq is taken out of every round: with the claim normalized to the remaining
-variables, a round sends h(0) and the coefficient of X^2 of a polynomial h of degree 2 and checks
-(1 - x_j) h(0) + x_j h(1) = claim.
+r comes from the sumcheck (`sumcheck.eq_sumcheck`).
 """
 
 from __future__ import annotations
@@ -24,8 +22,9 @@ from protocol import field
 from protocol.errors import Restart
 from protocol.field import Vector
 from protocol.kernels import cpu
-from protocol.multilinear import eq_table, eq_tensor, lg
-from protocol.pads import Form, Need, Party, Wire, chain
+from protocol.multilinear import lg
+from protocol.pads import Form, Need, Party, Wire
+from protocol.sumcheck import Sums, eq_sumcheck
 
 
 def variables(shape: Sequence[int], order: Sequence[int]) -> list[int]:
@@ -56,7 +55,7 @@ class TreeEnd:
 
 
 class TreeWitness:
-    """The prover's side: all levels, and the tables of the sumcheck in progress.
+    """The prover's side: all levels, given up one by one.
 
     numerators, denominators: [5, prod(shape)] leaves, in the memory order of the tensor; numerators None: all are 1.
     """
@@ -73,61 +72,17 @@ class TreeWitness:
         top = self._levels[-1]
         return top.p if top.p is not None else field.ONE, top.q
 
-    def open_layer(self, challenge: Vector) -> None:
-        """Set up the sumcheck from the children of the level opened last; drops that level."""
+    def open_layer(self, challenge: Vector) -> Sums:
+        """The sums of the children of the level opened last, as A B + C D with A = P_0 + lambda Q_0; drops that level.
+
+        Index pairs outside the real lengths hold 0/1 leaves: each adds lambda.
+        """
         self._levels.pop()
         level = self._levels[-1]
-        self._challenge = challenge
-        axis = self._variables[len(self._levels) - 1]
-        p0, p1, q0, q1, self._shape = level.split(axis)
+        p0, p1, q0, q1, shape = level.split(self._variables[len(self._levels) - 1])
         a = np.empty_like(q0)
         cpu.parallel(lambda i, j: cpu.multiply_add(p0, q0, challenge, a, i, j), a.shape[1], a.shape[1])
-        self._tables = [a, q1, p1, q0]  # the layer is A B + C D with A = P_0 + lambda Q_0
-        self._pads = [challenge, field.ONE, field.ZERO, field.ONE]
-        self._weights: dict[int, Vector] = {}
-
-    def round(self, axis: int, point: Sequence[Vector]) -> Vector:
-        """[5, 2]: h(0) and the coefficient of X^2; `point` holds the unbound coordinates per axis."""
-        shape = self._shape
-        n, half = shape[axis], (shape[axis] + 1) // 2
-        rows, inner = prod(shape[:axis]) * half, prod(shape[axis + 1 :])
-        upper = eq_table(point[axis][:, 1:], half)
-        if axis not in self._weights:  # the outer axes stay as they are while this axis is folded
-            self._weights = {axis: eq_tensor(point[:axis], shape[:axis])}
-        weights = field.outer(self._weights[axis], upper)
-        inner_weights = eq_tensor(point[axis + 1 :], shape[axis + 1 :])
-        pads, tables = [field.repeat(pad, inner) for pad in self._pads], self._tables
-        sums = cpu.parallel(
-            lambda i, j: cpu.round_sums(*tables, *pads, n, inner, weights, inner_weights, i, j), rows, rows * inner
-        )
-        out: Vector = sums[0]
-        for more in sums[1:]:
-            out = field.add(out, more)
-        # Index pairs outside the real lengths hold 0/1 leaves: each adds lambda to h(0) and nothing to the rest.
-        absent = field.sub(field.ONE, field.mul(field.total(weights), field.total(inner_weights)))
-        out[:, :1] = field.add(out[:, :1], field.mul(self._challenge, absent))
-        return out
-
-    def bind(self, axis: int, r: Vector) -> None:
-        """Fold the lowest variable of `axis` at r."""
-        n, half = self._shape[axis], (self._shape[axis] + 1) // 2
-        rows, inner = prod(self._shape[:axis]) * half, prod(self._shape[axis + 1 :])
-        folded = []
-        for table, pad in zip(self._tables, self._pads, strict=True):
-            out = np.empty((field.DEGREE, rows * inner), np.uint32)
-            _fold(table, out, n, inner, r, field.repeat(pad, inner), rows)
-            folded.append(out)
-        self._tables = folded
-        self._shape = (*self._shape[:axis], half, *self._shape[axis + 1 :])
-
-    def ends(self) -> tuple[Vector, Vector, Vector, Vector]:
-        """P_0, Q_1, P_1, Q_0 at the end of the layer."""
-        a, q1, p1, q0 = self._tables
-        return field.sub(a, field.mul(self._challenge, q0)), q1, p1, q0
-
-
-def _fold(table: Vector, out: Vector, n: int, inner: int, r: Vector, pad: Vector, rows: int) -> None:
-    cpu.parallel(lambda i, j: cpu.fold(table, out, n, inner, r, pad, i, j), rows, rows * inner)
+        return Sums([a, q1, p1, q0], [challenge, field.ONE, field.ZERO, field.ONE], shape, challenge)
 
 
 @dataclass
@@ -208,29 +163,15 @@ def fractional_tree(
     point: list[Vector] = [field.zeros(0) for _ in shape]
     for level in range(len(axes) - 1, -1, -1):
         challenge = party.challenge("layer")
-        if witness is not None:
-            witness.open_layer(challenge)
-        free, bound = list(point), [field.zeros(0) for _ in shape]
-        rounds, taus, rs = [], [], []
-        for axis in axes[level + 1 :]:
-            rounds.append(party.exchange("round", 2, witness.round(axis, free) if witness is not None else None))
-            r = party.challenge("round")
-            if witness is not None:
-                witness.bind(axis, r)
-            taus.append(free[axis][:, :1])
-            rs.append(r)
-            free[axis] = free[axis][:, 1:]
-            bound[axis] = np.concatenate([bound[axis], r], axis=1)
-        p0 = q1 = p1 = q0 = None
-        if witness is not None:
-            p0, q1, p1, q0 = witness.ends()
-        left, right, products = party.exchange_factors(
-            "layer.ends", 2, None if p0 is None or p1 is None else np.concatenate([p0, p1], axis=1),
-            None if q0 is None or q1 is None else np.concatenate([q1, q0], axis=1))
-        q_product = party.product_of(right[1], right[0])
+        sums = witness.open_layer(challenge) if witness is not None else None
         claim = Form().add_form(numerator, field.ONE).add_form(denominator, challenge)
-        tau = field.concat(taus)
-        form = chain(claim, rounds, field.concat(rs), field.sub(field.repeat(field.ONE, tau.shape[1]), tau), tau)
+        form, bound = eq_sumcheck(party, axes[level + 1 :], point, claim, sums)
+        ends = None
+        if sums is not None:
+            a, q1, p1, q0 = sums.tables
+            ends = field.concat([field.sub(a, field.mul(challenge, q0)), p1]), field.concat([q1, q0])
+        left, right, products = party.exchange_factors("layer.ends", 2, *(ends or (None, None)))
+        q_product = party.product_of(right[1], right[0])
         minus = field.neg(field.ONE)
         form.add_product(left[0], right[0], products[0], minus).add_product(left[1], right[1], products[1], minus)
         form.add_product(right[1], right[0], q_product, field.neg(challenge))

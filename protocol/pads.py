@@ -16,7 +16,6 @@ values to give.  There is no other way to send, so an unpadded value that depend
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 
@@ -226,22 +225,3 @@ class Party:
         if self._free != self._free_end or self._triple != self._triple_end:
             raise RuntimeError("pad count does not match the messages")
         return field.concat(self._sent)
-
-
-def chain(claim: Form, rounds: Sequence[Wire], r: Vector, low: Vector, high: Vector) -> Form:
-    """The value of a sumcheck's last claim as a form (SPEC section 7).
-
-    Round j received h_0 and h_2 of a polynomial h of degree 2 with low[j] h(0) + high[j] h(1) = claim, and drew r[j]:
-    h_1 = (claim - (low + high) h_0) / high - h_2, next claim = h(r) = q claim + (1 - (low + high) q) h_0 + (r^2 - r)
-    h_2 with q = r / high.
-    """
-    n = r.shape[1]
-    q = field.mul(r, field.inverse(high))
-    first = field.sub(field.repeat(field.ONE, n), field.mul(field.add(low, high), q))
-    second = field.sub(field.mul(r, r), r)
-    out, suffix = Form(), field.ONE
-    for j in range(n - 1, -1, -1):
-        pair = np.concatenate([first[:, j : j + 1], second[:, j : j + 1]], axis=1)
-        out.add(rounds[j], field.mul(pair, suffix))
-        suffix = field.mul(suffix, q[:, j : j + 1])
-    return out.add_form(claim, suffix)

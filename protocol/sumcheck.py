@@ -1,0 +1,141 @@
+"""Sumchecks of degree 2, padded (SPEC section 7).
+
+A round sends h(0) and h_2, the coefficient of X^2, of a polynomial h of degree 2 with
+
+    low h(0) + high h(1) = claim,        next claim = h(r),
+
+so that h_1 = (claim - (low + high) h(0)) / high - h_2.  A plain sum has low = high = 1.  In a sum weighted by eq(x, .)
+the factor eq is taken out: the claim is normalized to the remaining variables, low = 1 - x_j and high = x_j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from protocol import field
+from protocol.field import Vector
+from protocol.kernels import cpu
+from protocol.multilinear import eq_table, eq_tensor, lg
+from protocol.pads import Form, Party, Wire
+
+
+class Sums:
+    """The prover's tables of a sum over A B + C D: four tensors [5, prod(shape)], and what stands past their ends.
+
+    absent: the value of A B + C D where nothing is real.
+    """
+
+    def __init__(
+        self, tables: Sequence[Vector], pads: Sequence[Vector], shape: tuple[int, ...], absent: Vector
+    ) -> None:
+        self.tables = list(tables)
+        self._pads, self._shape, self._absent = pads, shape, absent
+        self._outer: dict[int, Vector] = {}
+
+    def round(self, axis: int, point: Sequence[Vector]) -> Vector:
+        """[5, 2]: h(0) and h_2 under the weight eq; `point` holds the unbound coordinates per axis."""
+        shape, n, half, rows, inner = self._cut(axis)
+        if axis not in self._outer:  # the outer axes stay as they are while this axis is folded
+            self._outer = {axis: eq_tensor(point[:axis], shape[:axis])}
+        weights = field.outer(self._outer[axis], eq_table(point[axis][:, 1:], half))
+        inner_weights = eq_tensor(point[axis + 1 :], shape[axis + 1 :])
+        out = self._round(n, inner, weights, inner_weights, rows)
+        missing = field.sub(field.ONE, field.mul(field.total(weights), field.total(inner_weights)))
+        out[:, :1] = field.add(out[:, :1], field.mul(self._absent, missing))
+        return out
+
+    def plain_round(self, axis: int) -> Vector:
+        """[5, 2]: h(0) and h_2 of the sum without weights."""
+        _, n, _, rows, inner = self._cut(axis)
+        return self._round(n, inner, field.repeat(field.ONE, rows), field.repeat(field.ONE, inner), rows)
+
+    def _cut(self, axis: int) -> tuple[tuple[int, ...], int, int, int, int]:
+        """(shape, length of the axis, its half, rows of a round, entries within a row)."""
+        shape = self._shape
+        half = (shape[axis] + 1) // 2
+        return shape, shape[axis], half, prod(shape[:axis]) * half, prod(shape[axis + 1 :])
+
+    def _round(self, n: int, inner: int, weights: Vector, inner_weights: Vector, rows: int) -> Vector:
+        pads, tables = [field.repeat(pad, inner) for pad in self._pads], self.tables
+        sums = cpu.parallel(
+            lambda i, j: cpu.round_sums(*tables, *pads, n, inner, weights, inner_weights, i, j), rows, rows * inner
+        )
+        out: Vector = sums[0]
+        for more in sums[1:]:
+            out = field.add(out, more)
+        return out
+
+    def bind(self, axis: int, r: Vector) -> None:
+        """Fold the lowest variable of `axis` at r."""
+        shape, n, half, rows, inner = self._cut(axis)
+        for k, pad in enumerate(self._pads):
+            self.tables[k] = _fold(self.tables[k], n, inner, r, field.repeat(pad, inner), rows)
+        self._shape = (*shape[:axis], half, *shape[axis + 1 :])
+
+
+def _fold(table: Vector, n: int, inner: int, r: Vector, pad: Vector, rows: int) -> Vector:
+    out = np.empty((field.DEGREE, rows * inner), np.uint32)
+    cpu.parallel(lambda i, j: cpu.fold(table, out, n, inner, r, pad, i, j), rows, rows * inner)
+    return out
+
+
+def eq_sumcheck(
+    party: Party, axes: Sequence[int], point: Sequence[Vector], claim: Form, sums: Sums | None
+) -> tuple[Form, list[Vector]]:
+    """Statement: the sum over eq(point, .) (A B + C D) is `claim`; `axes` names the axis of every round.
+
+    Returns the last claim, about the tables at the returned point.  Soundness error: 2 / |K| a round.
+    """
+    free, bound = list(point), [field.zeros(0) for _ in point]
+    rounds, taus, rs = [], [], []
+    for axis in axes:
+        rounds.append(party.exchange("round", 2, sums.round(axis, free) if sums is not None else None))
+        r = party.challenge("round")
+        if sums is not None:
+            sums.bind(axis, r)
+        taus.append(free[axis][:, :1])
+        rs.append(r)
+        free[axis] = free[axis][:, 1:]
+        bound[axis] = np.concatenate([bound[axis], r], axis=1)
+    high = field.concat(taus)
+    low = field.sub(field.repeat(field.ONE, high.shape[1]), high)
+    return _chain(claim, rounds, field.concat(rs), low, high), bound
+
+
+def product_sumcheck(
+    party: Party, shape: Sequence[int], claim: Form, tensors: tuple[Vector, Vector] | None
+) -> tuple[Form, list[Vector]]:
+    """The same for the plain sum of A B over tensors of `shape`, axis by axis."""
+    sums = None
+    if tensors is not None:
+        none = np.zeros_like(tensors[0])
+        sums = Sums([*tensors, none, none], [field.ZERO] * 4, tuple(shape), field.ZERO)
+    point: list[Vector] = [field.zeros(0) for _ in shape]
+    rounds, rs = [], []
+    for axis, n in enumerate(shape):
+        for _ in range(lg(n)):
+            rounds.append(party.exchange("round", 2, sums.plain_round(axis) if sums is not None else None))
+            r = party.challenge("round")
+            if sums is not None:
+                sums.bind(axis, r)
+            rs.append(r)
+            point[axis] = np.concatenate([point[axis], r], axis=1)
+    ones = field.repeat(field.ONE, len(rs))
+    return _chain(claim, rounds, field.concat(rs), ones, ones), point
+
+
+def _chain(claim: Form, rounds: Sequence[Wire], r: Vector, low: Vector, high: Vector) -> Form:
+    """The last claim as a form: h(r) = q claim + (1 - (low + high) q) h(0) + (r^2 - r) h_2 with q = r / high."""
+    n = r.shape[1]
+    q = field.mul(r, field.inverse(high))
+    first = field.sub(field.repeat(field.ONE, n), field.mul(field.add(low, high), q))
+    second = field.sub(field.mul(r, r), r)
+    out, suffix = Form(), field.ONE
+    for j in range(n - 1, -1, -1):
+        pair = np.concatenate([first[:, j : j + 1], second[:, j : j + 1]], axis=1)
+        out.add(rounds[j], field.mul(pair, suffix))
+        suffix = field.mul(suffix, q[:, j : j + 1])
+    return out.add_form(claim, suffix)
