@@ -142,7 +142,9 @@ class Statement:
         )
         edges = [edge for node in network.nodes for edge in node.edges]
         rounds = sum(lg(n) for edge in edges for n in network.shapes[edge.source])
-        equations = sum(3 * depth + 5 for depth in depths) + len(edges) + len(network.nodes) + 5 + 10 + 1
+        products = [k for k, node in enumerate(network.nodes, 1) if node.product]
+        rounds += sum(lg(n) for k in products for n in (*network.shapes[k], layout.h))
+        equations = sum(3 * depth + 5 for depth in depths) + len(edges) + 3 * len(products) + len(network.nodes) + 16
         output = 6 * (lg(network.classes) + lg(layout.h))
         plain = sum(depth for depth, node in zip(depths[1:], network.nodes[:-1], strict=False) if not node.shift)
         pixels = prod(1 << lg(n) for n in network.shape)

@@ -17,13 +17,14 @@ from protocol import field
 from protocol.field import Vector
 from protocol.kernels import cpu
 from protocol.layout import LIMB_BITS, Layout
-from protocol.lookup import TreeEnd, TreeWitness, fractional_tree, tree_need
+from protocol.lookup import TreeEnd, TreeWitness, fractional_tree, tree_need, variables
 from protocol.multilinear import Point, eq_table, eq_tensor, lg, real
-from protocol.network import Edge, Node, Window, rounding_offset
+from protocol.network import Edge, Node, Product, Window, rounding_offset
 from protocol.pads import Form, Need, Party, Wire
-from protocol.sumcheck import product_sumcheck
+from protocol.sumcheck import Sums, eq_sumcheck, product_sumcheck
 
 _LEAF_ORDER = (3, 2, 1, 4, 0)  # fold columns, rows, channels, images, sets of a leaf tensor [set, C, H, W, h]
+_PRODUCT_ORDER = (2, 1, 0, 3)  # the same without the sets
 _TABLE_WIDTH = 256  # the table tree is a tensor [rows, 256]
 _TABLE_ORDER = (0, 1)
 
@@ -88,6 +89,9 @@ def need(layout: Layout, index: int) -> Need:
     if 0 < index <= len(layout.network.nodes):
         for edge in layout.network.nodes[index - 1].edges:
             total += Need(free=1 + 2 * sum(lg(n) for n in layout.network.shapes[edge.source]))
+        if layout.network.nodes[index - 1].product:
+            rounds = sum(lg(n) for n in (*layout.network.shapes[index], layout.h))
+            total += Need(free=1 + 2 * rounds, triples=1)
     return total
 
 
@@ -235,7 +239,7 @@ def _tables(party: Party, context: Context) -> Wire:
 
 
 def affine(party: Party, context: Context, index: int, group: str, rho: Point) -> Form:
-    """The form of y(rho) = bias(rho) + sum_e S_e for graph node `index`.
+    """The form of y(rho) = bias(rho) + sum_e S_e [+ T] for graph node `index`; T is that of `_product`.
 
     S_e = sum over the source's channels, rows and columns of X W', X = sum_i eq(rho_image, i) x[i] and W' the
     transposed convolution of eq(rho_channel) eq(rho_row) eq(rho_column): one sumcheck per edge, whose length does not
@@ -258,8 +262,41 @@ def affine(party: Party, context: Context, index: int, group: str, rho: Point) -
         form, point = product_sumcheck(party, source, claim, tensors[k] if tensors else None)
         factor = weight_at(edge, rho, point, source, shape)
         party.system.append(form.add_image(group, f"z{edge.source}", point, field.neg(factor)))
-    out = Form().add_constant(_bias(node, rho, shape, context.h))
-    return out.add(wires, field.ONE)
+    out = Form().add_constant(_bias(node, rho, shape, context.h)).add(wires, field.ONE)
+    return out.add(_product(party, context, index, node.product, rho), field.ONE) if node.product else out
+
+
+def _product(party: Party, context: Context, index: int, product: Product, rho: Point) -> Wire:
+    """T = sum of eq(rho, .) left right: one sumcheck over the whole tensor, images included, and one product of wires.
+
+    It ends at a batch point of its own.  Where `right` has one value per channel, its tensor repeats that value on the
+    real rows and columns.
+    """
+    network, h = context.layout.network, context.h
+    shape = (*network.shapes[product.left], h)
+    spread = network.shapes[product.right] != network.shapes[product.left]
+    sums = value = None
+    if context.witness is not None:
+        left, right = (context.column(f"z{k}") for k in (product.left, product.right))
+        if spread:
+            right = np.repeat(right.reshape(shape[0], 1, h), shape[1] * shape[2], axis=1)
+        a, b = (field.embed(z.reshape(-1)) for z in (left, right))
+        value = field.dot(field.mul(a, b), eq_tensor(rho, shape))
+        none = np.zeros_like(a)
+        sums = Sums([a, b, none, none], [field.ZERO] * 4, shape, field.ZERO)
+    wire = party.exchange("product", 1, value)
+    form, point = eq_sumcheck(party, variables(shape, _PRODUCT_ORDER), rho, Form().add(wire, field.ONE), sums)
+    ends = sums.tables[:2] if sums is not None else (None, None)
+    x, y, (xy,) = party.exchange_factors("product.ends", 1, *ends)
+    minus, group = field.neg(field.ONE), f"{index} product"
+    _group(party, context, group, point[3])
+    party.system.append(form.add_product(x, y, xy, minus))
+    party.system.append(Form().add(x, minus).add_image(group, f"z{product.left}", point[:3], field.ONE))
+    factor, at = field.ONE, list(point[:3])
+    if spread:
+        factor, at = real(point[1:3], shape[1:3]), [point[0], field.zeros(0), field.zeros(0)]
+    party.system.append(Form().add(y, minus).add_image(group, f"z{product.right}", at, factor))
+    return wire
 
 
 def _bias(node: Node, rho: Point, shape: Shape, h: int) -> Vector:

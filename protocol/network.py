@@ -5,7 +5,7 @@ requant nodes.  Activations are integers; a tensor of a batch is stored as ``[ch
 is the fastest index, so that every kernel runs over contiguous images).
 
     input    x0[c, r, w, i] = tables[c, pixel[c, r, w, i]]
-    affine   y = bias + sum over edges of Lin_e(z_source)
+    affine   y = bias + sum over edges of Lin_e(z_source) [+ z_left * z_right, entrywise]
     requant  u = floor((y + off(s)) / 2^s),  z = table(u),     off(s) = 2^(s-1), off(0) = 0
     output   logits g = y of the last node; Classify = strict, unique argmax
 
@@ -103,14 +103,23 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Product:
+    """Entrywise product of two earlier nodes; `right` has the shape of `left`, or one value per channel, [C, 1, 1]."""
+
+    left: int
+    right: int
+
+
+@dataclass(frozen=True)
 class Node:
-    """A requant node (`table` set) or the output node (`table` None, shift 0)."""
+    """A requant node (`table` set) or the output node (`table` None, shift 0, no product)."""
 
     edges: tuple[Edge, ...]
     bias: Ints  # int64 [O]
     shift: int = 0
     table: Table | None = None
     name: str = ""
+    product: Product | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,8 @@ class Network:
         out.u32(len(self.nodes))
         for node in self.nodes:
             out.u8(node.shift).u32(0 if node.table is None else 1 + index[node.table.digest])
+            product = node.product or Product(-1, -1)
+            out.u32(product.left + 1).u32(product.right + 1)
             out.u32(len(node.bias)).raw(node.bias.astype("<i8").tobytes()).u32(len(node.edges))
             for edge in node.edges:
                 out.u32(edge.source).u32(edge.groups)
@@ -192,6 +203,7 @@ class Network:
         nodes = []
         for _ in range(_capped(r, MAX_NODES)):
             shift, which = r.u8(), _capped(r, len(tables))
+            left, right = _capped(r, MAX_NODES), _capped(r, MAX_NODES)
             bias = r.array("<i8", _capped(r, MAX_DIMENSION))
             edges = []
             for _ in range(_capped(r, MAX_NODES)):
@@ -206,7 +218,8 @@ class Network:
                 weight = r.array("<i8", prod(dims)).reshape(dims)
                 pool = (windows[2], windows[3]) if count == 4 else None
                 edges.append(Edge(source, weight, windows[0], windows[1], groups, pool))
-            nodes.append(Node(tuple(edges), bias, shift, tables[which - 1] if which else None))
+            product = Product(left - 1, right - 1) if left and right else None
+            nodes.append(Node(tuple(edges), bias, shift, tables[which - 1] if which else None, product=product))
         r.done()
         network = Network(shape, input_tables, tuple(nodes))
         if network.to_bytes() != data:
@@ -314,6 +327,12 @@ def _infer_shapes(net: Network) -> Iterator[tuple[int, int, int]]:
         if not 0 <= node.shift <= 24 or (node.table is None and node.shift):
             raise ParameterError(f"{where}: shift out of range")
         found = set()
+        if node.product:
+            if node.table is None or not (0 <= node.product.left < number and 0 <= node.product.right < number):
+                raise ParameterError(f"{where}: a product of two earlier nodes, not at the output")
+            found.add(shapes[node.product.left])
+            if shapes[node.product.right] not in (found | {(shapes[node.product.left][0], 1, 1)}):
+                raise ParameterError(f"{where}: the factors of a product have other shapes")
         for edge in node.edges:
             if not 0 <= edge.source < number:
                 raise ParameterError(f"{where}: edge from a later node")
@@ -345,6 +364,10 @@ def affine_bounds(node: Node, ranges: list[tuple[Ints, Ints]]) -> tuple[Ints, In
     Padding contributes the integer 0, so a tap's contribution ranges over [min(0, .), max(0, .)] when the edge pads.
     """
     low, high = node.bias.astype(object), node.bias.astype(object)
+    if node.product:
+        (a, b), (c, d) = ([x.astype(object) for x in ranges[k]] for k in (node.product.left, node.product.right))
+        corners = np.stack([a * c, a * d, b * c, b * d])
+        low, high = low + corners.min(axis=0), high + corners.max(axis=0)
     for edge in node.edges:
         lo, hi = ranges[edge.source]
         windows = (edge.rows, edge.columns, *(edge.pool or ()))
@@ -369,6 +392,11 @@ def affine_bounds(node: Node, ranges: list[tuple[Ints, Ints]]) -> tuple[Ints, In
 def _magnitude(node: Node, ranges: list[tuple[Ints, Ints]]) -> float:
     """Sum of |weight| |input| and |bias| over the taps of the largest output, as no partial sum exceeds it."""
     total = np.abs(node.bias).astype(np.float64)
+    if node.product:
+        total = total + np.prod([
+            np.max(np.abs(np.stack(ranges[k])), axis=0).astype(np.float64)
+            for k in (node.product.left, node.product.right)
+        ], axis=0)
     for edge in node.edges:
         lo, hi = ranges[edge.source]
         o, cg = edge.weight.shape[:2]
@@ -440,6 +468,8 @@ def affine(node: Node, outputs: Sequence[npt.NDArray[np.int32]]) -> Ints:
     Exact, whatever the order of the sums, while every partial sum is below 2^53.
     """
     total: npt.NDArray[np.float64] | None = None
+    if node.product:
+        total = outputs[node.product.left].astype(np.float64) * outputs[node.product.right]
     for edge in node.edges:
         x = outputs[edge.source].astype(np.float64)
         if edge.pool:
