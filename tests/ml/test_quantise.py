@@ -20,7 +20,7 @@ from protocol.errors import DecodingError, ParameterError
 from protocol.network import MAX_OUTPUT, Network
 
 Build = Callable[..., bytes]
-SMALL_DIGEST = "f5ce74a372bbe1f579e80cb8a12df9b35317849217cf2e8d92032575187f9a40"
+SMALL_DIGEST = "572f54a32378372c016ec5e65471d5283ffdec8d5ceaba0e96e6b24b0625e695"
 NOISE_DIGEST = "5c6c4fc72e28c2f3d76139149ee8a139ecd41fa0cf63bd0e1a8bac7518feac33"
 
 

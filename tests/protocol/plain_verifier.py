@@ -218,6 +218,8 @@ class Network:
         self.nodes = []
         for _ in range(r.int(4)):
             node = {"s": r.int(1), "table": r.int(4) - 1}
+            left, right = r.int(4), r.int(4)
+            node["product"] = (left - 1, right - 1) if left and right else None
             node["bias"], node["edges"] = r.i64(r.int(4)), []
             for _ in range(r.int(4)):
                 edge = {"source": r.int(4), "groups": r.int(4), "axes": [r.int(4) for _ in range(4)]}
@@ -228,6 +230,9 @@ class Network:
         r.done()
         self.shapes = [self.shape]
         for node in self.nodes:
+            if node["product"]:
+                self.shapes.append(self.shapes[node["product"][0]])
+                continue
             edge = node["edges"][0]
             lengths = self.shapes[edge["source"]][1:]
             if len(edge["windows"]) == 4:
@@ -440,7 +445,7 @@ class Fork:
     def __init__(self, transcript, elements, triples, first_triple, first_free):
         self.transcript, self.elements, self.at = transcript, elements, 0
         self.T, self.triple, self.free = triples, first_triple, first_free
-        self.equations, self.batch = [], None
+        self.equations, self.batches = [], {}
 
     def receive(self, label, n):
         out = self.elements[self.at : self.at + n]
@@ -521,7 +526,28 @@ class Fork:
         y = Form(bias * real(rho[1:], (*shape[1:], h)))
         for s in sums:
             y.add(s)
-        return y
+        return y.add(self.product(network, index, rho, h)) if node["product"] else y
+
+    def product(self, network, index, rho, h):
+        """T of section 7, with its own batch point."""
+        left, right = network.nodes[index - 1]["product"]
+        shape = (*network.shapes[left], h)
+        (out,) = self.wires("product", 1)
+        x = [v for axis in (2, 1, 0, 3) for v in rho[axis]]
+        claim, rs = self.sumcheck(out, [(1 - v, v) for v in x])
+        (a,), (b,), (ab,) = self.factors("product.ends", 1)
+        taken, r = 0, {}
+        for axis in (2, 1, 0, 3):
+            r[axis], taken = rs[taken : taken + lg(shape[axis])], taken + lg(shape[axis])
+        group = f"{index} product"
+        self.batches[group] = eq(r[3], h)
+        self.equations.append(Form().add(claim).add(times(a, b, ab), lift(-1)))
+        self.equations.append(Form().add(a, lift(-1)).image(group, f"z{left}", [r[0], r[1], r[2]], one))
+        spread = network.shapes[right] != network.shapes[left]
+        factor = real([r[1], r[2]], shape[1:3]) if spread else one
+        at = [r[0], [], []] if spread else [r[0], r[1], r[2]]
+        self.equations.append(Form().add(b, lift(-1)).image(group, f"z{right}", at, factor))
+        return out
 
 
 # --- the whole -----------------------------------------------------------------------------------
@@ -602,9 +628,13 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
     edges = [[e["source"] for e in node["edges"]] for node in net.nodes]
     rounds = [0] + [sum(lg(n) for e in es for n in net.shapes[e]) for es in edges] + [0]
     per_edge = [0] + [len(es) for es in edges] + [0]
-    free = [1 + m * (m - 1) + e + 2 * r for m, e, r in zip(ms, per_edge, rounds, strict=True)]
-    triples = [2 + 3 * m for m in ms]
-    sent = [m * m + 3 * m + 5 + e + 2 * r for m, e, r in zip(ms, per_edge, rounds, strict=True)]
+    products = [0] + [int(node["product"] is not None) for node in net.nodes] + [0]
+    for index, used in enumerate(products):
+        rounds[index] += used * sum(map(lg, (*net.shapes[min(index, last)], h)))
+    each = list(zip(ms, per_edge, products, rounds, strict=True))
+    free = [1 + m * (m - 1) + e + u + 2 * r for m, e, u, r in each]
+    triples = [2 + 3 * m + u for m, _, u, _ in each]
+    sent = [m * m + 3 * m + 5 + e + 3 * u + 2 * r for m, e, u, r in each]
     T, f = sum(triples), sum(free)
 
     def rows_for(a):
@@ -612,7 +642,7 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
         rows = h * -(-depth // n) + sum(-(-length // n) for length in arrays.values())
         return rows + 5 * (3 * -(-T // n) + -(-f // n))
 
-    equations = sum(3 * m + 5 for m in ms) + sum(per_edge) + last + 16
+    equations = sum(3 * m + 5 for m in ms) + sum(per_edge) + 3 * sum(products) + last + 16
     layers = sum(2 * j + 2 for m in ms for j in range(m))
     points = 6 * (lg(classes) + lg(h)) + sum(m for m, node in zip(ms[1:last], net.nodes, strict=False) if not node["s"])
     variables = sum(map(lg, key.shape))
@@ -729,6 +759,7 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
             push(form.array("count", [lift(-(1 << j)) for j in range(count_bits)]))
     for fork in forks:
         require(fork.at == len(fork.elements), "messages.count")
+        weights |= fork.batches
         main.absorb("fork", fork.transcript.digest())
         system += fork.equations
     out["fork_digests"] = [fork.transcript.digest().hex() for fork in forks]

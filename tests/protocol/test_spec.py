@@ -258,10 +258,15 @@ def test_counts_of_messages(frozen, record):
         tree_part, _, edge_part = "".join(event + ";" for event in events).partition("A:edges;")
         layers = tree_part.split("C:layer;")[1:]
         assert [layer.count("A:round;") for layer in layers] == list(range(m))
-        assert edge_part.count("C:round;") == sum(edges)
-        assert need.sent == m * m + 3 * m + 5 + sum(1 + 2 * rounds for rounds in edges)
-        assert need.free == 1 + m * (m - 1) + sum(1 + 2 * rounds for rounds in edges)
-        assert (need.triples, need.copies) == (2 + 3 * m, m)
+        if node is not None and node.product:
+            product = [sum(lg(n) for n in (*statement.network.shapes[index], layout.h))]
+        else:
+            product = []
+        assert edge_part.count("C:round;") == sum(edges) + sum(product)
+        sums = sum(1 + 2 * rounds for rounds in edges + product)
+        assert need.sent == m * m + 3 * m + 5 + sums + 2 * len(product)
+        assert need.free == 1 + m * (m - 1) + sums
+        assert (need.triples, need.copies) == (2 + 3 * m + len(product), m)
 
 
 def test_the_ledger_counts_every_equation(frozen, record):
@@ -270,7 +275,8 @@ def test_the_ledger_counts_every_equation(frozen, record):
     assert equations <= statement._counts.equations
     depths = [len(variables(*tree_shape(statement.layout, k))) for k in range(statement.forks)]
     edges = sum(len(node.edges) for node in statement.network.nodes)
-    stated = sum(3 * m + 5 for m in depths) + edges + len(statement.network.nodes) + 16
+    products = sum(node.product is not None for node in statement.network.nodes)
+    stated = sum(3 * m + 5 for m in depths) + edges + 3 * products + len(statement.network.nodes) + 16
     assert statement._counts.equations == stated
 
 

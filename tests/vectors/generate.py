@@ -26,7 +26,7 @@ from protocol.argument import Context, Statement
 from protocol.claim import Claim, statement_digests
 from protocol.errors import DecodingError, VerificationError
 from protocol.keygen import KeyParameters, MarkingKey, VerificationKey, generate_key
-from protocol.network import Edge, Network, Node, Table, Window
+from protocol.network import Edge, Network, Node, Product, Table, Window
 from protocol.transcript import Transcript
 
 HERE = Path(__file__).parent
@@ -43,7 +43,7 @@ def stream(name: str) -> Any:
 
 
 def network(head: np.ndarray) -> Network:
-    """Every node kind: padding, groups, a scaled shortcut, a stride, a pool, shift 0, two edges, two tables."""
+    """Padding, groups, a scaled shortcut, a stride, a pool, shift 0, two edges, two tables, a product."""
     rng = np.random.default_rng(1)
     relu = Table(10, np.clip(np.arange(-512, 512), 0, 255).astype(np.int64))
     wide = Table(11, np.clip(np.arange(-1024, 1024), 0, 700).astype(np.int64))
@@ -59,15 +59,17 @@ def network(head: np.ndarray) -> Network:
     difference = np.zeros((12, 1, 1, 2), np.int64)
     difference[..., 0], difference[..., 1] = 1, -1
     third = Node((Edge(2, difference, ONE, half, 12),), np.zeros(12, np.int64), 0, relu)
-    fourth = Node(
+    gate = Node((Edge(2, rng.integers(-9, 10, (12, 12, 4, 4)), Window(4), Window(4)),), np.full(12, 9000), 9, relu)
+    gated = Node((), np.zeros(12, np.int64), 7, relu, product=Product(2, 4))
+    last = Node(
         (
-            Edge(2, rng.integers(-12, 13, (FEATURES, 12, 2, 2)), Window(2), Window(2), 1, (half, half)),
+            Edge(5, rng.integers(-12, 13, (FEATURES, 12, 2, 2)), Window(2), Window(2), 1, (half, half)),
             Edge(3, rng.integers(-12, 13, (FEATURES, 3, 4, 2)), Window(4), Window(2), 4),
         ),
         rng.integers(-2000, 2000, FEATURES), 10, wide,
     )  # fmt: skip
-    output = Node((Edge(4, head[:, :, None, None], ONE, ONE),), np.zeros(CLASSES, np.int64))
-    return Network(SHAPE, np.arange(256)[None] - 128, (first, second, third, fourth, output))
+    output = Node((Edge(6, head[:, :, None, None], ONE, ONE),), np.zeros(CLASSES, np.int64))
+    return Network(SHAPE, np.arange(256)[None] - 128, (first, second, third, gate, gated, last, output))
 
 
 def statement_and_key() -> tuple[Statement, MarkingKey]:
