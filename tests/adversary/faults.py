@@ -9,6 +9,7 @@ Every fault is a context manager; `argument.prove` inside it makes the forged pr
     message       one of her masked messages is changed                         linear.sum
     root, zero_roots  lookup trees claim other roots                            linear.sum
     masked_sum    her linear mask has a sum                                     linear.sum
+    weighed       she looks a value up zero times, or twice                     linear.sum
     answers       her answers to the link's challenge are changed               link.range, link.opening
     polynomial    one of her test polynomials is changed                        *.columns, linear.sum, quadratic.zero
     stubborn      her test polynomials are corrected to pass all sums           linear.columns, quadratic.columns
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from protocol import argument, field, ligero, link, lookup, witness
+from protocol import argument, field, layers, ligero, link, lookup, witness
 from protocol import pads as pads_module
 from protocol.layers import Witness
 from protocol.layout import LIMB_BITS, Layout
@@ -199,6 +200,21 @@ def root(change: Callable[[Any, Any], tuple[Any, Any]], shape: tuple[int, ...] |
         return lie
 
     return replaced(lookup.TreeWitness, "root", make)
+
+
+def weighed(sets: int, leaf: int, numerator: int) -> Any:
+    """In lookup trees over so many sets of leaves, one leaf counts `numerator` times instead of once."""
+
+    def make(original: Any) -> Any:
+        def lie(numerators: Any, denominators: Any, shape: Any, order: Any) -> Any:
+            if numerators is None and shape[0] == sets:
+                numerators = field.repeat(field.ONE, denominators.shape[1])
+                numerators[:, [leaf]] = field.constant(numerator)
+            return original(numerators, denominators, shape, order)
+
+        return lie
+
+    return replaced(layers, "TreeWitness", make)
 
 
 # The link

@@ -6,6 +6,7 @@ looked up and every equation is evaluated.  This is quicker than a proof, and it
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from random import Random
 from types import SimpleNamespace
@@ -63,12 +64,12 @@ def entry(form: Form, groups: dict[str, Any], layout: Layout, values: Witness, p
 
 def run(
     layout: Layout, values: Witness, *, key: MarkingKey | None = None, seed: int = 0, pads: Any = None,
-    tables: bool = True,
+    tables: bool = True, only: Collection[int] = (),
 ) -> Outcome:
     """Run all forks, and the link when a key is given, between an honest prover and verifier.
 
     `pads` replaces the prover's pads.  Challenges follow from `seed` and the messages.
-    Without `tables` the large fork of the tables is left out, and with it the balance of all sums.
+    Without `tables` the large fork of the tables is left out, and all others with `only` some; and so is the balance.
     """
     random = Random(seed)
     statement = board(layout)
@@ -95,13 +96,13 @@ def run(
             statement, transcript, pads=pads if witness is not None else None,
             messages=messages if witness is None else None)  # fmt: skip
         context = Context(layout, alpha, beta, witness)
-        parties = parties if tables else parties[:-1]
-        sums = [layers.run(party, context, index) for index, party in enumerate(parties)]
-        sent = [party.finish() for party in parties]
+        forks = only or range(len(parties) if tables else len(parties) - 1)
+        sums = [layers.run(parties[index], context, index) for index in forks]
+        sent = {index: parties[index].finish() for index in forks}
         if witness is not None:
-            messages = sent if tables else [*sent, field.zeros(0)]
-        systems += [(str(index), party.system) for index, party in enumerate(parties)]
-        if tables:
+            messages = [sent.get(index, field.zeros(0)) for index in range(len(parties))]
+        systems += [(str(index), parties[index].system) for index in forks]
+        if len(sums) == len(parties):
             systems.append(("balance", argument._join(transcript, parties, sums)))
         sides.append(systems)
     groups: dict[str, Any] = {}

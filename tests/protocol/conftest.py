@@ -16,7 +16,7 @@ from protocol import argument
 from protocol.argument import Context, Statement
 from protocol.errors import ParameterError
 from protocol.keygen import KeyParameters, MarkingKey, generate_key
-from protocol.network import Edge, Network, Node, Table, Window, affine_bounds, rounding_offset
+from protocol.network import Edge, Network, Node, Product, Table, Window, affine_bounds, rounding_offset
 
 SHAPE, CLASSES, ELL = (2, 5, 3), 10, 160
 SEED = 4  # gives an odd number of hidden triggers
@@ -129,12 +129,12 @@ def windows(draw: Callable[..., Any], length: int) -> Window:
 
 @st.composite
 def cases(draw: Callable[..., Any], least_h: int = 1) -> Case:
-    """Random small networks: strides, paddings, dilations, groups, pools, residual edges, shift 0, odd sizes."""
+    """Random small networks: strides, paddings, dilations, groups, pools, residual edges, products, odd sizes."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shape = (draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 5)))
     shapes: list[tuple[int, int, int]] = [shape]
     tables = rng.integers(-100, 100, (shape[0], 256))
-    shared = Table(8, rng.integers(-40, 90, 256))
+    shared = Table(8, rng.integers(-40, 90, 256))  # fits few nodes without a shift; the other table most
     nodes = []
     for _ in range(draw(st.integers(1, 3))):
         source = draw(st.integers(0, len(shapes) - 1))
@@ -152,7 +152,14 @@ def cases(draw: Callable[..., Any], least_h: int = 1) -> Case:
         if out in shapes and draw(st.booleans()):  # a residual edge
             edges.append(Edge(shapes.index(out), rng.integers(-3, 4, (o, 1, 1, 1)), W1, W1, o))
         table = shared if draw(st.booleans()) else Table(11, rng.integers(-100, 100, 2048))
-        nodes.append(Node(tuple(edges), rng.integers(-50, 50, o), 0, table))
+        product = None
+        if draw(st.booleans()):  # with an earlier node of this shape, or by one value per channel
+            lefts = [k for k, s in enumerate(shapes) if s == out]
+            if lefts:
+                rights = [k for k, s in enumerate(shapes) if s in (out, (o, 1, 1))]
+                product = Product(draw(st.sampled_from(lefts)), draw(st.sampled_from(rights)))
+                edges = edges[: draw(st.integers(0, len(edges)))]  # also a product alone
+        nodes.append(Node(tuple(edges), rng.integers(-50, 50, o), 0, table, product=product))
         shapes.append(out)
     c, h, w = shapes[-1]
     classes = draw(st.integers(2, 5))

@@ -91,6 +91,11 @@ def test_a_wrong_remainder(statement, key):
     rejected("linear.sum", statement, key, faults.remainders(1, 5, 1))
 
 
+def test_a_value_that_is_not_looked_up(statement, key):
+    """Another pixel than a byte, with a leaf of weight 0 in the place of its lookup."""
+    rejected("linear.sum", statement, key, entry("x", 0, 1 << 20, recount=True), faults.weighed(1, 0, 0))
+
+
 def test_the_evaluation_of_another_network(statement, key):
     """All values are those of another marked network with the same structure."""
     other = marked_network(key, seed=5)

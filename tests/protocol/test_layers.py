@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from protocol import field, layers, witness
 from protocol.layout import LIMB_BITS, Layout
 from protocol.multilinear import eq_tensor, lg
-from protocol.network import MARGIN_BITS, MAX_OUTPUT, Edge, Network, Node, Window, affine
+from protocol.network import MARGIN_BITS, MAX_OUTPUT, Edge, Network, Node, Product, Table, Window, affine
 from tests.adversary import faults, ideal
-from tests.protocol.conftest import Case, cases
+from tests.protocol.conftest import Case, cases, finish
 
 P = field.P
 
@@ -101,6 +101,12 @@ def test_rounds_do_not_depend_on_the_batch(network):
         trees = [layers.tree_need(*layers.tree_shape(Layout(network, h, 1), index)) for h in (1, 300)]
         assert small.free - trees[0].free == large.free - trees[1].free
     assert layers.need(Layout(network, 255, 1), 1) == layers.need(Layout(network, 256, 1), 1)
+
+
+def test_work_is_proportional_to_the_batch(network):
+    """A batch just over a power of two costs no more than its size: nothing is padded."""
+    work = [sum(layers.work(Layout(network, h, 1), k) for k in range(len(network.nodes) + 1)) for h in (255, 257)]
+    assert work[0] < work[1] < 1.01 * work[0]
 
 
 # Thresholds and lengths
@@ -199,7 +205,7 @@ ARRAYS = {
 def test_one_entry_of_an_array(world, name):
     layout, values = world
     size = layout.arrays[name]
-    parts = ideal.run(layout, faults.shifted(layout, values, name, size - 1), tables=False).parts
+    parts = ideal.run(layout, faults.shifted(layout, values, name, size - 1), only=[int(last(layout))]).parts
     parts = {"output" if part == last(layout) else part for part in parts}
     assert parts & ARRAYS[name] and parts <= ARRAYS[name]
 
@@ -364,6 +370,16 @@ def test_padded_classes_and_images_do_not_count(world):
         assert layout.arrays[name] == layout.network.classes * layout.h  # there is no slot for them
 
 
+@pytest.mark.parametrize(("sets", "fork"), [(1, 0), (2, 1), (2, "output")])
+@pytest.mark.parametrize("numerator", [0, 2])
+def test_a_value_counts_once(world, sets, fork, numerator):
+    """A value that is looked up zero times need not be in the table: the numerators of the leaves are all 1."""
+    layout, values = world
+    fork = int(last(layout)) if fork == "output" else fork
+    with faults.weighed(sets, 7, numerator):
+        assert ideal.run(layout, values, only=[fork]).parts == {str(fork)}
+
+
 def test_one_hot_shifted(world):
     """Two ones that cancel, and a one-hot of another class, with everything else consistent."""
     layout, values = world
@@ -371,7 +387,8 @@ def test_one_hot_shifted(world):
     label = int(o[:, 0].argmax())
     o[(label + 1) % 10, 0] = 1
     o[(label + 2) % 10, 0] = P - 1
-    outcome = ideal.run(layout, replace(values, arrays=values.arrays | {"o": o.reshape(-1)}), tables=False)
+    lie = replace(values, arrays=values.arrays | {"o": o.reshape(-1)})
+    outcome = ideal.run(layout, lie, only=[int(last(layout))])
     assert outcome.parts >= {"o o = o", "o g = og"}
 
 
@@ -383,8 +400,64 @@ def test_no_class_and_two_classes(world):
         lie[:, 0] = change(lie[:, 0])
         lie_og = lie.astype(np.int64) * values.arrays["g"].reshape(lie.shape) % P
         arrays = values.arrays | {"o": lie.reshape(-1), "og": lie_og.astype(np.uint32).reshape(-1)}
-        outcome = ideal.run(layout, replace(values, arrays=arrays), tables=False)
+        outcome = ideal.run(layout, replace(values, arrays=arrays), only=[int(last(layout))])
         assert outcome.parts == {last(layout)}
+
+
+# Products of two activations
+
+
+@pytest.fixture(scope="module")
+def gated():
+    """A convolution, one gate per channel, their product, and the square of that."""
+    rng = np.random.default_rng(3)
+
+    def weights(*shape):
+        return rng.integers(-3, 4, shape)
+
+    table, one, three = Table(9, rng.integers(-20, 21, 512)), Window(1), Window(3)
+    nodes = [
+        Node((Edge(0, weights(3, 1, 1, 1), one, one),), weights(3), 0, table),
+        Node((Edge(1, weights(3, 3, 3, 3), three, three),), weights(3), 0, table),
+        Node((), weights(3), 0, table, product=Product(1, 2)),
+        Node((Edge(1, weights(3, 3, 1, 1), one, one),), weights(3), 0, table, product=Product(3, 3)),
+    ]
+    out = Node((Edge(4, weights(3, 3, 3, 3), three, three),), weights(3))
+    network = finish((1, 3, 3), rng.integers(-9, 10, (1, 256)), nodes, out)
+    assert network.shapes[2:4] == ((3, 1, 1), (3, 3, 3))
+    images = rng.integers(0, 256, (5, 1, 3, 3), dtype=np.uint8)
+    return built(Case(network, images, np.maximum(network.classify(images), 0), 1))
+
+
+def test_products_of_activations(gated):
+    assert ideal.run(*gated, tables=False).failed == []
+
+
+@pytest.mark.parametrize(("name", "forks"), [("z1", {"2", "3", "4"}), ("z2", {"3"}), ("z3", {"4"}), ("u3", {"3"})])
+def test_one_entry_of_a_factor(gated, name, forks):
+    layout, values = gated
+    for index in (0, layout.h * prod(layout.columns[name][1]) - 1):
+        assert ideal.run(layout, faults.shifted(layout, values, name, index, 1 << 9), tables=False).parts == forks
+
+
+@pytest.mark.parametrize(("label", "count"), [("product", 1), ("product.ends", 2)])
+def test_each_message_of_a_product(gated, label, count):
+    for occurrence, fork in enumerate(("3", "4")):
+        for position in range(count):
+            with faults.message(label, occurrence, position):
+                assert ideal.run(*gated, tables=False).parts == {fork}
+
+
+def test_the_rounds_of_a_product(gated):
+    """The last rounds of its fork."""
+    seen = []
+    with faults.said("round", lambda values: seen.append(0) or values):
+        ideal.run(*gated, only=[3])
+    for occurrence in (len(seen) - 1, len(seen) - sum(lg(n) for n in (3, 3, 3, 5))):
+        for position in (0, 1):
+            with faults.message("round", occurrence, position):
+                failed = ideal.run(*gated, only=[3]).failed
+            assert len(failed) == 1
 
 
 # Messages
@@ -392,14 +465,14 @@ def test_no_class_and_two_classes(world):
 
 @pytest.mark.parametrize("label", ["root.q", "root.p", "root.s", "layer.ends", "round", "edges"])
 def test_each_kind_of_message_in_a_proof(world, label):
-    """Message n of each label, as the forks send it: the equations of that fork (or the balance) fail, no others."""
+    """Message n of each label, as the forks send it: the equations of that fork fail, no others."""
     layout, values = world
     for occurrence in (0, 3):
         with faults.message(label, occurrence):
-            parts = ideal.run(layout, values).parts
-        assert parts and len(parts - {"balance"}) <= 1
+            parts = ideal.run(layout, values, tables=False).parts
+        assert len(parts) == 1
         if label.startswith("root"):
-            assert parts - {"balance"} <= {str(occurrence)}
+            assert parts == {str(occurrence)}
         if label == "edges":
             assert parts == {str(occurrence + 1)}
 
@@ -418,5 +491,5 @@ def test_every_message_of_an_edge(world):
     for occurrence in (first, first + rounds(2)[1] // 2, first + rounds(2)[1] - 1):
         for position in (0, 1):
             with faults.message("round", occurrence, position):
-                failed = ideal.run(layout, values, tables=False).failed
+                failed = ideal.run(layout, values, only=range(3)).failed
             assert len(failed) == 1 and failed[0][0] == "2"

@@ -45,9 +45,9 @@ def value(form, pads):
     return total
 
 
-def play(rng, p, q, shape, order):
+def play(rng, p, q, shape, order, change=lambda pads: pads):
     """(violated equations, TreeEnd, sum, pads) of an honest tree over these leaves, or of what is patched into it."""
-    need, pads = tree_need(shape, order), random_pads(rng, shape, order)
+    need, pads = tree_need(shape, order), change(random_pads(rng, shape, order))
     witness = TreeWitness(p, q, shape, order)
     prover = Party(Transcript("tree", FiatShamir()), need, Need(), need.triples, pads=pads)
     fractional_tree(prover, shape, order, witness)
@@ -157,6 +157,37 @@ def test_another_root(leaves):
         failed, *_ = play(np.random.default_rng(2), *leaves, SHAPE, orders[5])
     honest, *_ = play(np.random.default_rng(2), *leaves, SHAPE, orders[5])
     assert honest == [] and len(failed) == 1 and failed[0] > 2
+
+
+def test_another_inverse_for_the_sum(leaves):
+    """P I = S with another I than that of Q I = 1: their equality is the one equation that fails."""
+    p, q = TreeWitness(*leaves, SHAPE, orders[5]).root()
+    other = field.add(field.inverse(q), field.ONE)
+    root, total = faults.said("root.p", lambda _: field.concat([p, other])), field.mul(p, other)
+    with root, faults.said("root.s", lambda _: total):
+        failed, end, claimed, pads = play(np.random.default_rng(2), *leaves, SHAPE, orders[5])
+    assert failed == [0] and ends_right(end, *leaves, SHAPE, pads) and field.equal(claimed, total)
+
+
+def test_a_root_hidden_by_a_copied_pad(leaves):
+    """The root Q + 1, with a copied pair of pads whose product is larger by 1: it cancels in the first layer.
+
+    Only the equation that says that the copy is one fails.
+    """
+    (copy, x, y), *_ = copied_triples(SHAPE, orders[5])
+    t = tree_need(SHAPE, orders[5]).triples
+
+    def change(pads):
+        pads = pads.copy()
+        first, second = pads[:, t + x : t + x + 1], pads[:, t + y : t + y + 1]
+        pads[:, [t + copy]] = field.add(second, field.inverse(first))
+        pads[:, [2 * t + copy]] = field.mul(pads[:, [copy]], pads[:, [t + copy]])
+        assert field.equal(pads[:, [2 * t + copy]], field.add(field.mul(first, second), field.ONE))
+        return pads
+
+    with faults.root(lambda p, q: (p, field.add(q, field.ONE))):
+        failed, end, _, pads = play(np.random.default_rng(2), *leaves, SHAPE, orders[5], change)
+    assert failed == [4] and ends_right(end, *leaves, SHAPE, pads)
 
 
 def test_a_scaled_root_has_the_same_sum_and_is_rejected(leaves):

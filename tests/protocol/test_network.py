@@ -63,6 +63,11 @@ def plain(network, image):
     out = []
     for node in network.nodes:
         maps = [linear(edge, z[edge.source]) for edge in node.edges]
+        if node.product:
+            left, right = z[node.product.left], z[node.product.right]
+            wide = len(right[0]) == len(left[0]) and len(right[0][0]) == len(left[0][0])
+            maps.append([[[v * right[i][j if wide else 0][k if wide else 0] for k, v in enumerate(row)]
+                          for j, row in enumerate(plane)] for i, plane in enumerate(left)])  # fmt: skip
         c, h, w = len(maps[0]), len(maps[0][0]), len(maps[0][0][0])
         y, u, rem, value = ([[[0] * w for _ in range(h)] for _ in range(c)] for _ in range(4))
         for i, j, k in product(range(c), range(h), range(w)):
