@@ -20,6 +20,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -36,6 +37,7 @@ MAX_NODES = 4096
 MAX_DIMENSION = 1 << 16
 MAX_TAPS = 1 << 22  # kernel of a window times its inputs or outputs, along one axis
 MAX_WEIGHTS = 1 << 31
+GATHER_BYTES = 1 << 27  # of gathered taps that are held at a time
 MAX_NETWORK_BYTES = 1 << 31
 
 Ints = npt.NDArray[np.int64]
@@ -482,13 +484,15 @@ def affine(node: Node, outputs: Sequence[npt.NDArray[np.int32]]) -> Ints:
         ph, pw = ty.shape[1], tx.shape[1]
         weight = edge.weight.astype(np.float64).reshape(edge.groups, o // edge.groups, cg * kh * kw)
         y = np.empty((edge.groups, o // edge.groups, ph * pw * h))
-        for g in range(edge.groups):
-            part = x[g * cg : (g + 1) * cg]
-            columns = np.empty((cg, kh, kw, ph, pw, h))
+        step = max(1, GATHER_BYTES // (8 * cg * kh * kw * pw * h))
+        for g, first in product(range(edge.groups), range(0, ph, step)):
+            part, rows = x[g * cg : (g + 1) * cg], ty[:, first : first + step]
+            columns = np.empty((cg, kh, kw, rows.shape[1], pw, h))
             for ky in range(kh):
                 for kx in range(kw):
-                    columns[:, ky, kx] = part[:, ty[ky]][:, :, tx[kx]]
-            np.matmul(weight[g], columns.reshape(cg * kh * kw, ph * pw * h), out=y[g])
+                    columns[:, ky, kx] = part[:, rows[ky]][:, :, tx[kx]]
+            block = slice(first * pw * h, (first + rows.shape[1]) * pw * h)
+            y[g][:, block] = weight[g] @ columns.reshape(cg * kh * kw, -1)
         y = y.reshape(o, ph, pw, h)
         total = y if total is None else np.add(total, y, out=total)
     if total is None:

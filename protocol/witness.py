@@ -29,7 +29,11 @@ def build(layout: Layout, forward: Forward, labels: Ints, masks: Ints) -> Witnes
     parts: list[npt.NDArray[np.integer]] = [forward.pixels, forward.outputs[0]]
     for u, z in zip(forward.units, forward.outputs[1:], strict=True):
         parts += [u, z]
-    images = np.concatenate([field.residues(part).reshape(-1, h) for part in parts])
+    images, at = np.empty((layout.depth, h), np.uint32), 0
+    for part in parts:
+        rows = part.size // h
+        images[at : at + rows] = field.residues(part).reshape(rows, h)
+        at += rows
     g = forward.logits
     matched = matches(forward, labels)
     o = (np.arange(classes)[:, None] == labels[None, :]).astype(np.int64)
