@@ -29,7 +29,7 @@ from protocol.keygen import MarkingKey, VerificationKey
 from protocol.layers import Context as NodeContext
 from protocol.layout import Layout
 from protocol.multilinear import lg
-from protocol.network import Forward, Network
+from protocol.network import GATHER_BYTES, Forward, Network
 from protocol.pads import Form, Need, Party, System, Wire
 from protocol.soundness import LINK_REPETITIONS, SESSIONS, Counts, Ledger, argument_ledger, choose_parameters
 from protocol.transcript import Channel, FiatShamir, Transcript
@@ -40,6 +40,9 @@ MAX_PROOF_BYTES = 1 << 30
 MAX_TEXT_BYTES = 256
 NONCE_BYTES = 32
 SIGNATURE_LABEL = "proof"
+
+_PROCESS_BYTES = 256 << 20  # the interpreter, its libraries and the kernels
+_TREE_BYTES = 85  # per leaf of the largest tree: its leaves, the layers above, and the tables of the first round
 
 Progress = Callable[[str, float], None]
 
@@ -123,6 +126,17 @@ class Statement:
             return layout.h * -(-layout.depth // size) + arrays + field.DEGREE * pads
 
         return ligero.Shape(layout, need, choose_parameters(counts, rows))
+
+    @cached_property
+    def memory_bytes(self) -> int:
+        """Estimate of what the prover's process needs at its peak, in bytes: the witness and its largest node."""
+        layout, shapes = self.layout, self.network.shapes
+        entries = [prod(shape) * layout.h for shape in shapes]
+        witness = 4 * layout.depth * layout.h + 12 * sum(entries[1:])
+        evaluation = 2 * GATHER_BYTES + 24 * max(entries)
+        tree = _TREE_BYTES * max(prod(layers.tree_shape(layout, index)[0]) for index in range(self.forks))
+        codeword = 4 * self.shape.columns * max(layout.h, self.shape.array_total) + 400 * self.shape.columns
+        return _PROCESS_BYTES + witness + max(evaluation, tree, codeword)
 
     @property
     def forks(self) -> int:

@@ -6,6 +6,7 @@ Heavy modules are imported when a command needs them, so that --help answers at 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,6 +70,10 @@ model_options = options(
     click.option("--preprocess", type=FILE, help="JSON: scale, shift per channel, outputs of the model that count."),
     click.option("--k-min", type=click.IntRange(min=1), help="Triggers to prove [default: fewest for 128 bits]."),
 )
+memory_option = click.option(
+    "--memory-limit", type=click.FloatRange(min=0), metavar="GIB",
+    help="Refuse a network that needs more to prove [default: what the machine has].",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
@@ -163,13 +168,14 @@ def approve_command(
 @click.option("--claimant", default="", help="Who claims.")
 @click.option("--verifier", default="", help="Whom the claim is for.")
 @click.option("--out", required=True, type=NEW_FILE, help="New file for the claim.")
+@memory_option
 @secret_options
 @json_option
 @outcome
 def prove_command(
     mk: Path, vk: Path, model: Path, calibration: Path | None, preprocess: Path | None, k_min: int | None, nonce: str,
-    purpose: str, claimant: str, verifier: str, out: Path, passphrase_file: Path | None, key_file: Path | None,
-    as_json: bool,
+    purpose: str, claimant: str, verifier: str, out: Path, memory_limit: float | None, passphrase_file: Path | None,
+    key_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Write a claim about a model to a file.  Counts as an approval of the model."""
     nonce_bytes = _nonce(nonce)
@@ -188,7 +194,7 @@ def prove_command(
         report("derive", 0.0)
         about = subject(_read(model, MAX_MODEL_BYTES, "model"), derivation, images, key.vk)
         k_min = approve(mk, secret, about, k_min).k_min[about.network.digest]
-        claim = make_claim(key, about, k_min, context, progress=report)
+        claim = make_claim(key, about, k_min, context, memory_limit=_memory(memory_limit), progress=report)
     data = claim.to_bytes()
     write_file(out, data, 0o644)
     result = {
@@ -210,12 +216,13 @@ def prove_command(
               help="MiB of a model.")  # fmt: skip
 @click.option("--deadline", type=click.FloatRange(min=1), default=600, show_default=True,
               help="Seconds for one proof.")  # fmt: skip
+@memory_option
 @secret_options
 @json_option
 @outcome
 def serve_command(
     mk: Path, vk: Path, listen: str, claimant: str, calibration: Path | None, max_upload: int, deadline: float,
-    passphrase_file: Path | None, key_file: Path | None, as_json: bool,
+    memory_limit: float | None, passphrase_file: Path | None, key_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Answer verifiers over gRPC, for approved models only.  SIGTERM stops it gracefully."""
     import asyncio
@@ -227,7 +234,8 @@ def serve_command(
     from prover.server import Limits, serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    prover = Prover(mk, read_secret(passphrase_file, key_file), claimant=claimant)
+    secret = read_secret(passphrase_file, key_file)
+    prover = Prover(mk, secret, claimant=claimant, memory_limit=_memory(memory_limit))
     _check_pair(prover.vk.digest, vk)
     if calibration is not None:
         prover.calibration = image_folder(calibration, prover.vk.parameters.shape)
@@ -240,6 +248,13 @@ def serve_command(
         sys.stdout.flush()
 
     asyncio.run(serve(prover, listen, Limits(upload=max_upload << 20, proof_s=deadline), ready))
+
+
+def _memory(limit: float | None) -> int:
+    """Bytes: the limit in GiB, or what the machine has."""
+    if limit is not None:
+        return int(limit * 2**30)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _derivation(

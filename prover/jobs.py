@@ -101,11 +101,18 @@ def make_claim(
     context: Context,
     channel: Channel | None = None,
     *,
+    memory_limit: int | None = None,
     progress: Report | None = None,
     cancelled: Cancelled | None = None,
 ) -> Claim:
-    """Prove that at least `k_min` hidden triggers match.  Raises as `protocol.argument.prove` does."""
+    """Prove that at least `k_min` hidden triggers match.
+
+    Raises as `protocol.argument.prove` does, and ParameterError if that is estimated to take over `memory_limit` bytes.
+    """
     statement = Statement(key.vk, about.network, k_min, context, about.model_digest, about.derivation_digest)
+    if memory_limit is not None and statement.memory_bytes > memory_limit:
+        need, limit = statement.memory_bytes / 2**30, memory_limit / 2**30
+        raise ParameterError(f"proving this network needs about {need:.1f} GiB, over the limit of {limit:.1f} GiB")
     proof = prove(statement, key, channel or FiatShamir(), progress=progress, cancelled=cancelled)
     return Claim(k_min, context, statement_digests(statement), proof)
 
@@ -113,9 +120,17 @@ def make_claim(
 class Prover:
     """One owner's file, opened for answering.  `claim` is called by one worker at a time."""
 
-    def __init__(self, path: Path, secret: bytes, *, claimant: str = "", calibration: Images | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        secret: bytes,
+        *,
+        claimant: str = "",
+        calibration: Images | None = None,
+        memory_limit: int | None = None,
+    ) -> None:
         self._path, self._secret = path, secret
-        self._claimant, self.calibration = claimant, calibration
+        self._claimant, self.calibration, self._memory_limit = claimant, calibration, memory_limit
         self._claims: OrderedDict[bytes, bytes] = OrderedDict()
         self._version = self._stat()
         self._key, self._approvals = load_owner(path, secret)
@@ -155,7 +170,10 @@ class Prover:
         if not k_min:
             raise Refused
         try:
-            claim = make_claim(self._key, about, k_min, context, channel, progress=progress, cancelled=cancelled)
+            claim = make_claim(
+                self._key, about, k_min, context, channel,
+                memory_limit=self._memory_limit, progress=progress, cancelled=cancelled,
+            )  # fmt: skip
         except VerificationError as error:
             if error.check == "prove.matches":  # cannot happen for what `approve` recorded; a client may not tell
                 raise Refused from None

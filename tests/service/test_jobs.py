@@ -110,6 +110,13 @@ def test_answers_are_given_again(world, owner_file):
     assert len(prover._claims) <= 2 * jobs.KEPT_CLAIMS + 2
 
 
+def test_a_network_over_the_memory_limit_is_refused_before_it_is_proven(world, owner_file, monkeypatch):
+    approve(owner_file, SECRET, about(world, world.marked))
+    monkeypatch.setattr(jobs, "prove", lambda *_, **__: pytest.fail("a proof was begun"))
+    with pytest.raises(ParameterError, match=r"needs about 0\.\d GiB, over the limit of 0\.1 GiB"):
+        Prover(owner_file, SECRET, memory_limit=2**27).claim(world.marked, PLAIN, context(), FiatShamir())
+
+
 def test_headers_of_other_keys_and_claimants_are_refused(world, owner_file):
     prover = Prover(owner_file, SECRET, claimant="the owner")
     prover.check_header(world.key.vk.digest, context("the owner"))
