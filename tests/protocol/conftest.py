@@ -153,12 +153,12 @@ def cases(draw: Callable[..., Any], least_h: int = 1) -> Case:
             edges.append(Edge(shapes.index(out), rng.integers(-3, 4, (o, 1, 1, 1)), W1, W1, o))
         table = shared if draw(st.booleans()) else Table(11, rng.integers(-100, 100, 2048))
         product = None
-        if draw(st.booleans()):  # with an earlier node of this shape, or by one value per channel
-            lefts = [k for k, s in enumerate(shapes) if s == out]
-            if lefts:
-                rights = [k for k, s in enumerate(shapes) if s in (out, (o, 1, 1))]
-                product = Product(draw(st.sampled_from(lefts)), draw(st.sampled_from(rights)))
-                edges = edges[: draw(st.integers(0, len(edges)))]  # also a product alone
+        if draw(st.integers(0, 2)) == 0:  # a product of two earlier nodes, alone or with a linear edge beside it
+            left = draw(st.integers(0, len(shapes) - 1))
+            out, o = shapes[left], shapes[left][0]
+            rights = [k for k, s in enumerate(shapes) if s in (out, (o, 1, 1))]
+            product = Product(left, draw(st.sampled_from(rights)))
+            edges = [Edge(left, rng.integers(-3, 4, (o, 1, 1, 1)), W1, W1, o)] * draw(st.integers(0, 1))
         nodes.append(Node(tuple(edges), rng.integers(-50, 50, o), 0, table, product=product))
         shapes.append(out)
     c, h, w = shapes[-1]

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from protocol import field, layers, witness
 from protocol.layout import LIMB_BITS, Layout
 from protocol.multilinear import eq_tensor, lg
-from protocol.network import MARGIN_BITS, MAX_OUTPUT, Edge, Network, Node, Product, Table, Window, affine
+from protocol.network import (
+    MARGIN_BITS,
+    MAX_OUTPUT,
+    Edge,
+    Network,
+    Node,
+    Product,
+    Table,
+    Window,
+    affine,
+    rounding_offset,
+)
 from tests.adversary import faults, ideal
 from tests.protocol.conftest import Case, cases, finish
 
@@ -392,6 +403,33 @@ def test_one_hot_shifted(world):
     assert outcome.parts >= {"o o = o", "o g = og"}
 
 
+def test_no_class_and_nothing_else_wrong(world):
+    """o = 0 for an image, and all that follows from it: one equation forbids it (with o = 0, "g < 0" is a match)."""
+    layout, values = world
+    arrays = {name: values.arrays[name].reshape(-1, layout.h).copy() for name in ("o", "og", "d", "m", "v", "v0", "v1")}
+    for name in arrays:
+        arrays[name][:, 0] = 0
+    g = values.arrays["g"].reshape(-1, layout.h)[:, 0].astype(np.int64)
+    arrays["d"][:, 0] = field.residues(-g - 1)
+    lie = values.arrays | {name: a.reshape(-1) for name, a in arrays.items()}
+    lie["count"] = np.array([4 >> j & 1 for j in range(layout.count_bits)], np.uint32)
+    failed = ideal.run(layout, replace(values, arrays=lie), only=[int(last(layout))]).failed
+    assert len(failed) == 1 and failed[0][0] == last(layout)
+
+
+def test_a_margin_of_her_own(world, key):
+    """d = 0 for an image whose label is not the argmax, and m = 1: every product holds, d is not the difference."""
+    layout, values = world
+    wrong = (int(key.hidden_labels[0]) + 1) % layout.network.classes
+    lie = dict(other_labels(layout, values, key, 0, wrong).arrays)
+    for name in ("d", "v", "v0", "v1"):
+        lie[name] = lie[name].reshape(-1, layout.h).copy()
+        lie[name][:, 0] = 0
+        lie[name] = lie[name].reshape(-1)
+    failed = ideal.run(layout, replace(values, arrays=lie), only=[int(last(layout))]).failed
+    assert len(failed) == 1 and failed[0][0] == last(layout)
+
+
 def test_no_class_and_two_classes(world):
     layout, values = world
     o = values.arrays["o"].reshape(layout.network.classes, -1).copy()
@@ -438,6 +476,47 @@ def test_one_entry_of_a_factor(gated, name, forks):
     layout, values = gated
     for index in (0, layout.h * prod(layout.columns[name][1]) - 1):
         assert ideal.run(layout, faults.shifted(layout, values, name, index, 1 << 9), tables=False).parts == forks
+
+
+@pytest.mark.parametrize("factor", ["left", "right"])
+def test_another_factor_than_the_committed(gated, factor):
+    """All that follows from z + 1 in one place is right, but that z is not the one that is committed."""
+    layout, values = gated
+    nodes, h = layout.network.nodes, layout.h
+    source = getattr(nodes[2].product, factor)
+
+    def column(name, of):
+        offset, shape = layout.columns[name]
+        entries = of.images[offset : offset + prod(shape)].astype(np.int64)
+        return np.where(entries > P // 2, entries - P, entries).reshape(*shape, h)
+
+    lie = faults.shifted(layout, values, f"z{source}", 0)
+    outputs = [column(f"z{k}", values) for k in range(5)]
+    changed = values
+    for k in (3, 4):
+        seen = outputs if k > 3 else [column(f"z{j}", lie) for j in range(3)]
+        y = affine(nodes[k - 1], seen) + rounding_offset(nodes[k - 1].shift)
+        u, rem = y >> nodes[k - 1].shift, y & ((1 << nodes[k - 1].shift) - 1)
+        outputs[k] = nodes[k - 1].table.values[u + 256]
+        images = changed.images.copy()
+        for name, new in ((f"u{k}", u), (f"z{k}", outputs[k])):
+            offset, shape = layout.columns[name]
+            images[offset : offset + prod(shape)] = field.residues(new).reshape(-1, h)
+        remainders = list(changed.remainders)
+        remainders[k - 1] = rem.astype(np.uint32).reshape(-1, h)
+        changed = replace(changed, images=images, remainders=tuple(remainders))
+    lie = faults.shifted(layout, changed, f"z{source}", 0)
+
+    def make(original):
+        def product(party, context, index, *rest):
+            swap = context.witness is not None and index == 3
+            return original(party, replace(context, witness=lie) if swap else context, index, *rest)
+
+        return product
+
+    with faults.replaced(layers, "_product", make):
+        failed = ideal.run(layout, changed, only=[3]).failed
+    assert len(failed) == 1 and failed[0][0] == "3"
 
 
 @pytest.mark.parametrize(("label", "count"), [("product", 1), ("product.ends", 2)])
