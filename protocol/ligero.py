@@ -42,6 +42,8 @@ from protocol.transcript import BaseStream, Transcript
 
 Matrix = npt.NDArray[np.uint32]
 _BATCH = 16  # rows of K that are transformed together
+_BLOCK_BYTES = 1 << 28  # of codewords that are hashed together
+_KEPT_BYTES = 1 << 28  # of codewords that are kept until columns are opened; more are encoded again
 
 
 class Expander:
@@ -271,8 +273,11 @@ class Committed:
         self._blinding = (prox, lin, quad)
         self._salts = expander.bytes(merkle.SALT_BYTES * shape.columns)
         leaves = merkle.Leaves([self._salt(i) for i in range(shape.columns)])
-        for block in self._codewords():
+        self._kept: list[Matrix] | None = [] if 4 * shape.columns * shape.column_rows <= _KEPT_BYTES else None
+        for block in self._encode():
             leaves.update(block.data.cast("B"), 4 * block.shape[1])
+            if self._kept is not None:
+                self._kept.append(block)
         self._tree = merkle.Tree(leaves.digests())
 
     @property
@@ -292,11 +297,18 @@ class Committed:
             out.append(block)
         return [*out, self._arrays, self._pads]
 
-    def _codewords(self) -> Iterator[Matrix]:
-        """Encoded blocks [n, rows of the block], made again when columns are opened: they are never all held."""
-        rate = self.shape.rate_inverse
-        for values, masks in zip(self._values(), self._masks, strict=True):
-            yield reed_solomon.encode(values, masks, rate)
+    def _encode(self) -> Iterator[Matrix]:
+        """Encoded blocks [n, rows of the block]; narrow ones together, up to _BLOCK_BYTES."""
+        rate, values = self.shape.rate_inverse, self._values()
+        most = max(1, _BLOCK_BYTES // (4 * self.shape.columns))  # rows
+        at = 0
+        while at < len(values):
+            end, rows = at + 1, values[at].shape[1]
+            while end < len(values) and rows + values[end].shape[1] <= most:
+                rows, end = rows + values[end].shape[1], end + 1
+            yield reed_solomon.encode(
+                np.concatenate(values[at:end], axis=1), np.concatenate(self._masks[at:end], axis=1), rate)
+            at = end
         coefficients = np.zeros((self.shape.blinding[2], 3 * field.DEGREE), np.uint32)
         for i, polynomial in enumerate(self._blinding):
             canonical = field.to_base(polynomial)
@@ -363,7 +375,7 @@ class Committed:
 
     def open(self, columns: list[int], out: Writer) -> None:
         """Write the columns, their salts and the siblings."""
-        parts = [block[columns] for block in self._codewords()]
+        parts = [block[columns] for block in (self._encode() if self._kept is None else self._kept)]
         out.raw(np.ascontiguousarray(np.concatenate(parts, axis=1)).astype("<u4").tobytes())
         out.raw(b"".join(self._salt(i) for i in columns))
         out.raw(b"".join(self._tree.open(columns)))

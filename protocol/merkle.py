@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 from protocol.errors import VerificationError
+from protocol.kernels import cpu
 
 SALT_BYTES = 32
 HASH_BYTES = 32
@@ -24,8 +25,13 @@ class Leaves:
 
     def update(self, columns: memoryview, width: int) -> None:
         """Append `width` bytes to every column; column i is columns[i * width : (i + 1) * width]."""
-        for i, hasher in enumerate(self._hashers):
-            hasher.update(columns[i * width : (i + 1) * width])
+
+        def part(first: int, last: int) -> None:
+            for i in range(first, last):
+                self._hashers[i].update(columns[i * width : (i + 1) * width])
+
+        # Long updates leave the interpreter to other threads.
+        cpu.parallel(part, len(self._hashers), len(columns) if width >= 2048 else 0)
 
     def digests(self) -> list[bytes]:
         return [hasher.digest() for hasher in self._hashers]
