@@ -360,43 +360,46 @@ def leaves(constant, alpha, alpha2, first_column, second_column, out, offset, fi
 # --- number-theoretic transforms of the columns of a matrix [size, lanes] -------------------------
 
 
+LANES = 32  # columns transformed together: what LLVM takes in one step of its vectorized loop
+_LANES = np.uint64(LANES)
+
+
 @inline
-def _difference_pass(block, size, lanes, roots):  # type: ignore[no-untyped-def]
-    """In-place decimation in frequency: natural order in, bit-reversed out.  roots[size] = powers of the root."""
-    length = size
+def _difference_pass(block, size, roots):  # type: ignore[no-untyped-def]
+    """In-place decimation in frequency of [size, LANES], flat: natural order in, bit-reversed out; roots[j] = w^j."""
+    length = uint64(size)
     while length > 1:
-        half = length // 2
-        step = size // length
-        for start in range(0, size, length):
+        half = length >> _1
+        step = uint64(size) // length
+        for start in range(_0, uint64(size), length):
             for j in range(half):
                 w = roots[j * step]
-                x, y = block[start + j], block[start + j + half]
-                for i in range(uint64(lanes)):
-                    u, v = x[i], y[i]
-                    x[i] = add(u, v)
-                    y[i] = mont(sub(u, v), w)
+                x = (start + j) * _LANES
+                y = x + half * _LANES
+                for i in range(_LANES):
+                    u, v = block[x + i], block[y + i]
+                    block[x + i] = add(u, v)
+                    block[y + i] = mont(sub(u, v), w)
         length = half
 
 
 @inline
-def _time_pass(block, size, lanes, roots):  # type: ignore[no-untyped-def]
-    """In-place decimation in time: bit-reversed order in, natural out."""
-    length = 2
-    while length <= size:
-        half = length // 2
-        step = size // length
-        for start in range(0, size, length):
+def _time_pass(block, size, roots):  # type: ignore[no-untyped-def]
+    """In-place decimation in time of [size, LANES], flat: bit-reversed order in, natural out."""
+    length = _2
+    while length <= uint64(size):
+        half = length >> _1
+        step = uint64(size) // length
+        for start in range(_0, uint64(size), length):
             for j in range(half):
                 w = roots[j * step]
-                x, y = block[start + j], block[start + j + half]
-                for i in range(uint64(lanes)):
-                    u, v = x[i], mont(y[i], w)
-                    x[i] = add(u, v)
-                    y[i] = sub(u, v)
-        length *= 2
-
-
-LANES = 32  # columns transformed together: what LLVM takes in one step of its vectorized loop
+                x = (start + j) * _LANES
+                y = x + half * _LANES
+                for i in range(_LANES):
+                    u, v = block[x + i], mont(block[y + i], w)
+                    block[x + i] = add(u, v)
+                    block[y + i] = sub(u, v)
+        length = length << _1
 
 
 @kernel
@@ -413,7 +416,7 @@ def transform(matrix, roots, order, scale, forward, first, last):  # type: ignor
             row = block[order[j]]
             row[:] = _ZERO_ROW
             row[:width] = matrix[j, left : left + width]
-        _time_pass(block, size, LANES, roots)
+        _time_pass(block.reshape(-1), size, roots)
         for j in range(size):
             to, row = matrix[j], block[j]
             for i in range(width):
@@ -443,7 +446,7 @@ def encode(values, masks, inverse_roots, roots, shifts, wraps, out, first, last)
             row = block[j]
             row[:] = _ZERO_ROW
             row[:width] = values[j, left : left + width]
-        _difference_pass(block, size, LANES, inverse_roots)
+        _difference_pass(block.reshape(-1), size, inverse_roots)
         for c in range(cosets):
             for j in range(size):
                 w, x, y = shifts[c, j], block[j], work[j]
@@ -456,7 +459,7 @@ def encode(values, masks, inverse_roots, roots, shifts, wraps, out, first, last)
                 y, w = work[j], mont(shifts[c, j], wraps[c])
                 for i in range(width):
                     y[i] = add(y[i], mont(masks[t, left + i], w))
-            _time_pass(work, size, LANES, roots)
+            _time_pass(work.reshape(-1), size, roots)
             for j in range(size):
                 to, row = out[c * size + j], work[j]
                 for i in range(width):
