@@ -293,7 +293,7 @@ def masked_sum(total: int) -> Any:
 
         return lie
 
-    return replaced(ligero.Committed, "_codewords", make)
+    return replaced(ligero.Committed, "_encode", make)
 
 
 def codewords(row: int, share: float = 1.0) -> Any:
@@ -311,7 +311,7 @@ def codewords(row: int, share: float = 1.0) -> Any:
 
         return lie
 
-    return replaced(ligero.Committed, "_codewords", make)
+    return replaced(ligero.Committed, "_encode", make)
 
 
 def chosen_columns() -> Any:

@@ -5,7 +5,7 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from protocol import field, layers, witness
@@ -81,6 +81,7 @@ def test_witness(case):
 def edges(draw):
     case = draw(cases())
     number = draw(st.integers(1, len(case.network.nodes)))
+    assume(case.network.nodes[number - 1].edges)
     edge = draw(st.sampled_from(case.network.nodes[number - 1].edges))
     return edge, case.network.shapes[edge.source], case.network.shapes[number], draw(st.integers(0, 2**32 - 1))
 
