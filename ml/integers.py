@@ -1,14 +1,17 @@
 """The network in real numbers -> integers: scales, weights, shifts, tables, so that the static bounds hold.
 
-Every committed channel c has a scale s[c] on the grid 2^(k/8): the integer z stands for the real number s[c] * z.  A
-node that reads it gets the weights
+Every committed channel c has a scale s[c]: the integer z stands for the real number s[c] * z.  A node that reads it
+gets the weights
 
     W[o, c, k] = round(w[o, c, k] * s[c] * 2^shift / t[o]),    u[o] = floor((sum W z + off) / 2^shift) ~ y[o] / t[o].
 
-Scales per channel make the result independent of a rescaling of one channel that the next layer undoes (cross-layer
-equalization, Nagel et al. 2019, without a pass of its own).  The output scale t[o] is the larger of two numbers: the
-range that the channel shows on the calibration images, times a headroom, over the largest z; and the range that it can
-reach at all, over the largest u.  The second keeps |y| within the static bounds of `protocol.network`.
+Activations with f(c x) = c f(x) have units t[o] of their own per channel, on the grid 2^(k/8), which makes the result
+independent of a rescaling of one channel that the next layer undoes (cross-layer equalization, Nagel et al. 2019,
+without a pass of its own).  t[o] is the larger of two numbers: the range that the channel shows on the calibration
+images, times a headroom, over the largest z; and the range that it can reach at all, over the largest u.  The second
+keeps |y| within the static bounds of `protocol.network`.  Other activations have one power of 2 for all channels, as
+fine as the bounds allow, and another one for their values.  Maxima keep the scales of what they compare; the unit of a
+product is the product of the units, times 2^shift.
 
 Calibration runs on the integer network itself, node by node, with provisional weights of some 25 bits: integer sums
 below 2^53 are exact in any order, so no machine, thread count or BLAS can change a bit.  Real numbers appear only in
@@ -23,9 +26,22 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from ml.expressions import RELU, Expression, X
 from ml.real_network import RealEdge, RealNetwork, RealNode
 from protocol.errors import ParameterError
-from protocol.network import MAX_OUTPUT, Edge, Network, Node, P, Table, affine, affine_bounds, rounding_offset
+from protocol.network import (
+    MAX_OUTPUT,
+    MAX_TABLE_BITS,
+    Edge,
+    Network,
+    Node,
+    P,
+    Product,
+    Table,
+    affine,
+    affine_bounds,
+    rounding_offset,
+)
 
 # 2^(j/8), correctly rounded
 GRID = np.array([
@@ -34,7 +50,10 @@ GRID = np.array([
 ])  # fmt: skip
 MAX_INPUT = 4095  # |x0|: one step of a pixel is about 16 units
 Z_BITS = range(5, 13)  # the largest z of a node is 2^k - 1
+FINE_BITS = 10  # a wider table is taken where z would have fewer bits
+STEPS = 512  # units of a curve between 0 and the largest y that calibration shows
 PRECISION = 50  # provisional sums stay below 2^50 plus rounding
+TABLE_WORK = 1 << 32  # elementwise operations for the tables of curves
 GATHERED = 1 << 24  # elements that one calibration step gathers
 MAX_CALIBRATION = 1 << 29  # activations kept during calibration
 
@@ -45,9 +64,10 @@ Floats = npt.NDArray[np.float64]
 def to_integers(
     real: RealNetwork, images: npt.NDArray[np.uint8], table_bits: int, headroom: int
 ) -> tuple[Network, tuple[int, ...]]:
-    """The integer network and the largest z of each requant node.
+    """The integer network and the largest |z| of each requant node.
 
-    images: uint8 [n, C, H, W] to calibrate on.  Raises ParameterError, naming the node, for weights out of all bounds.
+    images: uint8 [n, C, H, W] to calibrate on.  table_bits: least width of a table that carries a scale.  Raises
+    ParameterError, naming the node, for weights out of all bounds.
     """
     if sum(prod(node.shape) for node in real.nodes) * len(images) > MAX_CALIBRATION:
         raise ParameterError("calibration: too many images for a network of this size")
@@ -67,16 +87,26 @@ def grid_above(x: Floats) -> Ints:
     return np.where(x > 0, steps, 0)
 
 
+def _shift(bits: int) -> int:
+    """u and the remainder fill the field: 2^(bits + shift - 1) = 2^30."""
+    return 31 - bits
+
+
+def _limit(bits: int) -> int:
+    """Of |y| before a table of this width: coverage, uniqueness modulo P."""
+    half, off = 1 << 30, rounding_offset(_shift(bits))
+    return min(half - off - 1, P - 1 - half - off)
+
+
 class _Quantiser:
     """Walks the nodes in order.  Per graph node so far: scales, ranges (min, max per channel), calibration outputs."""
 
     def __init__(self, real: RealNetwork, images: npt.NDArray[np.uint8], table_bits: int, headroom: int) -> None:
-        self.real, self.headroom = real, headroom
-        self.shift = 31 - table_bits  # u and the remainder fill the field: 2^(table_bits + shift - 1) = 2^30
-        self.offset, self.middle = rounding_offset(self.shift), 1 << (table_bits - 1)
-        half = self.middle << self.shift
-        self.limit = min(half - self.offset - 1, P - 1 - half - self.offset)  # of |y|: coverage, uniqueness modulo P
-        self.shared: dict[tuple[str, int], Table] = {}
+        self.real, self.headroom, self.images = real, headroom, len(images)
+        self.last = _last_use(real)
+        self.widths = sorted({min(table_bits + k, MAX_TABLE_BITS) for k in (0, 2, 4)} | {MAX_TABLE_BITS})
+        self.shared: dict[tuple[object, ...], Table] = {}
+        self.table_work = 0
         values = real.scale[:, None] * np.arange(256) + real.shift[:, None]  # [C, 256]
         scale = grid(grid_above(np.abs(values).max(axis=1) / MAX_INPUT))
         self.input_tables = np.rint(values / scale[:, None]).astype(np.int64)
@@ -88,28 +118,49 @@ class _Quantiser:
     def run(self) -> tuple[Network, tuple[int, ...]]:
         nodes, largest = [], []
         for number, real_node in enumerate(self.real.nodes, 1):
-            seen, reach, unit = self.observe(real_node, number)
-            if real_node.activation == "output":
+            where = f"node {number} {real_node.name!r}"
+            if real_node.expression is None:
+                _, reach, unit = self.observe(real_node, where)
                 nodes.append(self.output(real_node, reach * unit))
+                break
+            if real_node.exact:
+                node = self.maximum(real_node, where)
+            elif real_node.product is not None:
+                node = self.product(real_node, real_node.product)
+            elif real_node.expression.homogeneous:
+                node = self.homogeneous(real_node, where)
             else:
-                node, ceiling = self.requant(real_node, seen, reach, unit)
-                nodes.append(node)
-                largest.append(ceiling)
+                node = self.curve(real_node, where)
+            nodes.append(node)
+            largest.append(self.append(node, number))
         return Network(self.real.shape, self.input_tables, tuple(nodes)), tuple(largest)
 
-    def observe(self, node: RealNode, number: int) -> tuple[Floats, Floats, Floats]:
+    def append(self, node: Node, number: int) -> int:
+        """Evaluate a finished node on the calibration images; returns its largest |z|."""
+        table, shift = _table(node), node.shift
+        low, high = ((y.astype(np.int64) + rounding_offset(shift)) >> shift for y in affine_bounds(node, self.ranges))
+        self.ranges.append(table.extremes(low, high))
+        middle = 1 << (table.bits - 1)
+        values = table.values.astype(np.int32)
+        slices = [values[((y + rounding_offset(shift)) >> shift) + middle] for y in self.evaluate(node)]
+        self.outputs.append(np.concatenate(slices, axis=3))
+        for k, used in enumerate(self.last):  # what no later node reads
+            if used == number:
+                self.outputs[k] = self.outputs[k][..., :0]
+        return int(np.abs(table.values).max())
+
+    def observe(self, node: RealNode, where: str) -> tuple[Floats, Floats, Floats]:
         """Per channel: the largest |y| on the calibration images, the largest possible |y|, both in units of a power
         of 2, and that unit."""
-        products = [self.product(edge) for edge in node.edges]
         top, terms = np.abs(node.bias), 1
-        for edge, product in zip(node.edges, products, strict=True):
-            top = np.maximum(top, np.abs(product).max(axis=(1, 2, 3)))
+        for edge in node.edges:
+            top = np.maximum(top, np.abs(self.weighted(edge)).max(axis=(1, 2, 3)))
             pooled = edge.pool[0].kernel * edge.pool[1].kernel if edge.pool else 1
             low, high = self.ranges[edge.source]
             terms += prod(edge.weight.shape[1:]) * pooled * int(max(high.max(), -low.min(), 1))
         if not (top < 2.0**900).all() or terms >= 1 << 40:
             raise ParameterError(
-                f"node {number} {node.name!r}: weights up to {float(top.max()):.3g} in {terms} terms exceed the bounds"
+                f"{where}: weights up to {float(top.max()):.3g} in {terms} terms exceed the bounds"
             )
         exponent = (PRECISION - terms.bit_length() - np.frexp(top)[1]).clip(-900, 900)
         unit: Floats = np.ldexp(1.0, -exponent)
@@ -118,39 +169,109 @@ class _Quantiser:
         seen = np.max([np.abs(y).max(axis=(1, 2, 3)) for y in self.evaluate(provisional)], axis=0)
         return seen.astype(np.float64), np.maximum(-low, high).astype(np.float64), unit
 
-    def requant(self, real_node: RealNode, seen: Floats, reach: Floats, unit: Floats) -> tuple[Node, int]:
-        """The node with scales as in the module's docstring, and its largest z."""
-        wanted, most = seen * self.headroom, self.limit >> self.shift
+    # -- nodes ----------------------------------------------------------------------------------------------------
+
+    def homogeneous(self, real_node: RealNode, where: str) -> Node:
+        """ReLU, leaky ReLU or none: units per channel."""
+        seen, reach, unit = self.observe(real_node, where)
+        wanted = seen * self.headroom
         live = wanted > 0
         ratio = float(np.sort(reach[live] / wanted[live])[live.sum() // 2]) if live.any() else 1.0
+        width = next((b for b in self.widths if _max(FINE_BITS) * ratio <= _limit(b) >> _shift(b)), MAX_TABLE_BITS)
         # As many bits of z as leave the median channel its wanted scale in spite of its reach.
-        bits = max([k for k in Z_BITS if ((1 << k) - 1) * ratio <= most], default=Z_BITS.start)
-        ceiling = (1 << bits) - 1
-        table = self.table(real_node.activation, ceiling)
+        most = _limit(width) >> _shift(width)
+        ceiling = max([_max(k) for k in Z_BITS if _max(k) * ratio <= most], default=_max(Z_BITS.start))
+        table = self.table(_expression(real_node), width, 1.0, 1.0, ceiling)
         steps = grid_above(np.maximum(wanted / ceiling, reach / most) * unit)
         while True:
-            node = self.node(real_node, grid(steps), self.shift, table)
-            low, high = affine_bounds(node, self.ranges)
-            over = np.maximum(-low, high) > self.limit  # rounding of the weights may exceed it by little
+            node = self.node(real_node, grid(steps), _shift(width), table)
+            over = self.over(node, _limit(width))  # rounding of the weights may exceed it by little
             if not over.any():
-                break
+                self.scales.append(grid(steps))
+                return node
             steps = steps + over
-        self.scales.append(grid(steps))
-        self.ranges.append((self.activate(table, low), self.activate(table, high)))  # every table is monotone
-        outputs = [self.activate(table, y).astype(np.int32) for y in self.evaluate(node)]
-        self.outputs.append(np.concatenate(outputs, axis=3))
-        return node, ceiling
+
+    def curve(self, real_node: RealNode, where: str) -> Node:
+        """Any other function: one power of 2 as the unit of all channels, another one for the values."""
+        seen, reach, unit = self.observe(real_node, where)
+        largest, shown = float((reach * unit).max()), float((seen * unit).max())
+        for width in self.widths:
+            exponent = _above(largest / (_limit(width) >> _shift(width)))
+            if np.ldexp(float(STEPS), exponent) <= shown:
+                break
+        while True:
+            t = float(np.ldexp(1.0, exponent))
+            node = self.node(real_node, np.full(len(unit), t), _shift(width), None)
+            if not self.over(node, _limit(width)).any():
+                break
+            exponent += 1
+        expression, reached = _expression(real_node), min(shown * self.headroom, largest)
+        x = np.arange(-int(min(reached / t, 1 << (width - 1))), int(min(reached / t, (1 << (width - 1)) - 1)) + 1) * t
+        y = self.evaluate_curve(expression, x)
+        step = float(np.abs(np.diff(y)).max(initial=0.0))
+        # No finer than the largest step of the function, unless it has too few values.
+        finest = _above(float(np.abs(y).max()) / _max(Z_BITS.stop - 1))
+        scale = float(np.ldexp(1.0, max(finest, min(_above(step), finest + 3))))
+        table = self.table(expression, width, t, scale, _max(Z_BITS.stop - 1))
+        self.scales.append(np.full(len(unit), scale))
+        return Node(node.edges, node.bias, node.shift, table, real_node.name)
+
+    def maximum(self, real_node: RealNode, where: str) -> Node:
+        """A step of a maximum, exactly: integers with the scales of their source, not shifted."""
+        source = real_node.edges[0].source
+        low, high = np.minimum(self.ranges[source][0], 0), np.maximum(self.ranges[source][1], 0)
+        for e in real_node.edges:
+            padded = any(max(w.pad_before, w.pad_after) > 0 for w in (e.rows, e.columns))
+            if padded and (self.ranges[e.source][0] < 0).any():
+                raise ParameterError(
+                    f"{where}: a padded maximum of values that may be negative; put the ReLU before it, or do not pad"
+                )
+        edges = tuple(
+            Edge(e.source, np.rint(e.weight).astype(np.int64), e.rows, e.columns, e.groups) for e in real_node.edges
+        )
+        node = Node(edges, np.zeros(len(real_node.bias), np.int64), 0, None, real_node.name)
+        first, last = affine_bounds(node, self.ranges)
+        width = max(int(last.max()) + 1, -int(first.min()), 1).bit_length() + 1
+        if width > MAX_TABLE_BITS:
+            raise ParameterError(f"{where}: the values of a maximum need {width} bits")
+        u = np.arange(-(1 << (width - 1)), 1 << (width - 1))
+        if real_node.expression == RELU:
+            bounds = 0, int((high - low).max())
+        else:
+            bounds = int(low.min()), int(high.max())
+        key = "clip", width, *bounds
+        table = self.shared.setdefault(key, Table(width, u.clip(*bounds)))
+        self.scales.append(self.scales[source])
+        return Node(edges, node.bias, 0, table, real_node.name)
+
+    def product(self, real_node: RealNode, product: Product) -> Node:
+        """A product: its unit is that of the integers, times the shift that leaves 12 bits of value."""
+        node = Node((), np.zeros(len(real_node.bias), np.int64), 0, None, real_node.name, product)
+        largest = max(int(np.abs(bound).max()) for bound in affine_bounds(node, self.ranges))
+        shift = max(0, largest.bit_length() - (Z_BITS.stop - 1))
+        width = ((largest + rounding_offset(shift)) >> shift).bit_length() + 1
+        factor = np.ones(1) if real_node.factor is None else real_node.factor
+        self.scales.append(factor * self.scales[product.left] * self.scales[product.right] * float(1 << shift))
+        table = self.table(X, width, 1.0, 1.0, 1 << (width - 1))
+        return Node((), node.bias, shift, table, real_node.name, product)
 
     def output(self, real_node: RealNode, reach: Floats) -> Node:
         """The output node: one scale for all logits, so that their order is that of the real ones."""
         steps = grid_above(np.full(len(reach), reach.max() / MAX_OUTPUT))
         while True:
             node = self.node(real_node, grid(steps), 0, None)
-            if max(np.abs(bound).max() for bound in affine_bounds(node, self.ranges)) <= MAX_OUTPUT:
+            if not self.over(node, MAX_OUTPUT).any():
                 return node
             steps = steps + 1
 
-    def product(self, edge: RealEdge) -> Floats:
+    # -- pieces ---------------------------------------------------------------------------------------------------
+
+    def over(self, node: Node, limit: int) -> npt.NDArray[np.bool_]:
+        """Channels whose |y| may exceed a limit."""
+        low, high = affine_bounds(node, self.ranges)
+        return np.asarray(np.maximum(-low, high) > limit, np.bool_)
+
+    def weighted(self, edge: RealEdge) -> Floats:
         """w * s of one edge; 0 where the source channel is always 0."""
         o, cg = edge.weight.shape[:2]
         source = (np.arange(o) // (o // edge.groups))[:, None] * cg + np.arange(cg)[None, :]
@@ -164,29 +285,62 @@ class _Quantiser:
         factor = float(1 << shift) / scale
         edges = []
         for e in real_node.edges:
-            weight = np.rint(self.product(e) * factor[:, None, None, None]).astype(np.int64)
+            weight = np.rint(self.weighted(e) * factor[:, None, None, None]).astype(np.int64)
             edges.append(Edge(e.source, weight, e.rows, e.columns, e.groups, e.pool))
         return Node(tuple(edges), np.rint(real_node.bias * factor).astype(np.int64), shift, table, real_node.name)
 
-    def table(self, activation: str, ceiling: int) -> Table:
-        """clip(u, 0 or -ceiling, ceiling); nodes with the same one share it."""
-        key = activation, ceiling
+    def table(self, expression: Expression, width: int, unit: float, scale: float, ceiling: int) -> Table:
+        """expression(unit * u) / scale, clipped to +-ceiling; nodes with the same one share it."""
+        key = expression, width, unit, scale, ceiling
         if key not in self.shared:
-            u = np.arange(-self.middle, self.middle)
-            values = u.clip(0 if activation == "relu" else -ceiling, ceiling)
-            self.shared[key] = Table(self.middle.bit_length(), values)
+            u = np.arange(-(1 << (width - 1)), 1 << (width - 1))
+            values = np.rint(self.evaluate_curve(expression, u * unit) / scale).clip(-ceiling, ceiling)
+            self.shared[key] = Table(width, values.astype(np.int64))
         return self.shared[key]
 
-    def activate(self, table: Table, y: npt.NDArray[np.generic]) -> Ints:
-        """table(u) of y."""
-        values: Ints = table.values[((y.astype(np.int64) + self.offset) >> self.shift) + self.middle]
-        return values
+    def evaluate_curve(self, expression: Expression, x: npt.NDArray[np.floating]) -> Floats:
+        self.table_work += expression.cost * len(x)
+        if self.table_work > TABLE_WORK:
+            raise ParameterError("the activation tables: too many different functions")
+        return expression(x.astype(np.float64))
 
     def evaluate(self, node: Node) -> Iterator[Ints]:
         """y of a node over the calibration images, in slices that bound the memory."""
-        gathered = max(
-            prod(e.weight.shape[1:]) * e.groups * prod(self.outputs[e.source].shape[1:3]) for e in node.edges
-        )
-        size = max(1, GATHERED // gathered)
-        for i in range(0, self.outputs[0].shape[3], size):
+        gathered = [prod(e.weight.shape[1:]) * e.groups * prod(self.outputs[e.source].shape[1:3]) for e in node.edges]
+        if node.product:
+            gathered.append(prod(self.outputs[node.product.left].shape[:3]))
+        size = max(1, GATHERED // max(gathered))
+        for i in range(0, self.images, size):
             yield affine(node, [x[..., i : i + size] for x in self.outputs])
+
+
+def _max(bits: int) -> int:
+    return (1 << bits) - 1
+
+
+def _above(x: float) -> int:
+    """The smallest exponent with 2^exponent >= x; 0 where x = 0."""
+    mantissa, exponent = np.frexp(x)
+    return int(exponent) - int(mantissa == 0.5) if x > 0 else 0
+
+
+def _table(node: Node) -> Table:
+    if node.table is None:
+        raise RuntimeError("not a requant node")
+    return node.table
+
+
+def _expression(node: RealNode) -> Expression:
+    if node.expression is None:
+        raise RuntimeError("not a requant node")
+    return node.expression
+
+
+def _last_use(real: RealNetwork) -> list[int]:
+    """The last node that reads each graph node."""
+    last = [0] * (len(real.nodes) + 1)
+    for number, node in enumerate(real.nodes, 1):
+        product = (node.product.left, node.product.right) if node.product else ()
+        for source in (*(e.source for e in node.edges), *product):
+            last[source] = number
+    return last

@@ -1,36 +1,27 @@
 """ONNX operators -> the same network in real numbers, as the nodes and edges of `protocol.network`.
 
-A value between operators is a linear map of committed tensors (the input, or earlier requant nodes): a list of edges
-and a bias.  Scales, shifts, batch normalization, pools and sums compose into it; an activation function, or a linear
-operator that cannot be composed, ends it and makes a node.  Only elementwise IEEE double operations in a fixed order
-are used, so that every machine finds the same bits (no BLAS, no numpy reduction of floats).
+Every tensor of the graph that depends on the image has a trace: the scalar function (`expressions`) by which it comes
+from a root tensor, one that a convolution, a sum or another linear map made (`builder`).  A curved tensor becomes a
+node when something other than another scalar function reads it, so that a chain of such functions costs one table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from math import prod
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ml.builder import Builder
+from ml.expressions import MAX_SIZE, Expression, X, gelu
 from ml.onnx_reader import Graph, Operator
-from ml.real_network import Floats, RealEdge, RealNetwork, RealNode, Value, Windows, diagonal
+from ml.real_network import Floats, RealNetwork, Tensor, Windows
 from protocol.errors import ParameterError
-from protocol.network import MAX_NODES, Window
+from protocol.network import Window
 
-MAX_ACTIVATIONS = 1 << 24  # of one image, over all nodes
-MAX_TAPS = 1 << 28  # elements that one edge gathers for one image
-MAX_WEIGHTS = 1 << 27  # over all edges; one tensor of the file may be used many times
-MAX_WORK = 1 << 32  # multiplications for one image
-MAX_EDGES = 64  # of one node: sums of a value with itself must not grow without end
 MAX_KERNEL = 1024
-MAX_MAGNITUDE = 2.0**120  # of a weight or a bias after composition; an exact copy may be rescaled by 2^100
-
-_PIXEL = -1  # source of a value that is still an affine of raw pixels; 0 is the input after its table
-
 
 
 def lower(graph: Graph, preprocess: tuple[tuple[float, float], ...] = ()) -> RealNetwork:
@@ -41,49 +32,79 @@ def lower(graph: Graph, preprocess: tuple[tuple[float, float], ...] = ()) -> Rea
     return _Lowering(graph, preprocess).run()
 
 
+@dataclass(frozen=True)
+class _Trace:
+    """A tensor as a scalar function of the root tensor of that name."""
+
+    root: str
+    expression: Expression
+
+
 class _Lowering:
-    """One pass over the operators; `values` and `constants` by tensor name."""
+    """One pass over the operators; what is known of each tensor, by its name."""
 
     def __init__(self, graph: Graph, preprocess: tuple[tuple[float, float], ...]) -> None:
         self.graph = graph
+        self.builder = Builder(graph.shape, preprocess)
         self.constants: dict[str, npt.NDArray[Any]] = dict(graph.constants)
-        channels = graph.shape[0]
-        if len(preprocess) not in (0, channels):
-            raise ParameterError(f"preprocessing is given for {len(preprocess)} channels, the model has {channels}")
-        pairs = preprocess or ((1.0, 0.0),) * channels
-        self.input_affine: tuple[Floats, Floats] | None = None
-        pixel = Value(
-            (diagonal(_PIXEL, np.array([p[0] for p in pairs])),), np.array([p[1] for p in pairs]), graph.shape
-        )
-        self.values: dict[str, Value] = {graph.input: pixel}
-        self.nodes: list[RealNode] = []
-        self.activations = self.weights = self.work = 0
+        self.tensors: dict[str, Tensor] = {graph.input: self.builder.image}
+        self.traces: dict[str, _Trace] = {graph.input: _Trace(graph.input, X)}
+        self.curves: dict[_Trace, Tensor] = {}
+        self.names: dict[str, str] = {}  # of the operator that makes a tensor
 
     def run(self) -> RealNetwork:
         operators = self.graph.operators
         for position, operator in enumerate(operators):
             if operator.kind in ("Softmax", "LogSoftmax") and position < len(operators) - 1:
                 raise operator.fail("only a trailing softmax is accepted (it does not change the class)")
-            value = _RULES[operator.kind](self, operator)
-            if value is not None:
-                self.values[operator.output] = value
-        if self.graph.output not in self.values:
+            self.names[operator.output] = operator.name
+            result = RULES[operator.kind](self, operator)
+            if isinstance(result, Tensor):
+                self.tensors[operator.output] = result
+                self.traces[operator.output] = _Trace(operator.output, X)
+            elif isinstance(result, _Trace):
+                self.traces[operator.output] = result
+        if self.graph.output not in self.traces:
             raise ParameterError("ONNX model: the output does not depend on the image")
-        last = self.values[self.graph.output]
+        last = self.tensor(self.graph.output)
         if not operators or last.shape != (self.graph.classes, 1, 1):
             raise ParameterError(f"ONNX model: the output must be [1, {self.graph.classes}] logits, got {last.shape}")
-        last = self.settled(last)
-        self.node(last, "output", operators[-1].name)
-        scale, shift = self.input_affine or (np.ones(self.graph.shape[0]), np.zeros(self.graph.shape[0]))
-        return RealNetwork(self.graph.shape, scale, shift, tuple(self.nodes))
+        return self.builder.network(last, operators[-1].name)
 
-    # -- pieces ---------------------------------------------------------------------------------------------------
+    # -- tensors --------------------------------------------------------------------------------------------------
 
-    def value(self, operator: Operator, index: int = 0) -> Value:
+    def tensor(self, name: str) -> Tensor:
+        """The linear value of a tensor; a curved one becomes nodes."""
+        if name not in self.tensors:
+            trace = self.traces[name]
+            curve, a, b = trace.expression.split()
+            root = self.tensors[trace.root]
+            if curve != X:
+                key = replace(trace, expression=curve)
+                if key not in self.curves:
+                    function, c, d = curve.rebased()
+                    inner = self.builder.scaled(root, c, d)
+                    nodes = tuple(self.builder.node(p, function, self.names[name]) for p in inner.parts)
+                    self.curves[key] = replace(root, parts=nodes)
+                root = self.curves[key]
+            self.tensors[name] = self.builder.scaled(root, a, b)
+        return self.tensors[name]
+
+    def value(self, operator: Operator, index: int = 0) -> Tensor:
+        self.trace(operator, index)
+        return self.tensor(operator.inputs[index])
+
+    def image(self, operator: Operator) -> Tensor:
+        tensor = self.value(operator)
+        if tensor.flat:
+            raise operator.fail("expected an image [1, C, H, W], got a flattened tensor")
+        return tensor
+
+    def trace(self, operator: Operator, index: int = 0) -> _Trace:
         name = operator.inputs[index] if index < len(operator.inputs) else ""
-        if name not in self.values:
+        if name not in self.traces:
             raise operator.fail(f"input {index} must depend on the image")
-        return self.values[name]
+        return self.traces[name]
 
     def constant(self, operator: Operator, index: int) -> Floats | None:
         """A constant operand, None if omitted."""
@@ -102,75 +123,24 @@ class _Lowering:
             raise operator.fail(f"input {index} must be a constant of {expected}")
         return array.astype(np.float64)
 
-    def node(self, value: Value, activation: str, name: str) -> Value:
-        """End a value with a node; returns the plain value of its output."""
-        largest = max(max(float(np.abs(e.weight).max(initial=0)) for e in value.edges), float(np.abs(value.bias).max()))
-        if not largest <= MAX_MAGNITUDE:
-            raise ParameterError(f"node {len(self.nodes) + 1} {name!r}: weight or bias of {largest:.3g}, over 2^120")
-        self.activations += prod(value.shape)
-        if self.activations > MAX_ACTIVATIONS or len(self.nodes) >= MAX_NODES:
-            raise ParameterError(f"node {len(self.nodes) + 1} {name!r}: the network has too many activations or nodes")
-        self.nodes.append(RealNode(value.edges, value.bias, value.shape, activation, name))
-        channels = value.shape[0]
-        return Value((diagonal(len(self.nodes), np.ones(channels)),), np.zeros(channels), value.shape, value.flat)
+    def axes(self, operator: Operator, rank: int) -> list[int] | None:
+        """The attribute or second input `axes`, counted from the front; None if omitted."""
+        given = operator.attributes.get("axes", self.constant(operator, 1))
+        return None if given is None else sorted(int(a) % rank for a in np.asarray(given).reshape(-1)[:8].tolist())
 
-    def settled(self, value: Value) -> Value:
-        """The same value with its affine of raw pixels moved into the input table."""
-        edge = value.plain
-        if edge is None or edge.source != _PIXEL:
-            return value
-        scale, shift = edge.weight[:, 0, 0, 0], value.bias
-        self.input_affine = self.input_affine or (scale, shift)
-        if not (np.array_equal(scale, self.input_affine[0]) and np.array_equal(shift, self.input_affine[1])):
-            raise ParameterError("ONNX model: the image enters with two different normalizations")
-        return replace(value, edges=(diagonal(0, np.ones(len(scale))),), bias=np.zeros(len(shift)))
+    # -- linear operators -----------------------------------------------------------------------------------------
 
-    def plain(self, value: Value, name: str, unshifted: bool) -> tuple[RealEdge, Value]:
-        """A value that is one scaled source, optionally without a shift: as it is, or ended by an identity node."""
-        value = self.settled(value)
-        edge = value.plain
-        if edge is None or (unshifted and value.bias.any()):
-            value = self.node(value, "identity", name)
-            edge = value.edges[0]
-        return edge, value
-
-    def convolve(
-        self, operator: Operator, value: Value, weight: Floats, bias: Floats, windows: Windows, groups: int
-    ) -> Value:
-        """Compose a convolution [O, C // groups, KH, KW] onto a value."""
-        rows, columns = windows
-        pads = any((rows.pad_before, rows.pad_after, columns.pad_before, columns.pad_after))
-        edge, value = self.plain(value, operator.name, unshifted=pads)
-        c, h, w = value.shape
-        o, cg, kh, kw = weight.shape
-        if groups < 1 or cg * groups != c or o % groups or min(kh, kw, o) < 1:
-            raise operator.fail(f"weight {weight.shape} does not fit input {value.shape} with {groups} groups")
-        shape = (o, rows.outputs(h), columns.outputs(w))
-        if min(shape) < 1:
-            raise operator.fail(f"the kernel is larger than its input {value.shape}")
-        self.weights += weight.size
-        self.work += weight.size * prod(shape[1:])
-        large = max(shape) > 1 << 16 or prod(shape[1:]) * kh * kw * c > MAX_TAPS
-        if large or self.weights > MAX_WEIGHTS or self.work > MAX_WORK:
-            raise operator.fail("the network is too large")
-        source = (np.arange(o) // (o // groups))[:, None] * cg + np.arange(cg)[None, :]  # [O, cg] channel of the value
-        if value.bias.any():
-            shifts = weight * value.bias[source][:, :, None, None]
-            bias = bias + np.add.accumulate(shifts.reshape(o, -1), axis=1)[:, -1]  # left to right, unlike np.sum
-        weight = weight * edge.weight[:, 0, 0, 0][source][:, :, None, None]
-        return Value((RealEdge(edge.source, weight, rows, columns, groups, edge.pool),), bias, shape)
-
-    # -- operators ------------------------------------------------------------------------------------------------
-
-    def conv(self, operator: Operator) -> Value:
-        value = self.value(operator)
+    def conv(self, operator: Operator) -> Tensor:
+        tensor = self.image(operator)
         weight = self.weight(operator, 1, 4)
-        bias = self.weight(operator, 2, weight.shape[:1]) if len(operator.inputs) > 2 else np.zeros(len(weight))
+        given = len(operator.inputs) > 2 and operator.inputs[2]
+        bias = self.weight(operator, 2, weight.shape[:1]) if given else np.zeros(len(weight))
         windows = _windows(operator, (weight.shape[2], weight.shape[3]))
-        return self.convolve(operator, _image(operator, value), weight, bias, windows, operator.integer("group", 1))
+        groups = operator.integer("group", 1)
+        return self.builder.convolve(operator.fail, operator.name, tensor, weight, bias, windows, groups)
 
-    def dense(self, operator: Operator) -> Value:
-        value = self.value(operator)
+    def dense(self, operator: Operator) -> Tensor:
+        tensor = self.value(operator)
         weight = self.weight(operator, 1, 2)
         if operator.kind == "Gemm":
             if operator.integer("transA", 0):
@@ -178,145 +148,282 @@ class _Lowering:
             weight = (weight if operator.integer("transB", 0) else weight.T) * operator.real("alpha", 1.0)
         else:
             weight = weight.T
-        c, h, w = value.shape
         o, features = weight.shape
-        if features != c * h * w or (h * w > 1 and not value.flat):
-            raise operator.fail(f"weight for {features} features does not fit input {value.shape}")
+        if features != tensor.features or not (tensor.flat or tensor.single_pixel):
+            raise operator.fail(f"weight for {features} features does not fit input {tensor.shape}")
         bias = np.zeros(o)
         if operator.kind == "Gemm" and len(operator.inputs) > 2:
             constant = self.constant(operator, 2)
             if constant is None or constant.size not in (1, o) or constant.shape[-1:] != (constant.size,):
                 raise operator.fail(f"bias must have {o} elements")
             bias = bias + constant.reshape(-1) * operator.real("beta", 1.0)
-        kernel = weight.reshape(o, c, h, w)
-        return self.convolve(operator, replace(value, flat=False), kernel, bias, (Window(h), Window(w)), 1)
+        return self.builder.dense(operator.fail, operator.name, tensor, weight, bias)
 
-    def average_pool(self, operator: Operator) -> Value:
-        value = _image(operator, self.value(operator))
-        _, h, w = value.shape
-        if operator.kind == "AveragePool":
-            if operator.integer("ceil_mode", 0):
+    def pool(self, operator: Operator) -> Tensor:
+        """Averages and maxima over windows, or over the whole image."""
+        tensor = self.image(operator)
+        h, w = tensor.shape[1:]
+        largest = operator.kind in ("MaxPool", "GlobalMaxPool", "ReduceMax")
+        if operator.kind in ("AveragePool", "MaxPool"):
+            if operator.integer("ceil_mode", 0) and not largest:
                 raise operator.fail("ceil_mode is not supported")
             windows = _windows(operator, operator.integers("kernel_shape", (0, 0)))
-            if operator.integer("count_include_pad", 0) == 0 and any(x.pad_before or x.pad_after for x in windows):
+            if operator.integer("ceil_mode", 0):
+                windows = _ceiling(windows[0], h), _ceiling(windows[1], w)
+            padded = any(x.pad_before or x.pad_after for x in windows)
+            if not largest and padded and operator.integer("count_include_pad", 0) == 0:
                 raise operator.fail("padded average pooling needs count_include_pad = 1")
         else:
-            if operator.kind == "ReduceMean":
-                axes = operator.attributes.get("axes", self.constant(operator, 1))
-                if axes is None or sorted(a % 4 for a in np.asarray(axes).reshape(-1).tolist()) != [2, 3]:
-                    raise operator.fail("only the mean over both spatial axes is supported")
+            if operator.kind.startswith("Reduce") and self.axes(operator, 4) != [2, 3]:
+                raise operator.fail("only a reduction over both spatial axes is supported")
             windows = (Window(h), Window(w))
-        return replace(self.pool(operator, value, windows), flat=not operator.integer("keepdims", 1))
+        rule = self.builder.maximum if largest else self.builder.average
+        parts = tuple(rule(operator.fail, operator.name, part, windows) for part in tensor.parts)
+        return Tensor(parts, flat=not operator.integer("keepdims", 1))
 
-    def pool(self, operator: Operator, value: Value, windows: Windows) -> Value:
-        pads = any(x.pad_before or x.pad_after for x in windows)
-        edge, value = self.plain(value, operator.name, unshifted=pads)
-        if edge.pool is not None:
-            value = self.node(value, "identity", operator.name)
-            edge = value.edges[0]
-        c, h, w = value.shape
-        shape = (c, windows[0].outputs(h), windows[1].outputs(w))
-        sums = c * shape[1] * (windows[0].kernel * w + windows[1].kernel * shape[2])  # rows, then columns
-        self.work += 16 * sums  # a sum over memory takes as long as so many multiplications of a matrix product
-        if min(shape) < 1 or max(shape) > 1 << 16 or prod(shape) > MAX_ACTIVATIONS or self.work > MAX_WORK:
-            raise operator.fail(f"the window does not fit its input {value.shape}, or is too large")
-        scale = edge.weight[:, 0, 0, 0] / float(windows[0].kernel * windows[1].kernel)
-        return Value((diagonal(edge.source, scale, windows),), value.bias, shape)
+    def pad(self, operator: Operator) -> Tensor:
+        tensor = self.image(operator)
+        fill = self.constant(operator, 2)
+        if operator.attributes.get("mode", "constant") != "constant" or (fill is not None and fill.any()):
+            raise operator.fail("only padding with zeros is supported")
+        pads = self.weight(operator, 1, 1).tolist()
+        axes = self.weight(operator, 3, 1).tolist() if len(operator.inputs) > 3 and operator.inputs[3] else [0, 1, 2, 3]
+        if len(pads) != 2 * len(axes) or not all(0 <= n <= 1 << 16 for n in pads):
+            raise operator.fail("pads must be 0 .. 65536, two per axis")
+        before, after = ({int(a) % 4: int(n) for a, n in zip(axes, half, strict=True)} for half in
+                         (pads[: len(axes)], pads[len(axes) :]))
+        if any(side.get(axis, 0) for side in (before, after) for axis in (0, 1)):
+            raise operator.fail("only rows and columns can be padded")
+        sides = before.get(2, 0), before.get(3, 0), after.get(2, 0), after.get(3, 0)
+        return Tensor(tuple(self.builder.pad(operator.fail, operator.name, p, sides) for p in tensor.parts))
 
-    def relu(self, operator: Operator) -> Value:
-        value = self.settled(self.value(operator))
-        edge = value.plain
-        done = edge is not None and edge.source > 0 and edge.pool is None and not value.bias.any()
-        if edge is not None and done and self.nodes[edge.source - 1].activation == "relu" and (edge.weight >= 0).all():
-            return value
-        return self.node(value, "relu", operator.name)
-
-    def normalize(self, operator: Operator) -> Value:
-        value = self.value(operator)
+    def normalize(self, operator: Operator) -> Tensor:
+        tensor = self.value(operator)
         if operator.integer("training_mode", 0):
             raise operator.fail("export in evaluation mode")
-        gamma, beta, mean, variance = (self.weight(operator, i, value.shape[:1]) for i in (1, 2, 3, 4))
+        if tensor.flat and not tensor.single_pixel:
+            raise operator.fail("a flattened image cannot be normalized feature by feature")
+        gamma, beta, mean, variance = (self.weight(operator, i, tensor.shape[:1]) for i in (1, 2, 3, 4))
         if (variance < 0).any() or not (variance + operator.real("epsilon", 1e-5) > 0).all():
             raise operator.fail("the variance must be positive")
         scale = gamma / np.sqrt(variance + operator.real("epsilon", 1e-5))
-        return value.affine(scale, beta - mean * scale)
+        return self.builder.scaled(tensor, scale, beta - mean * scale)
 
-    def arithmetic(self, operator: Operator) -> Value:
-        """Add, Sub, Mul, Div of a value by a constant, and Add, Sub of two values."""
+    def concatenate(self, operator: Operator) -> Tensor | None:
+        if all(name in self.constants for name in operator.inputs):
+            self.fold(operator)
+            return None
+        tensors = [self.value(operator, i) for i in range(len(operator.inputs))]
+        flat = tensors[0].flat
+        if operator.integer("axis", 0) % (2 if flat else 4) != 1 or len({t.flat for t in tensors}) > 1 or (
+            not flat and len({t.shape[1:] for t in tensors}) > 1
+        ):
+            raise operator.fail("only channels of images of one size, or flattened tensors, can be concatenated")
+        return Tensor(tuple(p for t in tensors for p in t.parts), flat)
+
+    # -- elementwise operators ------------------------------------------------------------------------------------
+
+    def arithmetic(self, operator: Operator) -> Tensor | _Trace:
+        """Add, Sub, Mul, Div of a tensor and a constant, and Add, Sub, Mul of two tensors."""
         kind = operator.kind
         if len(operator.inputs) != 2:
             raise operator.fail("two operands are expected")
-        left, right = (self.values.get(name) for name in operator.inputs)
-        if left is not None and right is not None:
-            if kind not in ("Add", "Sub") or left.shape != right.shape or left.flat != right.flat:
-                raise operator.fail("only sums and differences of two activations of one shape are supported")
-            left, right = self.settled(left), self.settled(right)
-            if kind == "Sub":
-                right = right.affine(np.full(right.shape[0], -1.0), np.zeros(right.shape[0]))
-            if len(left.edges) + len(right.edges) > MAX_EDGES:
-                raise operator.fail(f"a sum of over {MAX_EDGES} terms")
-            return replace(left, edges=left.edges + right.edges, bias=left.bias + right.bias)
-        value = left or right
-        if value is None:
+        traced = [name in self.traces for name in operator.inputs]
+        if all(traced):
+            return self.combine(operator)
+        if not any(traced):
             raise operator.fail("one operand must depend on the image")
-        operand = self.per_channel(operator, 1 if left is not None else 0, value)
-        ones, zeros = np.ones(len(operand)), np.zeros(len(operand))
-        if kind == "Add":
-            return value.affine(ones, operand)
-        if kind == "Sub":
-            return value.affine(ones, -operand) if left is not None else value.affine(-ones, operand)
-        if kind == "Mul":
-            return value.affine(operand, zeros)
-        if left is None or not operand.all():
+        index = traced.index(True)
+        constant = self.constant(operator, 1 - index)
+        if constant is None:
+            raise operator.fail("two operands are expected")
+        if kind == "Div" and (index == 1 or not constant.all()):
             raise operator.fail("only a division by a constant other than zero is supported")
-        edges = tuple(replace(e, weight=e.weight / operand[:, None, None, None]) for e in value.edges)
-        return replace(value, edges=edges, bias=value.bias / operand)
+        one = constant.size == 1 and constant.ndim <= 4
+        operand = constant.astype(np.float64).reshape(-1) if one else self.per_channel(operator, constant, index)
+        scale, shift = {
+            "Add": (np.ones_like(operand), operand),
+            "Sub": (np.ones_like(operand), -operand) if index == 0 else (-np.ones_like(operand), operand),
+            "Mul": (operand, np.zeros_like(operand)),
+            "Div": (1.0 / operand if kind == "Div" else operand, np.zeros_like(operand)),
+        }[kind]
+        if not one:
+            return self.builder.scaled(self.value(operator, index), scale, shift)
+        trace = self.trace(operator, index)
+        return replace(trace, expression=trace.expression.affine(float(scale[0]), float(shift[0])))
 
-    def per_channel(self, operator: Operator, index: int, value: Value) -> Floats:
+    def per_channel(self, operator: Operator, constant: Floats, index: int) -> Floats:
         """A constant operand as one number per channel, by the broadcasting of ONNX."""
-        array = self.constant(operator, index)
-        c, h, w = value.shape
-        if array is not None:
-            if array.size == 1 and array.ndim <= 4:
-                return np.full(c, float(array.reshape(-1)[0]))
-            flat = value.flat or h * w == 1
-            if array.shape in ((c, 1, 1), (1, c, 1, 1)) or (flat and h * w == 1 and array.shape in ((c,), (1, c))):
-                return array.astype(np.float64).reshape(c)
+        tensor = self.value(operator, index)
+        c = tensor.shape[0]
+        if constant.shape in ((c, 1, 1), (1, c, 1, 1)) and not (tensor.flat and c > 1):
+            return constant.astype(np.float64).reshape(c)
+        if constant.shape in ((c,), (1, c)) and tensor.flat and tensor.single_pixel:
+            return constant.astype(np.float64).reshape(c)
         raise operator.fail(f"a constant must be one number, or one per channel ({c}, 1, 1)")
 
-    def flatten(self, operator: Operator) -> Value:
-        value = self.value(operator)
-        if operator.kind == "Flatten":
-            if operator.integer("axis", 1) != 1:
-                raise operator.fail("only axis 1 is supported")
-            return replace(value, flat=True)
-        target = self.constant(operator, 1)
-        features = prod(value.shape)
-        if target is None or target.reshape(-1).tolist() not in ([1, -1], [1, features], [-1, features]):
-            raise operator.fail(f"only a reshape to [1, {features}] is supported")
-        return replace(value, flat=True)
+    def combine(self, operator: Operator) -> Tensor | _Trace:
+        """The sum, difference or product of two tensors; of one root, as another function of it."""
+        a, b = self.trace(operator, 0), self.trace(operator, 1)
+        kind = operator.kind
+        if kind == "Div":
+            raise operator.fail("only a division by a constant other than zero is supported")
+        if a.root == b.root and a.expression.size + b.expression.size < MAX_SIZE:
+            other = b.expression.affine(-1.0, 0.0) if kind == "Sub" else b.expression
+            (e, scale, shift), (f, factor, offset) = a.expression.split(), other.split()
+            if kind == "Mul":
+                return replace(a, expression=a.expression.mul(other))
+            if e == f:
+                return replace(a, expression=e.affine(scale + factor, shift + offset))
+            return replace(a, expression=a.expression.add(other))
+        left, right = self.value(operator, 0), self.value(operator, 1)
+        if left.flat != right.flat:
+            raise operator.fail("one operand is flattened, the other is not")
+        if kind == "Mul":
+            if left.shape[0] == right.shape[0] and left.single_pixel and not right.single_pixel:
+                left, right = right, left
+            if left.shape != right.shape and right.shape != (left.shape[0], 1, 1):
+                raise operator.fail(f"factors of shapes {left.shape} and {right.shape} are not supported")
+            return self.builder.product(left, right, operator.name)
+        if left.shape != right.shape or left.features != right.features:
+            raise operator.fail("only sums and differences of two activations of one shape are supported")
+        if kind == "Sub":
+            right = self.builder.scaled(right, -1.0, 0.0)
+        return self.builder.add(left, right, operator.name)
 
-    def unchanged(self, operator: Operator) -> Value | None:
+    def prelu(self, operator: Operator) -> Tensor | _Trace:
+        """x where x >= 0, else slope x.  With slopes per channel: slope x + (1 - slope) relu(x)."""
+        slope = self.constant(operator, 1)
+        if slope is None:
+            raise operator.fail("a slope is expected")
+        if slope.size == 1:
+            trace = self.trace(operator)
+            return replace(trace, expression=Expression("leaky", (trace.expression,), (float(slope.reshape(-1)[0]),)))
+        slopes, tensor = self.per_channel(operator, slope, 0), self.value(operator)
+        positive = Tensor(tuple(self.builder.node(p, X.relu(), operator.name) for p in tensor.parts), tensor.flat)
+        scaled = self.builder.scaled
+        return self.builder.add(scaled(tensor, slopes, 0.0), scaled(positive, 1.0 - slopes, 0.0), operator.name)
+
+    def function(self, operator: Operator) -> _Trace:
+        """The operators that apply one scalar function to every element."""
+        trace = self.trace(operator)
+        if trace.expression.size > MAX_SIZE:
+            self.tensor(operator.inputs[0])
+            trace = _Trace(operator.inputs[0], X)
+        x = trace.expression
+        match operator.kind:
+            case "Relu":
+                y = x.relu()
+            case "LeakyRelu":
+                y = Expression("leaky", (x,), (operator.real("alpha", 0.01),))
+            case "Clip":
+                y = x.clip(self.bound(operator, 1, -np.inf), self.bound(operator, 2, np.inf))
+                if y.kind == "clip" and y.parameters[0] > y.parameters[1]:
+                    raise operator.fail("the bounds are reversed")
+            case "HardSigmoid":
+                y = x.affine(operator.real("alpha", 0.2), operator.real("beta", 0.5)).clip(0.0, 1.0)
+            case "HardSwish":
+                y = x.mul(x.affine(1 / 6, 0.5).clip(0.0, 1.0))
+            case "Swish":
+                y = x.mul(Expression("sigmoid", (x.affine(operator.real("alpha", 1.0), 0.0),)))
+            case "Gelu":
+                y = gelu(x, operator.attributes.get("approximate", "none") == "tanh")
+            case "Elu":
+                below = Expression("exp", (x.clip(-np.inf, 0.0),)).affine(1.0, -1.0)
+                y = x.relu().add(below.affine(operator.real("alpha", 1.0), 0.0))
+            case "Neg":
+                y = x.affine(-1.0, 0.0)
+            case "Pow":
+                power = self.constant(operator, 1)
+                if power is None or power.size != 1 or power.reshape(-1)[0] not in (2, 3):
+                    raise operator.fail("only the constant powers 2 and 3 are supported")
+                y = x.mul(x) if power.reshape(-1)[0] == 2 else x.mul(x).mul(x)
+            case _:
+                y = Expression(operator.kind.lower(), (x,))
+        return replace(trace, expression=y)
+
+    def bound(self, operator: Operator, index: int, default: float) -> float:
+        constant = self.constant(operator, index)
+        if constant is None:
+            return default
+        if constant.size != 1:
+            raise operator.fail("the bounds must be numbers")
+        return float(constant.reshape(-1)[0])
+
+    # -- operators that change the view only ----------------------------------------------------------------------
+
+    def reshape(self, operator: Operator) -> Tensor | None:
+        """Flatten, Reshape, Squeeze, Unsqueeze between [1, C, H, W] and [1, C H W]."""
+        if operator.inputs[0] in self.constants:
+            self.fold(operator)
+            return None
+        tensor = self.value(operator)
+        features, flat, square = tensor.features, [1, tensor.features], [1, *tensor.shape]
+        now = flat if tensor.flat else square
+        if operator.kind == "Flatten":
+            if operator.integer("axis", 1) % len(now) != 1:
+                raise operator.fail("only axis 1 is supported")
+            shape = flat
+        elif operator.kind == "Reshape":
+            given = self.constant(operator, 1)
+            shape = [] if given is None else [int(n) for n in given.reshape(-1)[:8].tolist()]
+            shape = [now[i] if n == 0 and i < len(now) else n for i, n in enumerate(shape)]
+            rest = int(np.prod([n for n in shape if n != -1], dtype=object))
+            shape = [features // rest if n == -1 and rest > 0 else n for n in shape]
+        else:
+            axes = self.axes(operator, len(now) if operator.kind == "Squeeze" else 4)
+            axes = [2, 3] if axes is None else axes
+            shape = flat if operator.kind == "Squeeze" and tensor.single_pixel and not tensor.flat else [*flat, 1, 1]
+            if axes != [2, 3]:
+                raise operator.fail("only the two spatial axes can be squeezed or added")
+        if shape == flat:
+            return replace(tensor, flat=True)
+        if shape == square or (tensor.flat and tensor.single_pixel and shape == [*flat, 1, 1]):
+            return replace(tensor, flat=False)
+        raise operator.fail(f"only a view of {now} as {flat}, or back of single pixels, is supported")
+
+    def unchanged(self, operator: Operator) -> _Trace | None:
         if operator.kind == "Identity" and operator.inputs[0] in self.constants:
             self.constants[operator.output] = self.constants[operator.inputs[0]]
             return None
-        return self.value(operator)
+        return self.trace(operator)
+
+    def fold(self, operator: Operator) -> None:
+        """Shapes that an exporter computes in the graph, and other small constants."""
+        arrays = [self.constants[name] for name in operator.inputs if name in self.constants]
+        if any(a.size > 1 << 20 or a.ndim > 4 for a in arrays):
+            raise operator.fail("constants of this size are not folded")
+        try:
+            match operator.kind:
+                case "Concat":
+                    result = np.concatenate(arrays, operator.integer("axis", 0))
+                case "Unsqueeze":
+                    result = np.expand_dims(arrays[0], tuple(int(a) for a in np.asarray(
+                        operator.attributes.get("axes", arrays[-1])).reshape(-1)[:4].tolist()))
+                case "Reshape":
+                    result = arrays[0].reshape([int(n) for n in arrays[1].reshape(-1)[:4].tolist()])
+                case _:
+                    raise operator.fail("a constant of this form is not folded")
+        except (ValueError, IndexError):
+            raise operator.fail("the constants do not fit") from None
+        self.constants[operator.output] = result
 
 
-_RULES: Mapping[str, Callable[[_Lowering, Operator], Value | None]] = {
-    "Conv": _Lowering.conv, "Gemm": _Lowering.dense, "MatMul": _Lowering.dense, "Relu": _Lowering.relu,
-    "AveragePool": _Lowering.average_pool, "GlobalAveragePool": _Lowering.average_pool,
-    "ReduceMean": _Lowering.average_pool, "BatchNormalization": _Lowering.normalize,
+_Rule = Callable[[_Lowering, Operator], Tensor | _Trace | None]
+RULES: Mapping[str, _Rule] = {
+    "Conv": _Lowering.conv, "Gemm": _Lowering.dense, "MatMul": _Lowering.dense,
+    "AveragePool": _Lowering.pool, "GlobalAveragePool": _Lowering.pool, "ReduceMean": _Lowering.pool,
+    "MaxPool": _Lowering.pool, "GlobalMaxPool": _Lowering.pool, "ReduceMax": _Lowering.pool,
+    "BatchNormalization": _Lowering.normalize, "Pad": _Lowering.pad, "Concat": _Lowering.concatenate,
     "Add": _Lowering.arithmetic, "Sub": _Lowering.arithmetic, "Mul": _Lowering.arithmetic, "Div": _Lowering.arithmetic,
-    "Flatten": _Lowering.flatten, "Reshape": _Lowering.flatten, "Identity": _Lowering.unchanged,
-    "Dropout": _Lowering.unchanged, "Softmax": _Lowering.unchanged, "LogSoftmax": _Lowering.unchanged,
+    "Relu": _Lowering.function, "LeakyRelu": _Lowering.function, "PRelu": _Lowering.prelu, "Clip": _Lowering.function,
+    "Sigmoid": _Lowering.function, "Tanh": _Lowering.function, "Erf": _Lowering.function,
+    "HardSigmoid": _Lowering.function, "HardSwish": _Lowering.function, "Swish": _Lowering.function,
+    "Gelu": _Lowering.function, "Elu": _Lowering.function, "Neg": _Lowering.function, "Pow": _Lowering.function,
+    "Flatten": _Lowering.reshape, "Reshape": _Lowering.reshape, "Squeeze": _Lowering.reshape,
+    "Unsqueeze": _Lowering.reshape, "Identity": _Lowering.unchanged, "Dropout": _Lowering.unchanged,
+    "Softmax": _Lowering.unchanged, "LogSoftmax": _Lowering.unchanged,
 }  # fmt: skip
-
-
-def _image(operator: Operator, value: Value) -> Value:
-    if value.flat:
-        raise operator.fail("expected an image [1, C, H, W], got a flattened tensor")
-    return value
 
 
 def _windows(operator: Operator, kernel: tuple[int, ...]) -> Windows:
@@ -333,3 +440,14 @@ def _windows(operator: Operator, kernel: tuple[int, ...]) -> Windows:
         raise operator.fail(f"the kernel is larger than {MAX_KERNEL}")
     rows, columns = (Window(kernel[a], strides[a], pads[a], pads[a + 2], dilations[a]) for a in (0, 1))
     return rows, columns
+
+
+def _ceiling(window: Window, length: int) -> Window:
+    """The window of ceil_mode: one more output where the last one would leave the input, if it starts inside."""
+    reach = window.dilation * (window.kernel - 1) + 1
+    total = length + window.pad_before + window.pad_after - reach
+    outputs = -(-total // window.stride) + 1
+    if (outputs - 1) * window.stride >= length + window.pad_before:
+        outputs -= 1
+    extra = (outputs - 1) * window.stride - total
+    return replace(window, pad_after=window.pad_after + max(extra, 0))

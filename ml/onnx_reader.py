@@ -23,17 +23,29 @@ if TYPE_CHECKING:
 MAX_MODEL_BYTES = 256 << 20
 MAX_OPERATORS = 1 << 14
 MAX_IMAGE = 1 << 20  # elements of an input image
-OPSETS = range(13, 27)  # versions of the default domain whose operators mean what `lowering` takes them to mean
+OPSETS = range(13, 29)  # versions of the default domain whose operators mean what `lowering` takes them to mean
 
 SUPPORTED = frozenset({
-    "Add", "AveragePool", "BatchNormalization", "Constant", "Conv", "Div", "Dropout", "Flatten", "Gemm",
-    "GlobalAveragePool", "Identity", "LogSoftmax", "MatMul", "Mul", "ReduceMean", "Relu", "Reshape", "Softmax", "Sub",
+    "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Constant", "Conv", "Div", "Dropout", "Elu", "Erf",
+    "Flatten", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity",
+    "LeakyRelu", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "PRelu", "Pad", "Pow", "ReduceMax", "ReduceMean",
+    "Relu", "Reshape", "Sigmoid", "Softmax", "Squeeze", "Sub", "Swish", "Tanh", "Unsqueeze",
 })
 ADVICE = {
-    "MaxPool": "use average pooling",
-    "GlobalMaxPool": "use global average pooling",
     "Cast": "export the model in float32 throughout",
     "Shape": "export with static shapes and constant folding",
+    "Gather": "export with static shapes and constant folding",
+    "Slice": "use whole tensors: convolutions and Concat need no slices",
+    "Split": "use whole tensors: convolutions and Concat need no slices",
+    "Transpose": "keep the order [1, C, H, W] throughout",
+    "Resize": "resize the images before the network, and train it on that size",
+    "InstanceNormalization": "use batch normalization: its statistics are constants",
+    "LayerNormalization": "use batch normalization: its statistics are constants",
+    "GroupNormalization": "use batch normalization: its statistics are constants",
+    "ConvTranspose": "use a convolution; a classifier needs no upsampling",
+    "QuantizeLinear": "export the model in float32 throughout; the derivation quantises it",
+    "DequantizeLinear": "export the model in float32 throughout; the derivation quantises it",
+    "LSTM": "recurrent networks are not supported",
     "If": "control flow is never accepted",
     "Loop": "control flow is never accepted",
     "Scan": "control flow is never accepted",

@@ -5,13 +5,19 @@ Nodes and edges are those of `protocol.network`, with float64 weights and withou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
+from ml.expressions import Expression
 from protocol.errors import ParameterError
-from protocol.network import IDENTITY, Window
+from protocol.network import IDENTITY, Product, Window
+
+MAX_SELECTED = 1 << 27  # weights of a last layer with chosen outputs
 
 Floats = npt.NDArray[np.float64]
 Shape = tuple[int, int, int]
@@ -29,16 +35,33 @@ class RealEdge:
     groups: int = 1
     pool: Windows | None = None
 
+    def dense(self, rows: Sequence[int]) -> Floats:
+        """Chosen rows of the weight without groups: [len(rows), C, KH, KW]."""
+        o, cg, kh, kw = self.weight.shape
+        out = np.zeros((len(rows), cg * self.groups, kh, kw))
+        for at, row in enumerate(rows):
+            first = row // (o // self.groups) * cg
+            out[at, first : first + cg] = self.weight[row]
+        return out
+
 
 @dataclass(frozen=True)
 class RealNode:
-    """activation: "relu", "identity" or "output"; bias: float64 [O]."""
+    """expression: of the activation, None at the output; bias: float64 [O].
+
+    factor: the product, if there is one, is multiplied by factor[c] > 0.
+    exact: the edges, of weights -1, 0 and 1, are taken in integers, the node has the scales of its first source, and
+    its values are clipped to the range of that source, or where a ReLU takes a difference, to the range's width.
+    """
 
     edges: tuple[RealEdge, ...]
     bias: Floats
     shape: Shape
-    activation: str
+    expression: Expression | None
     name: str
+    product: Product | None = None
+    factor: Floats | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,26 +74,53 @@ class RealNetwork:
     nodes: tuple[RealNode, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Value:
-    """sum of edges + bias.  `flat`: the shape is read as [1, C * H * W]."""
+    """A linear map of committed tensors: the sum of its edges, plus a bias per channel."""
 
     edges: tuple[RealEdge, ...]
     bias: Floats
     shape: Shape
-    flat: bool = False
 
     @property
     def plain(self) -> RealEdge | None:
-        """The only edge, when it merely scales (and perhaps pools) its source channel by channel."""
+        """The only edge, when it merely scales its (perhaps pooled, perhaps padded) source channel by channel."""
         edge = self.edges[0]
         same = edge.groups == self.shape[0] == len(edge.weight) and edge.weight.shape[1:] == (1, 1, 1)
-        return edge if len(self.edges) == 1 and same and edge.rows == edge.columns == IDENTITY else None
+        single = all((w.kernel, w.stride) == (1, 1) for w in (edge.rows, edge.columns))
+        return edge if len(self.edges) == 1 and same and single else None
 
-    def affine(self, scale: Floats, shift: Floats) -> Value:
+    def affine(self, scale: Floats | float, shift: Floats | float) -> Value:
         """scale[c] * value + shift[c]."""
-        edges = tuple(replace(e, weight=e.weight * scale[:, None, None, None]) for e in self.edges)
-        return replace(self, edges=edges, bias=self.bias * scale + shift)
+        scales = np.broadcast_to(np.asarray(scale, np.float64), self.bias.shape)
+        edges = tuple(replace(e, weight=e.weight * scales[:, None, None, None]) for e in self.edges)
+        return replace(self, edges=edges, bias=self.bias * scales + shift)
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """Values one after the other along the channels.  `flat`: each is read as [1, C * H * W]."""
+
+    parts: tuple[Value, ...]
+    flat: bool = False
+
+    @property
+    def features(self) -> int:
+        return sum(prod(p.shape) for p in self.parts)
+
+    @property
+    def single_pixel(self) -> bool:
+        """Whether flattening changes nothing but the rank."""
+        return all(p.shape[1:] == (1, 1) for p in self.parts)
+
+    @property
+    def shape(self) -> Shape:
+        return (sum(p.shape[0] for p in self.parts), *self.parts[0].shape[1:])
+
+    def slices(self) -> list[slice]:
+        """The channels of each part."""
+        ends = np.cumsum([0, *(p.shape[0] for p in self.parts)]).tolist()
+        return [slice(a, b) for a, b in pairwise(ends)]
 
 
 def diagonal(source: int, scale: Floats, pool: Windows | None = None) -> RealEdge:
@@ -83,14 +133,8 @@ def select_outputs(real: RealNetwork, outputs: tuple[int, ...]) -> RealNetwork:
     last = real.nodes[-1]
     if max(outputs) >= len(last.bias):
         raise ParameterError(f"output map names logit {max(outputs)} of {len(last.bias)}")
-    rows = list(outputs)
-    edges = []
-    for edge in last.edges:
-        o, cg, kh, kw = edge.weight.shape
-        dense = np.zeros((o, cg * edge.groups, kh, kw))
-        for g in range(edge.groups):
-            block = slice(g * (o // edge.groups), (g + 1) * (o // edge.groups))
-            dense[block, g * cg : (g + 1) * cg] = edge.weight[block]
-        edges.append(replace(edge, weight=dense[rows], groups=1))
-    last = replace(last, edges=tuple(edges), bias=last.bias[rows], shape=(len(rows), 1, 1))
+    if len(outputs) * max(prod(e.weight.shape[1:]) * e.groups for e in last.edges) > MAX_SELECTED:
+        raise ParameterError("output map: the last layer is too large")
+    edges = tuple(replace(edge, weight=edge.dense(outputs), groups=1) for edge in last.edges)
+    last = replace(last, edges=edges, bias=last.bias[list(outputs)], shape=(len(outputs), 1, 1))
     return replace(real, nodes=(*real.nodes[:-1], last))

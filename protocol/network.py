@@ -40,6 +40,8 @@ MAX_WEIGHTS = 1 << 31
 GATHER_BYTES = 1 << 27  # of gathered taps that are held at a time
 MAX_NETWORK_BYTES = 1 << 31
 
+_BLOCK = 1024  # table entries that share an extreme
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -102,6 +104,28 @@ class Table:
     @cached_property
     def digest(self) -> bytes:
         return hashlib.sha256(self.bits.to_bytes(1, "little") + self.values.astype("<i8").tobytes()).digest()
+
+    @cached_property
+    def _blocks(self) -> tuple[Ints, Ints]:
+        blocks = self.values.reshape(-1, min(_BLOCK, len(self.values)))
+        return blocks.min(axis=1), blocks.max(axis=1)
+
+    def extremes(self, low: Ints, high: Ints) -> tuple[Ints, Ints]:
+        """(min, max) of the table over each range of units low[c] .. high[c], both within the table."""
+        middle, (least, most) = 1 << (self.bits - 1), self._blocks
+        found = []
+        for a, b in zip((low + middle).tolist(), (high + middle + 1).tolist(), strict=True):
+            first, last = -(-a // _BLOCK), b // _BLOCK  # the whole blocks in between
+            if first >= last:
+                found.append((self.values[a:b].min(), self.values[a:b].max()))
+                continue
+            ends = np.concatenate([self.values[a : first * _BLOCK], self.values[last * _BLOCK : b]])
+            found.append((
+                min(least[first:last].min(), ends.min(initial=least[first])),
+                max(most[first:last].max(), ends.max(initial=most[first])),
+            ))
+        pairs = np.array(found, np.int64).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
 
 
 @dataclass(frozen=True)
@@ -444,13 +468,8 @@ def _check_bounds(net: Network) -> None:
         if _huge(node.table.values):
             raise ParameterError(f"{where}: table value out of range")
         # Per channel: the table's real extremes over the units that the channel can reach.
-        values, middle = node.table.values, 1 << (node.table.bits - 1)
-        bounds = [
-            (int(v.min()), int(v.max()))
-            for lo, hi in zip(low_all, high_all, strict=True)
-            for v in [values[((int(lo) + off) >> node.shift) + middle : ((int(hi) + off) >> node.shift) + middle + 1]]
-        ]
-        ranges.append((np.array([b[0] for b in bounds], np.int64), np.array([b[1] for b in bounds], np.int64)))
+        units = [(np.array(y, np.int64) + off) >> node.shift for y in (low_all, high_all)]
+        ranges.append(node.table.extremes(units[0], units[1]))
 
 
 def sum_pool(x: npt.NDArray[np.float64], pool: tuple[Window, Window]) -> npt.NDArray[np.float64]:

@@ -1,0 +1,343 @@
+"""Linear maps of committed tensors, and where they end in nodes: the machinery under `lowering`.
+
+Scales, shifts, batch normalization, paddings, average pools, sums and concatenations compose into the edges of the next
+node.  An activation function, a linear operator that cannot be composed, a maximum or a product ends a value and makes
+nodes.  Only elementwise IEEE double operations in a fixed order are used, so that every machine finds the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+
+from ml.expressions import RELU, Expression, X
+from ml.real_network import Floats, RealEdge, RealNetwork, RealNode, Shape, Tensor, Value, Windows, diagonal
+from protocol.errors import ParameterError
+from protocol.network import IDENTITY, MAX_NODES, Product, Window
+
+MAX_ACTIVATIONS = 1 << 24  # of one image, over all nodes
+MAX_TAPS = 1 << 28  # elements that one edge gathers for one image
+MAX_WEIGHTS = 1 << 28  # made on the way; one tensor of the file may be used many times
+MAX_WORK = 1 << 33  # multiplications for one image, over all nodes
+MAX_TERMS = 4  # edges of a sum; a longer one (a residual stream) is committed in between
+MAX_MAGNITUDE = 2.0**120  # of a weight or a bias after composition; an exact copy may be rescaled by 2^100
+MAX_STEPS = 64  # taps of one axis of a maximum: each is a node
+
+_PIXEL = -1  # source of a value that is still an affine of raw pixels; 0 is the input after its table
+
+Fail = Callable[[str], ParameterError]
+
+
+class Builder:
+    """The nodes so far, and the operations that make values and nodes.  `fail` makes the error for an operator."""
+
+    def __init__(self, shape: Shape, preprocess: tuple[tuple[float, float], ...]) -> None:
+        if len(preprocess) not in (0, shape[0]):
+            raise ParameterError(f"preprocessing is given for {len(preprocess)} channels, the model has {shape[0]}")
+        pairs = np.array(preprocess or ((1.0, 0.0),) * shape[0])
+        self.shape = shape
+        self.image = Tensor((Value((diagonal(_PIXEL, pairs[:, 0]),), pairs[:, 1], shape),))
+        self.input_affine: tuple[Floats, Floats] | None = None
+        self.nodes: list[RealNode] = []
+        self.nonnegative: set[int] = set()  # graph nodes that are never negative
+        self.committed: dict[int, tuple[Value, Value]] = {}  # by id of a value: it, and its identity node
+        self.activations = self.weights = self.work = 0
+
+    def network(self, logits: Tensor, name: str) -> RealNetwork:
+        """The network that ends in these logits."""
+        value = self.settled(self.single(logits))
+        self._append(RealNode(value.edges, value.bias, value.shape, None, name))
+        scale, shift = self.input_affine or (np.ones(self.shape[0]), np.zeros(self.shape[0]))
+        return RealNetwork(self.shape, scale, shift, tuple(self.nodes))
+
+    # -- nodes ----------------------------------------------------------------------------------------------------
+
+    def node(self, value: Value, expression: Expression, name: str) -> Value:
+        """End a value with a node; returns the plain value of its output."""
+        value = self.settled(value)
+        edge = value.plain
+        if expression == RELU and edge is not None and edge.source in self.nonnegative:
+            if (edge.weight >= 0).all() and (value.bias >= 0).all():
+                return value
+        self._append(RealNode(value.edges, value.bias, value.shape, expression, name))
+        low = min(expression.parameters, default=0.0)
+        if expression.kind in ("relu", "sigmoid") or (expression.kind == "clip" and low >= 0):
+            self.nonnegative.add(len(self.nodes))
+        return self._output()
+
+    def _append(self, node: RealNode) -> None:
+        where = f"node {len(self.nodes) + 1} {node.name!r}"
+        peaks = [float(np.abs(array).max(initial=0)) for array in (node.bias, *(e.weight for e in node.edges))]
+        if not all(peak <= MAX_MAGNITUDE for peak in peaks):
+            raise ParameterError(f"{where}: weight or bias of {max(peaks):.3g}, over 2^120")
+        self.activations += prod(node.shape)
+        for e in node.edges:
+            taps = prod(node.shape[1:]) * prod(e.weight.shape[1:])
+            self.spend(e.weight.size, len(e.weight) * taps, where)
+            if taps * e.groups > MAX_TAPS:
+                raise ParameterError(f"{where}: the network is too large")
+        if self.activations > MAX_ACTIVATIONS or len(self.nodes) >= MAX_NODES:
+            raise ParameterError(f"{where}: the network has too many activations or nodes")
+        self.nodes.append(node)
+
+    def spend(self, weights: int, work: int, where: str) -> None:
+        """Count weights and multiplications for one image before they are made; ParameterError over the caps."""
+        self.weights += weights
+        self.work += work
+        if self.weights > MAX_WEIGHTS or self.work > MAX_WORK:
+            raise ParameterError(f"{where}: the network is too large")
+
+    def _output(self) -> Value:
+        """The plain value of the last node."""
+        shape = self.nodes[-1].shape
+        return Value((diagonal(len(self.nodes), np.ones(shape[0])),), np.zeros(shape[0]), shape)
+
+    def settled(self, value: Value) -> Value:
+        """The same value with its affine of raw pixels moved into the input table."""
+        edge = value.plain
+        if edge is None or edge.source != _PIXEL:
+            return value
+        scale, shift = edge.weight[:, 0, 0, 0], value.bias
+        self.input_affine = self.input_affine or (scale, shift)
+        if not (np.array_equal(scale, self.input_affine[0]) and np.array_equal(shift, self.input_affine[1])):
+            raise ParameterError("ONNX model: the image enters with two different normalizations")
+        return replace(value, edges=(diagonal(0, np.ones(len(scale))),), bias=np.zeros(len(shift)))
+
+    def commit(self, value: Value, name: str) -> Value:
+        """The value ended by an identity node, once."""
+        known = self.committed.get(id(value))
+        if known is None:
+            known = self.committed[id(value)] = value, self.node(value, X, name)
+        return known[1]
+
+    def plain(
+        self, value: Value, name: str, *, unshifted: bool = False, unpooled: bool = False, positive: bool = False
+    ) -> tuple[RealEdge, Value]:
+        """A value that is one scaled source: as it is, or ended by an identity node."""
+        value = self.settled(value)
+        edge = value.plain
+        if edge is None or (unshifted and value.bias.any()) or (unpooled and edge.pool) or (
+            positive and not (edge.weight > 0).all()
+        ):
+            value = self.commit(value, name)
+            edge = value.edges[0]
+        return edge, value
+
+    # -- tensors --------------------------------------------------------------------------------------------------
+
+    def scaled(self, tensor: Tensor, scale: Floats | float, shift: Floats | float) -> Tensor:
+        """scale[c] * tensor + shift[c]; scale and shift are numbers, or have one number per channel."""
+        if (scale, shift) == (1.0, 0.0) if isinstance(scale, float) else False:
+            return tensor
+        scales, shifts = (np.broadcast_to(np.asarray(v, np.float64), tensor.shape[:1]) for v in (scale, shift))
+        self.spend(0, 16 * sum(e.weight.size for p in tensor.parts for e in p.edges), "a chain of scales")
+        pairs = zip(tensor.parts, tensor.slices(), strict=True)
+        return replace(tensor, parts=tuple(part.affine(scales[s], shifts[s]) for part, s in pairs))
+
+    def single(self, tensor: Tensor) -> Value:
+        """The tensor as one value: the edges of each part write its channels only."""
+        if len(tensor.parts) == 1:
+            return tensor.parts[0]
+        total = sum(p.shape[0] for p in tensor.parts)
+        edges = []
+        for part, at in zip(tensor.parts, tensor.slices(), strict=True):
+            for edge in self.settled(part).edges:
+                rows = edge.weight.size // len(edge.weight) * edge.groups
+                self.spend(total * rows, 0, "a concatenation")
+                dense = np.zeros((total, edge.weight.shape[1] * edge.groups, *edge.weight.shape[2:]))
+                dense[at] = edge.dense(range(len(edge.weight)))
+                edges.append(replace(edge, weight=dense, groups=1))
+        bias = np.concatenate([self.settled(p).bias for p in tensor.parts])
+        return Value(tuple(edges), bias, (total, *tensor.parts[0].shape[1:]))
+
+    def add(self, left: Tensor, right: Tensor, name: str) -> Tensor:
+        """left + right, of one shape."""
+        if [p.shape for p in left.parts] != [p.shape for p in right.parts]:
+            left, right = (Tensor((self.single(t),), t.flat) for t in (left, right))
+        parts = []
+        for pair in zip(left.parts, right.parts, strict=True):
+            terms = [self.settled(self.committed.get(id(v), (v, v))[1]) for v in pair]
+            for index in sorted((0, 1), key=lambda k: -len(terms[k].edges)):
+                if len(terms[0].edges) + len(terms[1].edges) > MAX_TERMS:
+                    terms[index] = self.commit(terms[index], name)
+            a, b = terms
+            parts.append(replace(a, edges=a.edges + b.edges, bias=a.bias + b.bias))
+        return Tensor(tuple(parts), left.flat)
+
+    def product(self, left: Tensor, right: Tensor, name: str) -> Tensor:
+        """left * right entrywise; right has the shape of left, or one value per channel."""
+        if [p.shape[0] for p in left.parts] != [p.shape[0] for p in right.parts]:
+            left, right = (Tensor((self.single(t),), t.flat) for t in (left, right))
+        parts = []
+        for a, b in zip(left.parts, right.parts, strict=True):
+            factor, sources = np.ones(a.shape[0]), []
+            for value in (a, b):
+                edge, _ = self.plain(value, name, unshifted=True, unpooled=True, positive=True)
+                if edge.rows != IDENTITY or edge.columns != IDENTITY:
+                    edge = self.commit(value, name).edges[0]
+                factor = factor * edge.weight[:, 0, 0, 0]
+                sources.append(edge.source)
+            product = Product(*sources)
+            self._append(RealNode((), np.zeros(a.shape[0]), a.shape, X, name, product, factor))
+            if set(sources) <= self.nonnegative:
+                self.nonnegative.add(len(self.nodes))
+            parts.append(self._output())
+        return Tensor(tuple(parts), left.flat)
+
+    # -- windows --------------------------------------------------------------------------------------------------
+
+    def convolve(
+        self, fail: Fail, name: str, tensor: Tensor, weight: Floats, bias: Floats, windows: Windows, groups: int
+    ) -> Tensor:
+        """A convolution with weight [O, C // groups, KH, KW]."""
+        o, cg, kh, kw = weight.shape
+        c = tensor.shape[0]
+        if groups < 1 or cg * groups != c or o % groups or min(kh, kw, o) < 1:
+            raise fail(f"weight {weight.shape} does not fit input {tensor.shape} with {groups} groups")
+        if groups > 1 and len(tensor.parts) > 1:
+            if any(p.shape[0] % cg for p in tensor.parts):
+                tensor = Tensor((self.single(tensor),))
+            else:  # every part has its own groups
+                per = o // groups
+                rows = [slice(s.start // cg * per, s.stop // cg * per) for s in tensor.slices()]
+                parts = [
+                    self._convolve(fail, name, p, weight[r], windows, p.shape[0] // cg).affine(1.0, bias[r])
+                    for p, r in zip(tensor.parts, rows, strict=True)
+                ]
+                return Tensor(tuple(parts))
+        values = [
+            self._convolve(fail, name, p, weight[:, s] if groups == 1 else weight, windows, groups)
+            for p, s in zip(tensor.parts, tensor.slices(), strict=True)
+        ]
+        for value in values:
+            bias = bias + value.bias
+        return Tensor((Value(tuple(e for v in values for e in v.edges), bias, values[0].shape),))
+
+    def dense(self, fail: Fail, name: str, tensor: Tensor, weight: Floats, bias: Floats) -> Tensor:
+        """A matrix [O, features] times the flattened tensor."""
+        values, start = [], 0
+        for part in tensor.parts:
+            c, h, w = part.shape
+            kernel = weight[:, start : start + c * h * w].reshape(len(weight), c, h, w)
+            start += c * h * w
+            values.append(self._convolve(fail, name, part, kernel, (Window(h), Window(w)), 1))
+            bias = bias + values[-1].bias
+        return Tensor((Value(tuple(e for v in values for e in v.edges), bias, values[0].shape),), flat=True)
+
+    def _convolve(
+        self, fail: Fail, name: str, value: Value, weight: Floats, windows: Windows, groups: int
+    ) -> Value:
+        """Compose a convolution onto one value."""
+        edge, value = self.plain(value, name, unshifted=_padded(windows))
+        c, h, w = value.shape
+        o, cg, kh, kw = weight.shape
+        shape = (o, windows[0].outputs(h), windows[1].outputs(w))
+        if min(shape) < 1:
+            raise fail(f"the kernel is larger than its input {value.shape}")
+        self.spend(weight.size, 0, name)
+        if max(shape) > 1 << 16 or prod(shape[1:]) * kh * kw * c > MAX_TAPS:
+            raise fail("the network is too large")
+        source = (np.arange(o) // (o // groups))[:, None] * cg + np.arange(cg)[None, :]  # [O, cg] channel of the value
+        bias = np.zeros(o)
+        if value.bias.any():
+            shifts = weight * value.bias[source][:, :, None, None]
+            bias = np.add.accumulate(shifts.reshape(o, -1), axis=1)[:, -1]  # left to right, unlike np.sum
+        weight = weight * edge.weight[:, 0, 0, 0][source][:, :, None, None]
+        rows, columns = _behind(edge, windows)
+        return Value((RealEdge(edge.source, weight, rows, columns, groups, edge.pool),), bias, shape)
+
+    def pad(self, fail: Fail, name: str, value: Value, pads: tuple[int, int, int, int]) -> Value:
+        """The value with zeros around it: top, left, bottom, right."""
+        edge, value = self.plain(value, name, unshifted=True)
+        rows, columns = Window(1, 1, pads[0], pads[2]), Window(1, 1, pads[1], pads[3])
+        c, h, w = value.shape
+        shape = (c, rows.outputs(h), columns.outputs(w))
+        if max(shape) > 1 << 16 or prod(shape) > MAX_ACTIVATIONS:
+            raise fail("the padding is too large")
+        rows, columns = _behind(edge, (rows, columns))
+        return replace(value, edges=(replace(edge, rows=rows, columns=columns),), shape=shape)
+
+    def average(self, fail: Fail, name: str, value: Value, windows: Windows) -> Value:
+        """The mean over windows; padding counts as zeros."""
+        edge, value = self.plain(value, name, unshifted=_padded(windows), unpooled=True)
+        shape = self._pooled(fail, value, windows)
+        scale = edge.weight[:, 0, 0, 0] / float(windows[0].kernel * windows[1].kernel)
+        return Value((diagonal(edge.source, scale, _behind(edge, windows)),), value.bias, shape)
+
+    def maximum(self, fail: Fail, name: str, value: Value, windows: Windows) -> Value:
+        """The maximum over windows: rows, then columns, by max(a, b) = b + relu(a - b) tap after tap.
+
+        Nodes hold the relus only; a last node commits the maximum itself, which costs little and gives the next layer
+        one source with tight bounds instead of three.  Zero padding is as good as the minus infinity of ONNX where
+        values are not negative; `integers` refuses others.
+        """
+        edge, value = self.plain(value, name, unpooled=True, positive=True)
+        shape = self._pooled(fail, value, windows)
+        if max(w.kernel for w in windows) > MAX_STEPS:
+            raise fail(f"the kernel of a maximum is larger than {MAX_STEPS}")
+        if any((x.taps(n) < 0).all(axis=0).any() for x, n in zip(windows, value.shape[1:], strict=True)):
+            raise fail("a window lies in the padding alone")
+        c, over = value.shape[0], _behind(edge, windows)
+        width = value.shape[2] - edge.columns.pad_before - edge.columns.pad_after  # of the source
+        terms = [(edge.source, IDENTITY, IDENTITY)]
+        for axis, window in enumerate(over):
+            between = (c, shape[1], width if axis == 0 else shape[2])
+            last: list[tuple[int, Window, Window]] = []
+            for tap in range(1, window.kernel):
+                pair = [(s, *_along(axis, _taps(window, tap - 1, 2), r, k)) for s, r, k in terms]
+                edges = [_difference(c, axis, *p) for p in pair]
+                edges += [_unit(c, *t) for t in last]
+                self._append(RealNode(tuple(edges), np.zeros(c), between, RELU, name, exact=True))
+                last = [(len(self.nodes), IDENTITY, IDENTITY)]
+            terms = [(s, *_along(axis, _taps(window, window.kernel - 1, 1), r, k)) for s, r, k in terms] + last
+        self._append(RealNode(tuple(_unit(c, *t) for t in terms), np.zeros(c), shape, X, name, exact=True))
+        if edge.source in self.nonnegative:
+            self.nonnegative.add(len(self.nodes))
+        return replace(self._output().affine(edge.weight[:, 0, 0, 0], 0.0), bias=value.bias)
+
+    def _pooled(self, fail: Fail, value: Value, windows: Windows) -> Shape:
+        c, h, w = value.shape
+        shape = (c, windows[0].outputs(h), windows[1].outputs(w))
+        sums = c * shape[1] * (windows[0].kernel * w + windows[1].kernel * shape[2])  # rows, then columns
+        self.work += 16 * sums  # a sum over memory takes as long as so many multiplications of a matrix product
+        if min(shape) < 1 or max(shape) > 1 << 16 or prod(shape) > MAX_ACTIVATIONS or self.work > MAX_WORK:
+            raise fail(f"the window does not fit its input {value.shape}, or is too large")
+        return shape
+
+
+def _padded(windows: Windows) -> bool:
+    return any(w.pad_before or w.pad_after for w in windows)
+
+
+def _behind(edge: RealEdge, windows: Windows) -> Windows:
+    """Windows over a plain, perhaps padded edge as windows over its source."""
+    first, second = (
+        replace(w, pad_before=w.pad_before + inner.pad_before, pad_after=w.pad_after + inner.pad_after)
+        for w, inner in zip(windows, (edge.rows, edge.columns), strict=True)
+    )
+    return first, second
+
+
+def _taps(window: Window, first: int, count: int) -> Window:
+    """The window of taps first .. first + count - 1 only, at the same outputs."""
+    d = window.dilation
+    before = window.pad_before - d * first
+    after = window.pad_after - d * (window.kernel - first - count)
+    return Window(count, window.stride, before, after, d)
+
+
+def _along(axis: int, window: Window, rows: Window, columns: Window) -> Windows:
+    return (window, columns) if axis == 0 else (rows, window)
+
+
+def _unit(channels: int, source: int, rows: Window, columns: Window) -> RealEdge:
+    return RealEdge(source, np.ones((channels, 1, 1, 1)), rows, columns, channels)
+
+
+def _difference(channels: int, axis: int, source: int, rows: Window, columns: Window) -> RealEdge:
+    """First tap minus second tap along an axis."""
+    weight = np.array([1.0, -1.0]).reshape((1, 1, 2, 1) if axis == 0 else (1, 1, 1, 2))
+    return RealEdge(source, np.repeat(weight, channels, axis=0), rows, columns, channels)

@@ -1,0 +1,177 @@
+"""Every operator, alone and combined, against onnxruntime; and the plain evaluation of the integer network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from ml.calibration import noise_images
+from ml.lowering import RULES
+from ml.onnx_reader import SUPPORTED
+from ml.quantise import derive
+from protocol.errors import ParameterError
+from protocol.network import Network
+from tests.protocol.test_network import plain
+
+Build = Callable[..., bytes]
+Nodes = list[tuple[str, list[str], str, dict[str, Any]]]
+SHAPE = (2, 9, 8)
+
+
+def float_logits(model: bytes, images: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, {"image": i[None].astype(np.float32)})[0] for i in images])
+
+
+def error(model: bytes, network: Network, images: np.ndarray) -> float:
+    """Root mean square of the integer logits' error, relative to the spread of the real ones."""
+    real, integer = float_logits(model, images), network.forward(images).logits.T.astype(float)
+    scale = (real * integer).sum() / (integer * integer).sum()
+    return float(np.sqrt(((scale * integer - real) ** 2).mean()) / real.std())
+
+
+def constants(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "third": np.array([1 / 85, 1 / 60]).reshape(2, 1, 1), "half": np.array([-1.5, -2.0]).reshape(2, 1, 1),
+        "w1": rng.normal(0, 0.5, (6, 2, 3, 3)), "b1": rng.normal(0, 0.3, 6),
+        "w2": rng.normal(0, 0.4, (6, 6, 3, 3)), "b2": rng.normal(0, 0.3, 6),
+        "low": np.array(0.0), "six": np.array(6.0), "one": np.array(1.0), "minus": np.array(-1.0),
+        "three": np.array(3.0), "sixth": np.array(1 / 6), "root": np.array(np.sqrt(2)), "a half": np.array(0.5),
+        "slopes": rng.uniform(-0.5, 0.5, (6, 1, 1)), "slope": np.array([0.2]),
+        "pads": np.array([0, 0, 1, 2, 0, 0, 2, 0]), "cubic": np.array(0.044715), "pi": np.array(np.sqrt(2 / np.pi)),
+        "gamma": rng.uniform(0.5, 2, 6), "beta": rng.normal(0, 0.3, 6), "mean": rng.normal(0, 0.3, 6),
+        "variance": rng.uniform(0.3, 3, 6), "flat": np.array([1, -1]), "pixel": np.array([1, 6, 1, 1]),
+        "squeeze": rng.normal(0, 0.5, (3, 6, 1, 1)), "excite": rng.normal(0, 1, (6, 3, 1, 1)),
+        "axes": np.array([2, 3]), "excite matrix": rng.normal(0, 1, (6, 6)),
+    }  # fmt: skip
+
+
+HEAD: Nodes = [
+    ("Mul", ["image", "third"], "s", {}),
+    ("Add", ["s", "half"], "n", {}),
+    ("Conv", ["n", "w1", "b1"], "c", {"pads": [1, 1, 0, 0]}),
+]
+CASES: dict[str, Nodes] = {
+    "Relu": [("Relu", ["c"], "y", {})],
+    "LeakyRelu": [("LeakyRelu", ["c"], "y", {"alpha": 0.3})],
+    "PRelu": [("PRelu", ["c", "slope"], "y", {})],
+    "PRelu per channel": [("PRelu", ["c", "slopes"], "y", {})],
+    "Clip": [("Clip", ["c", "low", "six"], "y", {})],
+    "Clip below": [("Clip", ["c", "minus"], "y", {})],
+    "Clip at zero": [("Clip", ["c", "low"], "y", {})],
+    "Sigmoid": [("Sigmoid", ["c"], "y", {})],
+    "Tanh": [("Tanh", ["c"], "y", {})],
+    "Elu": [("Elu", ["c"], "y", {"alpha": 0.7})],
+    "HardSigmoid": [("HardSigmoid", ["c"], "y", {})],
+    "HardSwish": [("HardSwish", ["c"], "y", {})],
+    "HardSwish as Clip": [
+        ("Add", ["c", "three"], "t", {}), ("Clip", ["t", "low", "six"], "u", {}), ("Mul", ["c", "u"], "v", {}),
+        ("Div", ["v", "six"], "y", {}),
+    ],
+    "SiLU": [("Sigmoid", ["c"], "t", {}), ("Mul", ["t", "c"], "y", {})],
+    "Gelu by Erf": [
+        ("Div", ["c", "root"], "t", {}), ("Erf", ["t"], "u", {}), ("Add", ["u", "one"], "v", {}),
+        ("Mul", ["c", "v"], "x", {}), ("Mul", ["x", "a half"], "y", {}),
+    ],
+    "Gelu by Tanh": [
+        ("Pow", ["c", "three"], "t", {}), ("Mul", ["t", "cubic"], "u", {}), ("Add", ["c", "u"], "v", {}),
+        ("Mul", ["v", "pi"], "x", {}), ("Tanh", ["x"], "q", {}), ("Add", ["q", "one"], "r", {}),
+        ("Mul", ["r", "c"], "o", {}), ("Mul", ["o", "a half"], "y", {}),
+    ],
+    "Neg and Sub": [("Neg", ["c"], "t", {}), ("Relu", ["t"], "u", {}), ("Sub", ["u", "c"], "y", {})],
+    "MaxPool 2/2": [("Relu", ["c"], "r", {}), ("MaxPool", ["r"], "y", {"kernel_shape": [2, 2], "strides": [2, 2]})],
+    "MaxPool 3/2": [
+        ("Relu", ["c"], "r", {}),
+        ("MaxPool", ["r"], "y", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    ],
+    "MaxPool 3x2, ceil": [
+        ("Relu", ["c"], "r", {}),
+        ("MaxPool", ["r"], "y", {"kernel_shape": [3, 2], "strides": [2, 3], "ceil_mode": 1, "dilations": [1, 2]}),
+    ],
+    "MaxPool of signed values": [("MaxPool", ["c"], "y", {"kernel_shape": [2, 2], "strides": [2, 1]})],
+    "MaxPool after normalization": [
+        ("Relu", ["c"], "r", {}), ("BatchNormalization", ["r", "gamma", "beta", "mean", "variance"], "b", {}),
+        ("MaxPool", ["b"], "y", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
+    ],
+    "GlobalMaxPool": [("Relu", ["c"], "r", {}), ("GlobalMaxPool", ["r"], "y", {})],
+    "ReduceMax": [("Relu", ["c"], "r", {}), ("ReduceMax", ["r", "axes"], "y", {"keepdims": 1})],
+    "ReduceMean": [("Relu", ["c"], "r", {}), ("ReduceMean", ["r", "axes"], "y", {"keepdims": 1})],
+    "AveragePool": [
+        ("Relu", ["c"], "r", {}),
+        ("AveragePool", ["r"], "y", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
+    ],
+    "Pad": [
+        ("Relu", ["c"], "r", {}), ("Pad", ["r", "pads"], "p", {}),
+        ("Conv", ["p", "w2"], "d", {"pads": [1, 0, 0, 1], "strides": [2, 2]}), ("Relu", ["d"], "y", {}),
+    ],
+    "Pad, then pools": [
+        ("Relu", ["c"], "r", {}), ("Pad", ["r", "pads"], "p", {}),
+        ("AveragePool", ["p"], "a", {"kernel_shape": [2, 2]}),
+        ("MaxPool", ["p"], "m", {"kernel_shape": [2, 2]}), ("Add", ["a", "m"], "y", {}),
+    ],
+    "Pad, then Relu": [("Relu", ["c"], "r", {}), ("Pad", ["r", "pads"], "p", {}), ("Tanh", ["p"], "y", {})],
+    "Concat": [
+        ("Relu", ["c"], "r", {}), ("Conv", ["r", "w2", "b2"], "d", {"pads": [1, 1, 1, 1]}), ("Sigmoid", ["d"], "t", {}),
+        ("Concat", ["r", "t", "n1"], "y", {"axis": 1}),
+    ],
+    "Add of three": [
+        ("Relu", ["c"], "r", {}), ("Conv", ["r", "w2", "b2"], "d", {"pads": [1, 1, 1, 1]}), ("Tanh", ["d"], "t", {}),
+        ("Add", ["t", "r"], "u", {}), ("Add", ["u", "d"], "v", {}), ("Relu", ["v"], "y", {}),
+    ],
+    "Mul of two": [
+        ("Relu", ["c"], "r", {}), ("Conv", ["r", "w2", "b2"], "d", {"pads": [1, 1, 1, 1]}), ("Tanh", ["d"], "t", {}),
+        ("Mul", ["r", "t"], "y", {}),
+    ],
+    "squeeze and excite": [
+        ("HardSwish", ["c"], "r", {}), ("GlobalAveragePool", ["r"], "g", {}), ("Conv", ["g", "squeeze"], "q", {}),
+        ("Relu", ["q"], "h", {}), ("Conv", ["h", "excite"], "e", {}), ("HardSigmoid", ["e"], "t", {}),
+        ("Mul", ["t", "r"], "u", {}), ("Add", ["u", "c"], "y", {}),
+    ],
+    "squeeze and excite, flat": [
+        ("Sigmoid", ["c"], "t", {}), ("Mul", ["c", "t"], "r", {}), ("ReduceMean", ["r", "axes"], "g", {"keepdims": 0}),
+        ("MatMul", ["g", "excite matrix"], "e", {}), ("Sigmoid", ["e"], "q", {}), ("Reshape", ["q", "pixel"], "k", {}),
+        ("Mul", ["r", "k"], "y", {}),
+    ],
+    "Squeeze and Unsqueeze": [
+        ("Relu", ["c"], "r", {}), ("GlobalAveragePool", ["r"], "g", {}), ("Squeeze", ["g", "axes"], "q", {}),
+        ("Unsqueeze", ["q", "axes"], "k", {}), ("Conv", ["k", "squeeze"], "y", {}),
+    ],
+}  # fmt: skip
+
+
+def model_of(case: str, onnx_model: Build, seed: int = 0, opset: int = 18) -> bytes:
+    """The case between a first convolution and a last layer whose size onnx's own shape inference finds."""
+    body = [("Conv", ["n", "w1", "b1"], "n1", {"pads": [1, 1, 0, 0]})] if case == "Concat" else []
+    nodes = [*HEAD, *body, *CASES[case], ("Flatten", ["y"], "f", {}), ("Gemm", ["f", "last"], "logits", {})]
+    used = {name for _, inputs, _, _ in nodes for name in inputs}
+    given = {name: array for name, array in constants(seed).items() if name in used}
+    draft = onnx.ModelProto.FromString(onnx_model(nodes, {**given, "last": np.zeros((1, 3))}, SHAPE, 3, opset))
+    shapes = onnx.shape_inference.infer_shapes(draft).graph.value_info
+    (y,) = (v for v in shapes if v.name == "f")
+    features = y.type.tensor_type.shape.dim[1].dim_value
+    weight = np.random.default_rng(seed + 1).normal(0, 1, (features, 3))
+    return onnx_model(nodes, {**given, "last": weight}, SHAPE, 3, opset)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_those_of_onnxruntime(case: str, onnx_model: Build) -> None:
+    model = model_of(case, onnx_model)
+    network = derive(model).network
+    images = np.concatenate([noise_images(SHAPE, 40), np.random.default_rng(0).integers(0, 256, (20, *SHAPE), np.uint8)])
+    assert error(model, network, images) < 0.02
+    forward = network.forward(images[:1])
+    for k, (_, u, remainder, z) in enumerate(plain(network, images[0])[:-1]):
+        assert forward.units[k][..., 0].tolist() == u
+        assert forward.remainders[k][..., 0].tolist() == remainder
+        assert forward.outputs[k + 1][..., 0].tolist() == z
+    assert Network.from_bytes(network.to_bytes()).digest == network.digest
+
+
+def test_every_supported_operator_has_a_rule_and_a_case() -> None:
+    assert SUPPORTED - {"Constant"} == set(RULES)
