@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocol import network as network_module
 from protocol.errors import DecodingError, ParameterError
 from protocol.network import (
     MAX_OUTPUT,
@@ -96,6 +97,17 @@ def test_forward(case):
         assert forward.logits[:, i].tolist() == logits
         best = [c for c, v in enumerate(logits) if v == max(logits)]
         assert network.classify(case.images)[i] == (best[0] if len(best) == 1 else -1)
+
+
+@given(cases(), st.integers(1, 4000))
+@settings(max_examples=20)
+def test_taps_are_gathered_in_blocks(case, limit):
+    whole = case.network.forward(case.images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network_module, "GATHER_BYTES", limit)
+        parts = case.network.forward(case.images)
+    assert (whole.logits == parts.logits).all()
+    assert all((a == b).all() for a, b in zip(whole.units, parts.units, strict=True))
 
 
 @given(cases())
