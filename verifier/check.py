@@ -80,6 +80,7 @@ class Verdict:
     cut_and_choose_b: int | None = None
     label_rule: str | None = None
     void_items: int | None = None
+    reviewer: str | None = None
     fidelity: Fidelity | None = None
     owner: str | None = None
     vk_digest: str | None = None

@@ -21,12 +21,13 @@ from protocol.errors import DecodingError, ParameterError, VerificationError
 if TYPE_CHECKING:
     from protocol.keygen import VerificationKey
     from protocol.transcript import Channel
-    from verifier.check import Subject, Verdict
-    from verifier.policy import Policy
+    from verifier.check import Obtain, Subject, Verdict
 
 P = ParamSpec("P")
+Report = Callable[[str, float], None]
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 MAX_MODEL_BYTES = 256 << 20
 
 
@@ -100,12 +101,16 @@ def key_command(vk: Path, sheet: Path | None, reference: Path | None, as_json: b
 @click.option("--reference", type=FILE, help="ONNX classifier that knows what natural triggers really show.")
 @click.option("--min-bits", type=click.FloatRange(min=0), default=128.0, show_default=True,
               help="Bits of the false-claim bound that you ask for.")  # fmt: skip
+@click.option("--html", type=NEW_FILE, help="New file for the verdict as a page for people.")
+@click.option("--save-claim", type=NEW_FILE, help="New file for the claim of the prover (--prover), to check it again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+@click.pass_context
 @outcome
 def verify_command(
-    vk: Path, model: Path, proof: Path | None, prover: str | None, interactive: bool, nonce: str | None, purpose: str,
-    claimant: str, verifier: str, calibration: Path | None, preprocess: Path | None, images: Path | None,
-    without_fidelity: bool, reference: Path | None, min_bits: float, as_json: bool,
+    call: click.Context, /, vk: Path, model: Path, proof: Path | None, prover: str | None, interactive: bool,
+    nonce: str | None, purpose: str, claimant: str, verifier: str, calibration: Path | None,
+    preprocess: Path | None, images: Path | None, without_fidelity: bool, reference: Path | None, min_bits: float,
+    html: Path | None, save_claim: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Check a claim about a model: from a file (--proof) or from a prover (--prover)."""
     if (proof is None) == (prover is None):
@@ -114,6 +119,9 @@ def verify_command(
         raise click.UsageError("give one of --images and --without-fidelity")
     if proof is not None and (nonce is None or interactive):
         raise click.UsageError("--proof needs the --nonce that you gave the owner, and is not interactive")
+    if save_claim is not None and (proof is not None or interactive):
+        raise click.UsageError("--save-claim keeps what a prover sends, and an interactive claim convinces only once")
+    _check_new(html, save_claim)
     fresh = os.urandom(32) if nonce is None else _nonce(nonce)
 
     from ml.inputs import image_folder, read_derivation
@@ -141,22 +149,66 @@ def verify_command(
         claim = _read(proof, MAX_CLAIM_BYTES, "claim")
         verdict = check(subject, lambda key: (claim, FiatShamir()), Policy(min_bits))
     else:
-        verdict = _online(subject, str(prover), interactive, Policy(min_bits), as_json)
+        with _progress(as_json) as report:
+            verdict = check(subject, _online(subject, str(prover), interactive, save_claim, report), Policy(min_bits))
+    if html is not None:
+        from datetime import UTC, datetime
+
+        from verifier.html import verdict_page
+
+        page = verdict_page(verdict, key, _evidence(call, verdict), datetime.now(UTC))
+        _write_new(html, page.encode())
     _finish(verdict, as_json)
 
 
-def _online(subject: Subject, target: str, interactive: bool, policy: Policy, quiet: bool) -> Verdict:
-    from verifier.check import check
+def _online(subject: Subject, target: str, interactive: bool, keep: Path | None, report: Report) -> Obtain:
+    """How `check` gets a claim from the prover at `target`; the claim goes to the file `keep`, too."""
     from verifier.client import obtain_claim
 
-    with _progress(quiet) as report:
+    def obtain(key: VerificationKey) -> tuple[bytes, Channel]:
+        claim, channel = obtain_claim(
+            target, key, subject.model, subject.derivation, subject.context, interactive, progress=report
+        )
+        if keep is not None:
+            _write_new(keep, claim)
+        return claim, channel
 
-        def obtain(key: VerificationKey) -> tuple[bytes, Channel]:
-            return obtain_claim(
-                target, key, subject.model, subject.derivation, subject.context, interactive, progress=report
-            )
+    return obtain
 
-        return check(subject, obtain, policy)
+
+def _evidence(call: click.Context, verdict: Verdict) -> list[tuple[str, str]]:
+    """For the page: how to see again what it says, as pairs of what and the command."""
+    from verifier.html import quote
+
+    given = {**call.params, "html": None, "save_claim": None, "as_json": False, "nonce": verdict.context["nonce"]}
+    how = "The whole claim. It is decided by exit status 0 (accepted) or 1, and by the words on the screen."
+    if kept := call.params["save_claim"]:
+        given |= {"proof": kept, "prover": None}
+    elif call.params["prover"]:
+        how = "The claim was not kept: this asks the prover for a new one, with a new nonce."
+        given["nonce"] = None
+    again = ["zkmark-verifier", "verify"]
+    for option in call.command.params:
+        value = given[str(option.name)]
+        if value is True:
+            again.append(option.opts[0])
+        elif value not in (None, False, "", option.default):
+            again += [option.opts[0], str(value)]
+
+    def line(*words: object) -> str:
+        return " ".join(quote(str(word)) for word in words)
+
+    show_key = line("zkmark-verifier", "key", given["vk"], "--sheet", "sheet.png")
+    found = [
+        ("The key, its digest, and all opened triggers.", show_key),
+        ("The digest of the model file.", line("sha256sum", given["model"])),
+        (how, line(*again)),
+    ]
+    if verdict.false_claim_bits is not None:
+        numbers = f"{verdict.h}, {verdict.classes}, {verdict.k_min}, {verdict.freedom_bits!r}"
+        program = f"from protocol.soundness import false_claim_bits; print(false_claim_bits({numbers}))"
+        found.append(("The chance of a false accusation, in bits.", line("python", "-c", program)))
+    return found
 
 
 def _warm_up() -> None:
@@ -180,7 +232,7 @@ def _finish(verdict: Verdict, as_json: bool) -> NoReturn:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
+def _progress(quiet: bool) -> Iterator[Report]:
     """Where progress goes: a bar on a terminal, a line per phase elsewhere, nowhere when quiet."""
     if not quiet and sys.stderr.isatty():
         from rich.console import Console
@@ -207,6 +259,20 @@ def _read(path: Path, cap: int, what: str) -> bytes:
     if len(data) > cap:
         raise DecodingError(f"{what}: more than {cap} bytes")
     return data
+
+
+def _check_new(*paths: Path | None) -> None:
+    """Before any work: results that can be written at its end, and that overwrite nothing."""
+    for path in paths:
+        if path is not None and path.exists():
+            raise ParameterError(f"{path} exists; it is not overwritten")
+        if path is not None and not path.resolve().parent.is_dir():
+            raise ParameterError(f"{path.parent} is not a folder")
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
 
 
 def _nonce(text: str) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +15,7 @@ from protocol.keygen import VerificationKey
 from verifier.check import Verdict
 from verifier.ground_truth import opened_items
 
+Pixels = npt.NDArray[np.uint8]
 COLORS = {"accepted": "bold green", "rejected": "bold red", "undecided": "bold yellow"}
 CELL = 64  # pixels of a thumbnail's longer side, at least
 CAPTION = 16
@@ -93,14 +96,25 @@ def contact_sheet(key: VerificationKey, path: Path, limit: int = MAX_SHEET_ITEMS
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for place in range(count):
         left, top = place % columns * cell_width + 4, place // columns * cell_height + 4
-        sheet.paste(_thumbnail(images[place], factor), (left, top))
+        sheet.paste(_picture(images[place], factor), (left, top))
         text = f"{key.opened[place]}: {labels[place]}"
         draw.text((left + factor * width // 2, top + factor * height + 2), text, "black", font, anchor="mt")
     sheet.save(path, format="PNG")
     return count
 
 
-def _thumbnail(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], factor: int) -> Image.Image:
+def thumbnail(image: Pixels, longest: int | None = None) -> bytes:
+    """A PNG of an image uint8 [C, H, W], its longer side reduced to at most `longest` pixels."""
+    picture = _picture(image)
+    if longest is not None:
+        picture.thumbnail((longest, longest), Image.Resampling.BOX)
+    out = io.BytesIO()
+    picture.save(out, format="PNG")
+    return out.getvalue()
+
+
+def _picture(image: Pixels, factor: int = 1) -> Image.Image:
     """An image [C, H, W], enlarged by a whole factor: gray for one channel, the first three as colors otherwise."""
-    channels = image[:3] if len(image) >= 3 else image[:1].repeat(3, axis=0)
-    return Image.fromarray(np.ascontiguousarray(channels.transpose(1, 2, 0).repeat(factor, 0).repeat(factor, 1)))
+    if len(image) < 3:
+        return Image.fromarray(np.ascontiguousarray(image[0].repeat(factor, 0).repeat(factor, 1)))
+    return Image.fromarray(np.ascontiguousarray(image[:3].transpose(1, 2, 0).repeat(factor, 0).repeat(factor, 1)))

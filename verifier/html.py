@@ -1,0 +1,164 @@
+"""A verdict as one HTML page for people: no scripts, nothing to load, to be read, printed and filed.
+
+Everything that a stranger could have written passes through autoescaping and `visible`; a content security policy in
+the page forbids the rest.
+"""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from math import comb, floor, log10
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ml.quantise import DEFAULT_MIN_AGREEMENT
+from protocol.keygen import LabelRule, VerificationKey
+from protocol.soundness import LOG2_MODELS, SESSIONS, bits, tail, void_limit
+from verifier.check import CUT_AND_CHOOSE_WORK, Verdict
+from verifier.ground_truth import opened_items
+from verifier.report import thumbnail
+
+MAX_PAGE_ITEMS = 512  # opened triggers that a page shows: some 9 MB of noise
+THUMBNAIL = 64  # pixels of a thumbnail's longer side, at most
+PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("pages")),
+    autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Bin(h, 1 / classes) as an SVG path, and where the claim starts; coordinates in the drawing's own unit.
+
+    peak: the largest probability.  tail_bits: -log2 P[at least k_min].  after: there is room for text right of k_min.
+    """
+
+    path: str
+    ticks: tuple[tuple[float, int], ...]
+    least: float
+    after: bool
+    peak: float
+    tail_bits: float
+    width: int = 760
+    height: int = 280
+    left: int = 56
+    right: int = 744
+    top: int = 24
+    base: int = 226
+
+
+def chance_chart(h: int, classes: int, k_min: int) -> Chart:
+    """The histogram of what a model without the mark reaches.  1 <= k_min <= h."""
+    masses = [comb(h, j) * (classes - 1) ** (h - j) / classes**h for j in range(h + 1)]
+    peak, step = max(masses), (Chart.right - Chart.left) / (h + 1)
+    gap = 0.15 * step if step > 3 else 0.0
+    bars = []
+    for j, mass in enumerate(masses):
+        height = (Chart.base - Chart.top) * mass / peak
+        if height >= 0.05:
+            x, width = Chart.left + j * step + gap, step - 2 * gap
+            bars.append(f"M{x:.2f} {Chart.base}v{-height:.2f}h{width:.2f}V{Chart.base}z")
+    spacing = _round_number(h / 8)
+    ticks = tuple((round(Chart.left + (j + 0.5) * step, 2), j) for j in range(0, h + 1, spacing))
+    least = round(Chart.left + k_min * step, 2)
+    return Chart("".join(bars), ticks, least, 2 * k_min <= h, peak, bits(tail(h, classes, k_min)))
+
+
+def _round_number(least: float) -> int:
+    """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least `least`."""
+    scale = 1
+    while True:
+        for digit in (1, 2, 5):
+            if digit * scale >= least:
+                return digit * scale
+        scale *= 10
+
+
+def verdict_page(verdict: Verdict, key: VerificationKey, commands: Sequence[tuple[str, str]], when: datetime) -> str:
+    """The page.  commands: pairs of what a command shows and the command; `when`: an aware time."""
+    sheet = _sheet(key) if verdict.cut_and_choose_b is not None else []  # of a key that passed its checks
+    context = verdict.context
+    chart = None
+    if verdict.false_claim_bits is not None and verdict.k_min is not None:
+        chart = chance_chart(key.h, key.parameters.classes, verdict.k_min)
+    prefix = f"{verdict.failed_check}: "
+    return PAGES.get_template("verdict.html").render(
+        verdict=verdict,
+        key=key,
+        joint_coin=key.parameters.label_rule is LabelRule.JOINT_COIN,
+        reason=visible(verdict.message.removeprefix(prefix) if verdict.message != verdict.failed_check else ""),
+        expected=f"{key.h / key.parameters.classes:.1f}",
+        occasion=[
+            ("Purpose", visible(context.get("purpose", ""))),
+            ("Claimant", visible(context.get("claimant", ""))),
+            ("Verifier", visible(context.get("verifier", ""))),
+            ("Nonce", context.get("nonce", "")),
+            ("Kind of proof", "interactive: it convinces only this verifier" if verdict.interactive else ""),
+        ],
+        digests=[
+            ("Model file", verdict.model_digest),
+            ("Verification key", verdict.vk_digest),
+            ("Owner", verdict.owner),
+            ("Integer network", verdict.network_digest),
+            ("Derivation", verdict.derivation_digest),
+        ],
+        chart=chart,
+        sheet=sheet,
+        opened=len(key.opened),
+        void_limit=void_limit(len(key.opened), key.parameters.classes),
+        decimals=_decimals,
+        min_agreement=DEFAULT_MIN_AGREEMENT,
+        log2_models=LOG2_MODELS,
+        sessions=SESSIONS,
+        work=CUT_AND_CHOOSE_WORK,
+        commands=commands,
+        when=f"{when:%Y-%m-%d %H:%M} {when:%Z}",
+        version=_version(),
+    )
+
+
+def _sheet(key: VerificationKey) -> list[dict[str, str | int]]:
+    images, labels = opened_items(key)
+    return [
+        {"index": int(index), "label": int(label), "source": _data_url(thumbnail(image, THUMBNAIL))}
+        for index, label, image in zip(key.opened[:MAX_PAGE_ITEMS], labels, images, strict=False)
+    ]
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def visible(text: str) -> str:
+    """Text with everything that does not print, or that turns the reading direction, written as \\uXXXX."""
+    return "".join(c if c.isprintable() else _code(c) for c in text)
+
+
+def quote(argument: str) -> str:
+    """An argument for bash, in printable characters only."""
+    if argument.isprintable():
+        return shlex.quote(argument)
+    return "$'" + "".join("\\" + c if c in "\\'" else c if c.isprintable() else _code(c) for c in argument) + "'"
+
+
+def _code(character: str) -> str:
+    point = ord(character)
+    return f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"
+
+
+def _decimals(power: float) -> int:
+    """n with 2^-power < 10^-n."""
+    return floor(power * log10(2))
+
+
+def _version() -> str:
+    try:
+        return version("zkmark")
+    except PackageNotFoundError:
+        return "from source"
