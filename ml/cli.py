@@ -28,6 +28,9 @@ P = ParamSpec("P")
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 DATA = click.Choice(["digits", "mnist", "fashion-mnist", "cifar10", "cifar10-jpeg75"])
+ARCHITECTURES = [
+    "cnn", "lenet", "vgg11", "vgg16", "resnet18", "preact-resnet18", "resnet20", "resnet50", "mobilenetv2",
+]  # fmt: skip
 BATCHES = 1200  # by default: two epochs of MNIST, eighty of the digits
 
 data_option = click.option("--data", required=True, type=DATA, help="Data set; all but digits from ZKMARK_DATA.")
@@ -57,7 +60,8 @@ def training_options(command: Callable[P, None]) -> Callable[P, None]:
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
         click.option("--seed", type=int, default=0, show_default=True, help="Of the initial weights and the order."),
         click.option("--epochs", type=click.IntRange(min=0), help=f"[default: as many as have {BATCHES} batches]"),
-        click.option("--arch", type=click.Choice(["cnn", "lenet"]), default="cnn", show_default=True),
+        click.option("--width", type=float, default=1.0, show_default=True, help="Factor of all hidden channels."),
+        click.option("--arch", type=click.Choice(ARCHITECTURES), default="cnn", show_default=True),
         data_option,
     ):
         command = option(command)
@@ -78,13 +82,13 @@ def cli() -> None:
 @training_options
 @outcome
 def train_command(
-    data: str, arch: str, epochs: int | None, seed: int, device: str, out: Path, as_json: bool
+    data: str, arch: str, width: float, epochs: int | None, seed: int, device: str, out: Path, as_json: bool
 ) -> None:
     """Train a network without a mark."""
     from ml.export import export_onnx
     from ml.mark import train
 
-    dataset, model, options = _prepare(data, arch, epochs, seed, device)
+    dataset, model, options = _prepare(data, arch, width, epochs, seed, device)
     with _progress(as_json) as report:
         trained = train(model, dataset, options, report)
     out.write_bytes(export_onnx(model, dataset.shape))
@@ -101,7 +105,7 @@ def train_command(
 @outcome
 def mark_command(
     mk: Path, mode: str, init: Path | None, passphrase_file: Path | None, key_file: Path | None,
-    data: str, arch: str, epochs: int | None, seed: int, device: str, out: Path, as_json: bool,
+    data: str, arch: str, width: float, epochs: int | None, seed: int, device: str, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a network that keeps the key's secret triggers, from scratch or from a trained network."""
     if init is not None and mode == "fromscratch":
@@ -110,7 +114,7 @@ def mark_command(
     from ml.export import export_onnx, load_weights
     from ml.mark import mark, train
 
-    dataset, model, options = _prepare(data, arch, epochs, seed, device)
+    dataset, model, options = _prepare(data, arch, width, epochs, seed, device)
     if key.vk.parameters.shape != dataset.shape or key.vk.parameters.classes != dataset.classes:
         raise ParameterError(f"the key is for images {key.vk.parameters.shape}, {data} has {dataset.shape}")
     with _progress(as_json) as report:
@@ -163,7 +167,9 @@ def evaluate_command(
     _print(as_json, result, "\n".join(lines))
 
 
-def _prepare(data: str, arch: str, epochs: int | None, seed: int, device: str) -> tuple[Dataset, Normalized, Training]:
+def _prepare(
+    data: str, arch: str, width: float, epochs: int | None, seed: int, device: str
+) -> tuple[Dataset, Normalized, Training]:
     import torch
 
     from ml.data import load
@@ -172,7 +178,7 @@ def _prepare(data: str, arch: str, epochs: int | None, seed: int, device: str) -
 
     dataset = load(data)
     torch.manual_seed(seed)
-    model = build(arch, dataset.shape, dataset.classes, torch.from_numpy(dataset.train_x))
+    model = build(arch, dataset.shape, dataset.classes, torch.from_numpy(dataset.train_x), width)
     batch = Training.batch
     rounds = -(-BATCHES * batch // len(dataset.train_x)) if epochs is None else epochs
     return dataset, model, Training(epochs=rounds, seed=seed, device=device)

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
+from ml.calibration import noise_images
 from ml.models import build
 from ml.onnx_reader import read_model
 from protocol.errors import ParameterError
@@ -28,6 +29,7 @@ def export_onnx(model: nn.Module, shape: tuple[int, int, int]) -> bytes:
         torch.onnx.export(
             model.eval().cpu(), (torch.zeros(1, *shape),), path, dynamo=False, opset_version=OPSET,
             input_names=["image"], output_names=["logits"], do_constant_folding=True,
+            training=torch.onnx.TrainingMode.PRESERVE,  # keeps batch normalization, so that weights can be read back
         )  # fmt: skip
         data = path.read_bytes()
     model.train(training)
@@ -40,15 +42,27 @@ def load_weights(model: nn.Module, data: bytes) -> None:
     Raises DecodingError or ParameterError.
     """
     constants = read_model(data).constants
-    state = model.state_dict()
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     for name, tensor in state.items():
         if name not in constants or constants[name].shape != tuple(tensor.shape):
             raise ParameterError(f"the ONNX model is of another architecture: no {name} of shape {tuple(tensor.shape)}")
-    model.load_state_dict({name: torch.from_numpy(constants[name]).float() for name in state})
+    model.load_state_dict({name: torch.from_numpy(constants[name]).float() for name in state}, strict=False)
 
 
-def random_onnx(arch: str, shape: tuple[int, int, int], classes: int = 10, seed: int = 0) -> bytes:
-    """ONNX bytes of an untrained network, for benchmarks and tests of everything behind the training."""
+def random_onnx(
+    arch: str, shape: tuple[int, int, int], classes: int = 10, seed: int = 0, width: float = 1.0
+) -> bytes:
+    """ONNX bytes of an untrained network, for benchmarks and tests of everything behind the training.
+
+    Its batch normalization has seen random images, so that activations are of the size that they have after training.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return export_onnx(build(arch, shape, classes), shape)
+        model = build(arch, shape, classes, width=width)
+        norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = 1.0  # the statistics of one batch
+        if norms:
+            with torch.no_grad():
+                model.train()(torch.from_numpy(noise_images(shape, 8)).float())
+        return export_onnx(model, shape)

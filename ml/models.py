@@ -1,16 +1,19 @@
-"""The architectures that `zkmark-ml` trains.  Average pools: the integer network composes them into the next layer."""
+"""The architectures that `zkmark-ml` trains, by name.
+
+Shapes in comments are [channels, rows, columns] at width 1.  `width` scales all hidden channels.  Average pools cost
+nothing in a proof (the integer network composes them into the next layer), max pools most of their input.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ml.residual import Shape, mobilenetv2, preact_resnet18, resnet18, resnet20, resnet50, scaled
 from protocol.errors import ParameterError
-
-Shape = tuple[int, int, int]
 
 
 class Normalized(nn.Module):
@@ -29,36 +32,65 @@ class Normalized(nn.Module):
         return out
 
 
-def cnn(shape: Shape, classes: int) -> nn.Sequential:
+def cnn(shape: Shape, classes: int, width: float) -> nn.Sequential:
     """Three 3 x 3 convolutions of 16, 32, 64 channels, each halved by an average pool; any input from 8 x 8."""
     channels, rows, columns = shape
     if min(rows, columns) < 8:
         raise ParameterError("the cnn needs images of at least 8 x 8")
     layers: list[nn.Module] = []
-    for width in (16, 32, 64):
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)]
-        channels = width
+    for base in (16, 32, 64):
+        layers += [nn.Conv2d(channels, scaled(base, width), 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)]
+        channels = scaled(base, width)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * (rows // 8) * (columns // 8), classes))
 
 
-def lenet(shape: Shape, classes: int) -> nn.Sequential:
+def lenet(shape: Shape, classes: int, width: float) -> nn.Sequential:
     """LeNet (LeCun et al. 1998) with ReLU and average pools; any input from 16 x 16, 28 x 28 in the tables."""
     channels, rows, columns = shape
     if min(rows, columns) < 16:
         raise ParameterError("lenet needs images of at least 16 x 16")
-    height, width = ((n - 4) // 2 - 4 for n in (rows, columns))  # before the last pool
+    rows, columns = ((n - 4) // 2 - 4 for n in (rows, columns))  # before the last pool
+    a, b, c, d = (scaled(base, width) for base in (6, 16, 120, 84))
     return nn.Sequential(
-        nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.AvgPool2d(2),
-        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(),
-        nn.Linear(16 * (height // 2) * (width // 2), 120), nn.ReLU(),
-        nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes),
+        nn.Conv2d(channels, a, 5), nn.ReLU(), nn.AvgPool2d(2),
+        nn.Conv2d(a, b, 5), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(),
+        nn.Linear(b * (rows // 2) * (columns // 2), c), nn.ReLU(),
+        nn.Linear(c, d), nn.ReLU(), nn.Linear(d, classes),
     )  # fmt: skip
 
 
-ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Sequential]] = {"cnn": cnn, "lenet": lenet}
+def vgg(depths: tuple[int, ...], shape: Shape, classes: int, width: float) -> nn.Sequential:
+    """VGG with batch normalization (Simonyan and Zisserman 2015) and one dense layer, as is usual for small images.
+
+    At 32 x 32: [64, 32, 32] -> [128, 16, 16] -> [256, 8, 8] -> [512, 4, 4] -> [512, 2, 2] -> [512, 1, 1].
+    """
+    channels, rows, columns = shape
+    layers: list[nn.Module] = []
+    for depth, base in zip(depths, (64, 128, 256, 512, 512), strict=True):
+        for _ in range(depth):
+            layers += [nn.Conv2d(channels, scaled(base, width), 3, padding=1, bias=False)]
+            channels = scaled(base, width)
+            layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+        if min(rows, columns) > 1:
+            layers.append(nn.MaxPool2d(2))
+            rows, columns = rows // 2, columns // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * rows * columns, classes))
 
 
-def build(arch: str, shape: Shape, classes: int, train_x: Tensor | None = None) -> Normalized:
+ARCHITECTURES: dict[str, Callable[[Shape, int, float], nn.Module]] = {
+    "cnn": cnn,
+    "lenet": lenet,
+    "vgg11": partial(vgg, (1, 1, 2, 2, 2)),
+    "vgg16": partial(vgg, (2, 2, 3, 3, 3)),
+    "resnet18": resnet18,
+    "preact-resnet18": preact_resnet18,
+    "resnet20": resnet20,
+    "resnet50": resnet50,
+    "mobilenetv2": mobilenetv2,
+}
+
+
+def build(arch: str, shape: Shape, classes: int, train_x: Tensor | None = None, width: float = 1.0) -> Normalized:
     """A freshly initialized network; its normalization is taken from train_x u8 [n, C, H, W], or is that of noise."""
     if arch not in ARCHITECTURES:
         raise ParameterError(f"unknown architecture {arch!r}; known are {', '.join(ARCHITECTURES)}")
@@ -66,9 +98,12 @@ def build(arch: str, shape: Shape, classes: int, train_x: Tensor | None = None) 
     if train_x is not None:
         pixels = train_x[:10_000].float()
         mean, deviation = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp(min=1.0)
-    body = ARCHITECTURES[arch](shape, classes)
-    for layer in body:
+    if not 0 < width <= 4:
+        raise ParameterError("the width is a factor in (0, 4]")
+    body = ARCHITECTURES[arch](shape, classes, width)
+    for layer in body.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):  # He et al. 2015; with less, average pools starve the training
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(cast(Tensor, layer.bias))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     return Normalized(body, mean, deviation)

@@ -14,7 +14,6 @@ from ml.calibration import noise_images
 from ml.lowering import RULES
 from ml.onnx_reader import SUPPORTED
 from ml.quantise import derive
-from protocol.errors import ParameterError
 from protocol.network import Network
 from tests.protocol.test_network import plain
 
@@ -163,7 +162,8 @@ def model_of(case: str, onnx_model: Build, seed: int = 0, opset: int = 18) -> by
 def test_logits_are_those_of_onnxruntime(case: str, onnx_model: Build) -> None:
     model = model_of(case, onnx_model)
     network = derive(model).network
-    images = np.concatenate([noise_images(SHAPE, 40), np.random.default_rng(0).integers(0, 256, (20, *SHAPE), np.uint8)])
+    white = np.random.default_rng(0).integers(0, 256, (20, *SHAPE), np.uint8)
+    images = np.concatenate([noise_images(SHAPE, 40), white])
     assert error(model, network, images) < 0.02
     forward = network.forward(images[:1])
     for k, (_, u, remainder, z) in enumerate(plain(network, images[0])[:-1]):
