@@ -1,0 +1,116 @@
+"""Fitting weights to images: the one training loop of the attacks, and of the schemes that go on from a trained model.
+
+`ml.mark` trains the models that a public proof is about; here are the short trainings that happen to them later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ml.mark import logits_of
+from protocol.errors import ParameterError
+
+MOMENTUM = 0.9
+CLIP = 5.0  # largest norm of a step's gradient
+
+Images = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
+Oracle = Callable[[Images], Ints]  # answers classes and nothing else
+
+
+@dataclass(frozen=True)
+class Fit:
+    """SGD with momentum, or Adam.  weight_decay: coefficient of the squared L2 norm of what is trained, halved.
+
+    drops: how often, at even distances, the rate is divided by ten.
+    """
+
+    epochs: int = 5
+    batch: int = 100
+    rate: float = 0.01
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    weight_decay: float = 0.0
+    drops: int = 0
+    seed: int = 0
+
+    def rate_in(self, epoch: int) -> float:
+        """Of epochs 0, 1, ..."""
+        return self.rate * 0.1 ** (epoch * (self.drops + 1) // max(self.epochs, 1))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter lies."""
+    return next(model.parameters()).device
+
+
+def last_layer(model: nn.Module) -> nn.Linear:
+    """The last dense layer in order of definition.  Raises ParameterError for a model without any."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ParameterError("the model has no dense layer")
+    return layers[-1]
+
+
+def answers(model: nn.Module, images: Images) -> Ints:
+    """[n] class of each image u8 [n, C, H, W], in evaluation mode."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(device_of(model))
+    out: Ints = logits_of(model, x).argmax(1).cpu().numpy()
+    return out
+
+
+def accuracy(oracle: nn.Module | Oracle, images: Images, labels: Ints) -> float:
+    """Share of the images that get their label."""
+    found = answers(oracle, images) if isinstance(oracle, nn.Module) else oracle(images)
+    return float((found == labels).mean())
+
+
+def fit(
+    model: nn.Module,
+    images: Images,
+    targets: Ints | npt.NDArray[np.float32],
+    options: Fit,
+    parameters: Iterable[nn.Parameter] | None = None,
+    done: Callable[[int], bool] | None = None,
+) -> int:
+    """Minimize the cross entropy in place; returns the number of epochs that were run.
+
+    images: u8 [n, C, H, W]; targets: classes [n], or distributions float32 [n, classes].  Given `parameters`, only
+    those move, and batch norm keeps its statistics; otherwise these move too.  `done(epoch)` is asked after each epoch
+    whether to stop.  Raises ParameterError for a loss that is not finite; the model is useless then.
+    """
+    device = device_of(model)
+    x, y = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in (images, targets))
+    chosen = list(model.parameters() if parameters is None else parameters)
+    optimizer: torch.optim.Optimizer
+    if options.optimizer == "adam":
+        optimizer = torch.optim.Adam(chosen, options.rate, weight_decay=options.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(chosen, options.rate, momentum=MOMENTUM, weight_decay=options.weight_decay)
+    generator = torch.Generator().manual_seed(options.seed)
+    for epoch in range(options.epochs):
+        model.train(parameters is None)
+        optimizer.param_groups[0]["lr"] = options.rate_in(epoch)
+        for rows in torch.randperm(len(x), generator=generator).split(options.batch):
+            step(optimizer, functional.cross_entropy(model(x[rows].float()), y[rows]), chosen)
+        if done is not None and done(epoch + 1):
+            return epoch + 1
+    model.eval()
+    return options.epochs
+
+
+def step(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+    """One step down the gradient of a loss.  Raises ParameterError when it is not finite."""
+    if not torch.isfinite(loss):
+        raise ParameterError("the loss is not finite: lower the rate")
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, CLIP)
+    optimizer.step()

@@ -1,0 +1,86 @@
+"""Frontier stitching (Le Merrer et al., section 3): images next to the decision frontier, and their true labels.
+
+Half of a key are true adversaries (the step made the model wrong), half false ones (it is still right); fine-tuning
+makes all right, which stitches the frontier at these points.  A stranger is taken to be right on each with probability
+1/2: its frontier passes on either side.  That is a belief.  Small steps, or a stranger that was trained on adversaries,
+break it, and nobody can bound false claims by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+import numpy as np
+from torch import nn
+
+from ml.adversaries import Norm, fgsm
+from ml.data import Dataset
+from ml.fit import Fit, Oracle, answers, fit
+from ml.schemes.scheme import Decision, TriggerKey, decide
+from protocol.errors import ParameterError
+
+LEVEL = Fraction(1, 20)  # the paper's
+CHOSEN = "the owner chose the images, and their labels are the true ones: a good or a robust model has them as well"
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """epsilon: length of the step in `norm`, for pixels scaled to 0..1.  fine_tuning: on the key alone, at a tenth of
+    the rate of training, until all of it is right; its epochs are the most it may take.
+
+    rehearsal: training images mixed into each of its epochs.  The paper has none; a network that was trained on little
+    data forgets its task without.
+    """
+
+    epsilon: float = 0.25
+    norm: Norm = "linf"
+    fine_tuning: Fit = field(default_factory=lambda: Fit(epochs=100, batch=20, rate=0.001))
+    rehearsal: int = 0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return "frontier"
+
+    def make_key(self, count: int, model: nn.Module, data: Dataset) -> TriggerKey:
+        return self.split(count, model, data)[0]
+
+    def split(self, count: int, model: nn.Module, data: Dataset) -> tuple[TriggerKey, Dataset]:
+        """Algorithm 1, key construction: a key of moved test images, true adversaries first, and the data without them.
+
+        Rounded to u8 before they are tested: what is stored is what was tested.  Raises ParameterError where too few
+        are of one kind.
+        """
+        if count < 2 or count % 2:
+            raise ParameterError("a frontier key has an even number of images: half true, half false adversaries")
+        moved = fgsm(model, data.test_x, data.test_y, self.epsilon, self.norm)
+        right, still = (answers(model, x) == data.test_y for x in (data.test_x, moved))
+        rng = np.random.default_rng(self.seed)
+        true, false = (rng.permutation(np.flatnonzero(kind))[: count // 2] for kind in (right & ~still, right & still))
+        for name, rows, change in (("true", true, "larger"), ("false", false, "smaller")):
+            if len(rows) < count // 2:
+                raise ParameterError(f"only {len(rows)} {name} adversaries of {count // 2}: take a {change} epsilon")
+        key = np.concatenate([true, false])
+        rest = np.setdiff1d(np.arange(len(data.test_y)), key)
+        less = replace(data, test_x=data.test_x[rest], test_y=data.test_y[rest])
+        return TriggerKey(moved[key], data.test_y[key], 2, CHOSEN), less
+
+    def mark(self, model: nn.Module, data: Dataset, key: TriggerKey) -> None:
+        """Algorithm 1, embedding.  Raises ParameterError when the key is not embedded in time: take another seed."""
+
+        def embedded(_: int) -> bool:
+            return bool((answers(model, key.images) == key.labels).all())
+
+        rows = np.random.default_rng(self.seed).permutation(len(data.train_y))[: self.rehearsal]
+        images = np.concatenate([key.images, data.train_x[rows]])
+        labels = np.concatenate([key.labels, data.train_y[rows]])
+        if not embedded(0):
+            fit(model, images, labels, self.fine_tuning, done=embedded)
+        if not embedded(0):
+            raise ParameterError(f"the key is not embedded after {self.fine_tuning.epochs} epochs")
+        model.eval()
+
+    def check(self, oracle: Oracle, key: TriggerKey) -> Decision:
+        """Algorithm 2."""
+        return decide(oracle, key, LEVEL)
