@@ -1,19 +1,21 @@
 # make demo     the product's main job, end to end, on real images
 # make test     the tests, with guarded counts
 # make lint     style, types, import directions, generated files
+# make fuzz     every decoder, the verifier and the service under hostile input, FUZZ_SECONDS each
 # make bench    measure this machine and render the table of README.md
 #
 # Needs Python 3.11 to 3.13, pip and gcc; everything else goes into .venv.
 
 PYTHON ?= python3
 VENV ?= .venv
+FUZZ_SECONDS ?= 600
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 # $(call protoc,DIR): the Python stubs and their types, generated into DIR.
 protoc = PATH="$(BIN):$$PATH" python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) \
 	--mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) proto/zkmark/v1/zkmark.proto
 
-.PHONY: demo test lint bench stubs venv clean
+.PHONY: demo test lint fuzz bench stubs venv clean
 
 demo: venv
 	PATH="$(BIN):$$PATH" bash examples/quickstart.sh
@@ -29,6 +31,10 @@ lint: venv
 	$(call protoc,build/stubs)
 	diff -r -x '*.proto' -x '__init__.py' -x '__pycache__' -x py.typed build/stubs/zkmark proto/zkmark
 	$(BIN)/python -m benchmarks --check
+
+fuzz: venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]' || true
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 bench: venv
 	$(BIN)/python -m benchmarks

@@ -219,9 +219,9 @@ def _array(tensor: TensorProto, where: str) -> npt.NDArray[Any]:
         if typed_length != count:
             raise DecodingError(f"{where}: data does not match its dimensions")
         flat = np.fromiter(typed, dtype, count)
-    values: npt.NDArray[Any] = flat.astype(wide).reshape(tuple(tensor.dims))
-    if wide is np.float64 and not np.isfinite(values).all():
+    if not np.isfinite(flat).all():  # before the cast, which would warn of signalling NaNs
         raise DecodingError(f"{where}: NaN or infinite value")
+    values: npt.NDArray[Any] = flat.astype(wide).reshape(tuple(tensor.dims))
     return values
 
 

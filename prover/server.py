@@ -24,6 +24,7 @@ from threading import Event
 from typing import IO, Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
@@ -185,8 +186,11 @@ class Session:
         return result.result()
 
     async def _read(self, kind: str) -> pb.ProveRequest:
-        async with asyncio.timeout(self._limits.message_s):
-            message = await self._call.read()
+        try:
+            async with asyncio.timeout(self._limits.message_s):
+                message = await self._call.read()
+        except DecodeError:
+            raise DecodingError("request: not a ProveRequest") from None
         if not isinstance(message, pb.ProveRequest) or message.WhichOneof("message") != kind:
             raise DecodingError(f"request: expected {kind}")
         return message
