@@ -23,8 +23,9 @@ from protocol.errors import ParameterError, VerificationError
 from protocol.keygen import VerificationKey, check_key
 from protocol.soundness import bits, hidden_bad
 from protocol.transcript import Channel
-from verifier.ground_truth import check_ground_truth
+from verifier.ground_truth import check_ground_truth, check_review
 from verifier.policy import Policy
+from verifier.review import Review
 
 Images = npt.NDArray[np.uint8]
 Obtain = Callable[[VerificationKey], tuple[bytes, Channel]]
@@ -38,6 +39,9 @@ CAVEATS = (
     "Of several valid keys the one published first counts; its date is not part of the proof.",
 )
 CALIBRATED = "The calibration images are this verifier's own: the verdict convinces those who trust her choice."
+REVIEWED = "Who signed the review of the opened triggers, and whether honestly, is not proven."
+UNREVIEWED = "What the opened triggers show was not compared with their labels: look at them."
+UNNAMED = "No claimant is named: somebody else may have passed on the owner's answer as his own."
 UNFAITHFUL = "Whether the integer network classifies like the model was not examined."
 
 
@@ -46,7 +50,8 @@ class Subject:
     """What the verifier holds: the key, the suspect's model as ONNX bytes, and how she reads it.
 
     calibration: the images that the derivation names, if any.  images: her own, uint8 [n, C, H, W], for the fidelity
-    floor; None to go without.  reference: ONNX bytes of a classifier that knows what natural triggers show, if any.
+    floor; None to go without.  What the opened triggers show is known from `reference`, ONNX bytes of a classifier of
+    such images, or from a person's `review`, if any.
     """
 
     key: VerificationKey
@@ -56,6 +61,7 @@ class Subject:
     calibration: Images | None = None
     images: Images | None = None
     reference: bytes | None = None
+    review: Review | None = None
 
 
 @dataclass
@@ -107,10 +113,12 @@ class Verdict:
         return {"accepted": self.accepted, **values}
 
 
-def check_owner(key: VerificationKey, reference: bytes | None, policy: Policy, verdict: Verdict) -> None:
+def check_owner(
+    key: VerificationKey, reference: bytes | None, policy: Policy, verdict: Verdict, review: Review | None = None
+) -> None:
     """Check a key, and note what it says.  Raises VerificationError.
 
-    reference: ONNX bytes of a classifier that knows what natural triggers show, if any.
+    reference: ONNX bytes of a classifier that knows what natural triggers show, if any.  review: a person's, if any.
     """
     parameters = key.parameters
     verdict.shape, verdict.classes, verdict.ell, verdict.h = parameters.shape, parameters.classes, parameters.ell, key.h
@@ -122,6 +130,10 @@ def check_owner(key: VerificationKey, reference: bytes | None, policy: Policy, v
     verdict.cut_and_choose_b = hidden_bad(key.parameters.ell, CUT_AND_CHOOSE_WORK)
     if reference is not None:
         verdict.void_items = check_ground_truth(key, derive(reference, Derivation()).network)
+    if review is not None:
+        verdict.reviewer = review.reviewer.hex()
+        policy.check_reviewer(review)
+        verdict.void_items = check_review(key, review)
 
 
 def check(
@@ -151,6 +163,9 @@ def check(
         *CAVEATS,
         *((CALIBRATED,) if subject.calibration is not None else ()),
         *((UNFAITHFUL,) if subject.images is None else ()),
+        *((UNNAMED,) if not context.claimant else ()),
+        *((REVIEWED,) if subject.review is not None and policy.reviewer is None else ()),
+        *((UNREVIEWED,) if subject.review is None and subject.reference is None else ()),
     )
     try:
         _check(subject, obtain, policy, verdict)
@@ -163,7 +178,7 @@ def check(
 
 def _check(subject: Subject, obtain: Obtain, policy: Policy, verdict: Verdict) -> None:
     key = subject.key
-    check_owner(key, subject.reference, policy, verdict)
+    check_owner(key, subject.reference, policy, verdict, subject.review)
     with _timed(verdict, "derive"):
         derived = derive(subject.model, subject.derivation, subject.calibration)
         verdict.network_digest = derived.network.digest.hex()

@@ -29,6 +29,8 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 MAX_MODEL_BYTES = 256 << 20
+MAX_PHASES = 32  # lines of progress
+MAX_NAMES_BYTES = 1 << 20
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,6 +86,47 @@ def key_command(vk: Path, sheet: Path | None, reference: Path | None, as_json: b
     _finish(verdict, as_json)
 
 
+@cli.command("review")
+@click.argument("vk", type=FILE)
+@click.option("--secret", required=True, type=NEW_FILE, help="Your secret to sign with; made if there is none.")
+@click.option("--out", required=True, type=NEW_FILE, help="New file for the review.")
+@click.option("--names", type=FILE, help="Text file with the names of the classes, one a line.")
+@click.option("--open", "show", is_flag=True, help="Open the page in your browser.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@outcome
+def review_command(vk: Path, secret: Path, out: Path, names: Path | None, show: bool, as_json: bool) -> None:
+    """Judge the opened triggers of a key, on a page in the browser of this machine, and sign what you found."""
+    from protocol.keygen import MAX_KEY_BYTES, VerificationKey
+    from verifier.check import Verdict, check_owner
+    from verifier.ground_truth import check_review
+    from verifier.policy import Policy
+    from verifier.review import MAX_REVIEW_BYTES, Judgment, Review, reviewer_secret, sign_review
+    from verifier.review_page import Desk, collect
+
+    _check_new(out)
+    key = VerificationKey.from_bytes(_read(vk, MAX_KEY_BYTES, "verification key"))
+    lines = _read(names, MAX_NAMES_BYTES, "names").decode().splitlines() if names else []
+    verdict, seed = Verdict(), reviewer_secret(secret)
+
+    def save(judgments: tuple[Judgment, ...]) -> None:
+        _write_new(out, sign_review(seed, key, judgments).to_bytes())
+
+    def ready(address: str) -> None:
+        click.echo(f"judge {len(key.opened)} triggers at {address}", err=True)
+        if show:
+            click.launch(address)
+
+    try:
+        check_owner(key, None, Policy(), verdict)
+        collect(Desk(key, lines, save), ready)
+        review = Review.from_bytes(_read(out, MAX_REVIEW_BYTES, "review"))
+        verdict.reviewer, verdict.void_items = review.reviewer.hex(), check_review(key, review)
+        verdict.outcome = "accepted"
+    except VerificationError as error:
+        verdict.failed_check, verdict.message = error.check, str(error)
+    _finish(verdict, as_json)
+
+
 @cli.command("verify")
 @click.option("--vk", required=True, type=FILE, help="The owner's verification key.")
 @click.option("--model", required=True, type=FILE, help="The suspect's model, ONNX, as you got it from the suspect.")
@@ -99,6 +142,8 @@ def key_command(vk: Path, sheet: Path | None, reference: Path | None, as_json: b
 @click.option("--images", type=FOLDER, help="Your images of the task (200 are enough), for the fidelity floor.")
 @click.option("--without-fidelity", is_flag=True, help="Do not compare the integer network with the float model.")
 @click.option("--reference", type=FILE, help="ONNX classifier that knows what natural triggers really show.")
+@click.option("--review", type=FILE, help="Signed review of the opened triggers, made with `review`.")
+@click.option("--reviewer", metavar="HEX", help="Public key of the one whose review you trust.")
 @click.option("--min-bits", type=click.FloatRange(min=0), default=128.0, show_default=True,
               help="Bits of the false-claim bound that you ask for.")  # fmt: skip
 @click.option("--html", type=NEW_FILE, help="New file for the verdict as a page for people.")
@@ -109,8 +154,8 @@ def key_command(vk: Path, sheet: Path | None, reference: Path | None, as_json: b
 def verify_command(
     call: click.Context, /, vk: Path, model: Path, proof: Path | None, prover: str | None, interactive: bool,
     nonce: str | None, purpose: str, claimant: str, verifier: str, calibration: Path | None,
-    preprocess: Path | None, images: Path | None, without_fidelity: bool, reference: Path | None, min_bits: float,
-    html: Path | None, save_claim: Path | None, as_json: bool,
+    preprocess: Path | None, images: Path | None, without_fidelity: bool, reference: Path | None, review: Path | None,
+    reviewer: str | None, min_bits: float, html: Path | None, save_claim: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Check a claim about a model: from a file (--proof) or from a prover (--prover)."""
     if (proof is None) == (prover is None):
@@ -121,8 +166,11 @@ def verify_command(
         raise click.UsageError("--proof needs the --nonce that you gave the owner, and is not interactive")
     if save_claim is not None and (proof is not None or interactive):
         raise click.UsageError("--save-claim keeps what a prover sends, and an interactive claim convinces only once")
+    if (review is None and reviewer is not None) or (review is not None and reference is not None):
+        raise click.UsageError("--reviewer says whose --review counts; a --reference judges without one")
     _check_new(html, save_claim)
-    fresh = os.urandom(32) if nonce is None else _nonce(nonce)
+    fresh = os.urandom(32) if nonce is None else _bytes32(nonce, "--nonce")
+    trusted = None if reviewer is None else _bytes32(reviewer, "--reviewer")
 
     from ml.inputs import image_folder, read_derivation
     from protocol.argument import Context
@@ -131,7 +179,9 @@ def verify_command(
     from protocol.transcript import FiatShamir
     from verifier.check import Subject, check
     from verifier.policy import Policy
+    from verifier.review import MAX_REVIEW_BYTES, Review
 
+    policy = Policy(min_bits, reviewer=trusted)
     key = VerificationKey.from_bytes(_read(vk, MAX_KEY_BYTES, "verification key"))
     shape = key.parameters.shape
     derivation, calibration_images = read_derivation(calibration, preprocess, shape)
@@ -143,14 +193,15 @@ def verify_command(
         calibration=calibration_images,
         images=image_folder(images, shape) if images else None,
         reference=_read(reference, MAX_MODEL_BYTES, "model") if reference else None,
+        review=Review.from_bytes(_read(review, MAX_REVIEW_BYTES, "review")) if review else None,
     )
     _warm_up()
     if proof is not None:
         claim = _read(proof, MAX_CLAIM_BYTES, "claim")
-        verdict = check(subject, lambda key: (claim, FiatShamir()), Policy(min_bits))
+        verdict = check(subject, lambda key: (claim, FiatShamir()), policy)
     else:
         with _progress(as_json) as report:
-            verdict = check(subject, _online(subject, str(prover), interactive, save_claim, report), Policy(min_bits))
+            verdict = check(subject, _online(subject, str(prover), interactive, save_claim, report), policy)
     if html is not None:
         from datetime import UTC, datetime
 
@@ -246,7 +297,7 @@ def _progress(quiet: bool) -> Iterator[Report]:
     seen: list[str] = []
 
     def line(phase: str, fraction: float) -> None:
-        if not quiet and seen[-1:] != [phase]:
+        if not quiet and phase not in seen and len(seen) < MAX_PHASES:
             seen.append(phase)
             click.echo(f"{phase} ...", err=True)
 
@@ -275,14 +326,14 @@ def _write_new(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _nonce(text: str) -> bytes:
+def _bytes32(text: str, option: str) -> bytes:
     try:
-        nonce = bytes.fromhex(text)
+        value = bytes.fromhex(text)
     except ValueError:
-        nonce = b""
-    if len(nonce) != 32:
-        raise click.UsageError("--nonce is 64 hexadecimal digits")
-    return nonce
+        value = b""
+    if len(value) != 32:
+        raise click.UsageError(f"{option} is 64 hexadecimal digits")
+    return value
 
 
 def main() -> None:

@@ -112,7 +112,8 @@ def _collect(
         if kind == "queued" and progress is not None:
             progress("queue" if event.queued.ahead else "upload", 0.0)
         elif kind == "progress" and progress is not None:
-            progress(printable(event.progress.phase), min(max(event.progress.fraction, 0.0), 1.0))
+            fraction = event.progress.fraction
+            progress(printable(event.progress.phase), fraction if 0 <= fraction <= 1 else 0.0)  # not a number: 0
         elif kind == "pending" and channel is not None and announced is None:
             coins.put(channel.answer(event.pending))
         elif kind == "claim" and announced is None and event.claim.size <= MAX_CLAIM_BYTES:

@@ -8,6 +8,7 @@ from ml.quantise import DEFAULT_MIN_AGREEMENT, Fidelity
 from protocol.errors import VerificationError
 from protocol.keygen import LabelRule, VerificationKey
 from protocol.soundness import false_claim_bits
+from verifier.review import Review
 
 MIN_BITS = 128.0
 
@@ -17,16 +18,23 @@ class Policy:
     """min_bits: of the false-claim bound.  min_agreement: share of images on which integer and float model agree.
 
     chosen_labels: accept a key whose owner chose the labels, for which no bound on false claims exists.
+    reviewer: the Ed25519 key of the person whose review counts; None to take a review from anybody.
     """
 
     min_bits: float = MIN_BITS
     min_agreement: float = DEFAULT_MIN_AGREEMENT
     chosen_labels: bool = False
+    reviewer: bytes | None = None
 
     def check_label_rule(self, key: VerificationKey) -> None:
         """Raises VerificationError `policy.label_rule`."""
         if key.parameters.label_rule != LabelRule.JOINT_COIN and not self.chosen_labels:
             raise VerificationError("policy.label_rule", "the owner chose the labels: false claims are not bounded")
+
+    def check_reviewer(self, review: Review) -> None:
+        """Raises VerificationError `policy.review`."""
+        if self.reviewer is not None and review.reviewer != self.reviewer:
+            raise VerificationError("policy.review", f"the review is by {review.reviewer.hex()}")
 
     def check_k_min(self, key: VerificationKey, k_min: int, freedom_bits: float) -> float | None:
         """The bits of the false-claim bound, None for chosen labels.  Raises VerificationError `policy.k_min`."""

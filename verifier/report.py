@@ -35,6 +35,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         ("argument", _bits(verdict.argument_bits, "a false proof passes with probability")),
         ("ill-formed triggers", _if(verdict.cut_and_choose_b, "at most {} can hide (2^128 hashes of work)")),
         ("void triggers", _if(verdict.void_items, "{} of the opened half")),
+        ("reviewer", verdict.reviewer),
         ("fidelity", _fidelity(verdict)),
         ("owner", verdict.owner),
         ("key", verdict.vk_digest),

@@ -25,6 +25,7 @@ from ml.quantise import Derivation, Fidelity
 from protocol.argument import Context
 from protocol.keygen import LabelRule
 from protocol.soundness import smallest_k_min
+from protocol.transcript import FiatShamir
 from prover.jobs import make_claim, subject
 from verifier.check import CAVEATS, Subject, Verdict, check
 from verifier.cli import cli
@@ -271,6 +272,32 @@ def test_a_false_key_has_a_page(world):
     page = Page(verdict_page(verdict, key, [], WHEN))
     assert "key.openings" in page.words or "key.signature" in page.words
     assert not page.all("img")
+
+
+def test_a_claim_from_a_prover_can_be_kept(world, desk, tmp_path, monkeypatch):
+    """With --save-claim the page says how to check the file, without it how to ask again."""
+    claim = (desk / "claim.proof").read_bytes()
+    monkeypatch.setattr("verifier.client.obtain_claim", lambda *args, **_: (claim, FiatShamir()))
+
+    def online(page: Path, *args: object) -> Result:
+        words = [
+            "verify", "--vk", desk / "owner.vk", "--model", desk / "marked.onnx", "--prover", "127.0.0.1:1",
+            "--nonce", NONCE, "--purpose", PURPOSE, "--claimant", CLAIMANT, "--without-fidelity", "--html", page, *args,
+        ]  # fmt: skip
+        return CliRunner().invoke(cli, [str(word) for word in words])
+
+    kept = tmp_path / "kept.proof"
+    assert online(tmp_path / "a.html", "--save-claim", kept).exit_code == 0 and kept.read_bytes() == claim
+    again = commands((tmp_path / "a.html").read_text())[2]
+    assert again[again.index("--proof") + 1] == str(kept) and "--prover" not in again
+    assert CliRunner().invoke(cli, again[1:]).exit_code == 0
+    assert online(tmp_path / "b.html").exit_code == 0
+    again = commands((tmp_path / "b.html").read_text())[2]
+    assert again[again.index("--prover") + 1] == "127.0.0.1:1" and not {"--nonce", "--proof"} & set(again)
+    assert online(tmp_path / "c.html", "--save-claim", kept).exit_code == 2
+    assert online(tmp_path / "c.html", "--interactive", "--save-claim", tmp_path / "new").exit_code == 2
+    assert verify(desk, tmp_path / "c.html", "--save-claim", tmp_path / "new").exit_code == 2
+    assert not (tmp_path / "c.html").exists()
 
 
 def test_no_page_is_overwritten_and_none_is_left_by_malformed_input(desk, tmp_path):
