@@ -1,0 +1,127 @@
+"""One verdict for every scheme and every attacked model: what the owner can see, may claim, and can prove.
+
+Seen: private counts.  Claimed: an exact p-value under the scheme's null model, and where a coin made the labels, a
+bound on false claims.  Proven: whether the integer network keeps k_min matches; with `prove`, by a proof that verifies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ml.export import export_onnx
+from ml.fit import Oracle, answers
+from ml.quantise import DEFAULT, derive
+from ml.schemes.certified import Certificate
+from ml.schemes.scheme import Scheme, TriggerKey
+from protocol import argument
+from protocol.errors import ParameterError, VerificationError
+from protocol.keygen import LabelRule, MarkingKey
+from protocol.soundness import FALSE_CLAIM_TARGET, bits, false_claim_bits, smallest_k_min
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """count: triggers; matches, integer_matches: of the float model and of the integer network (None: no weights).
+
+    found: the scheme's private decision by the float model's p_value.  false_claim_bits: of a claim of all the
+    integer matches, None with the reason `no_bound`.  k_min: the fewest matches with 128 bits, None if no number has
+    them.  provable: whether the integer matches reach k_min.  proven: whether a proof was made and verified, None if
+    none was tried.  certificate: of the model that the certified scheme marked.
+    """
+
+    scheme: str
+    count: int
+    matches: int
+    integer_matches: int | None
+    p_value: Fraction
+    found: bool
+    false_claim_bits: float | None
+    no_bound: str
+    k_min: int | None
+    provable: bool
+    proven: bool | None = None
+    certificate: Certificate | None = None
+
+    @property
+    def trigger_accuracy(self) -> float:
+        return self.matches / self.count
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; p_value as bits, -log2."""
+        fields = {**asdict(self), "p_value": None, "p_value_bits": bits(self.p_value)}
+        if self.certificate is not None:
+            fields["certificate"]["confidence"] = float(self.certificate.confidence)
+        del fields["p_value"]
+        return fields
+
+
+def judge(scheme: Scheme, key: TriggerKey, model: nn.Module) -> Verdict:
+    """The verdict on a model whose weights are at hand.  Raises as `derive`, and ParameterError for other classes."""
+    network = derive(export_onnx(model, key.shape)).network
+    if int(key.labels.max()) >= network.classes:
+        raise ParameterError(f"the key has labels up to {key.labels.max()}, the model {network.classes} classes")
+    integer = int((network.classify(key.images) == key.labels).sum())
+    return _verdict(scheme, key, lambda images: answers(model, images), integer)
+
+
+def judge_answers(scheme: Scheme, key: TriggerKey, oracle: Oracle) -> Verdict:
+    """The verdict on a service that only answers: it has no weights, so nothing can be proven about it."""
+    return _verdict(scheme, key, oracle, None)
+
+
+def _verdict(scheme: Scheme, key: TriggerKey, oracle: Oracle, integer: int | None) -> Verdict:
+    decision = scheme.check(oracle, key)
+    no_bound = key.chosen or ("a service without weights" if integer is None else "")
+    k_min = None if key.chosen else smallest_k_min(len(key), key.sides)
+    claimed = None
+    if not no_bound and integer is not None:
+        claimed = max(false_claim_bits(len(key), key.sides, integer), 0.0) if integer else 0.0
+    return Verdict(
+        scheme.name, len(key), decision.matches, integer, decision.p_value, decision.found, claimed, no_bound, k_min,
+        integer is not None and k_min is not None and integer >= k_min,
+    )  # fmt: skip
+
+
+def prove(model: nn.Module, key: MarkingKey, k_min: int | None = None) -> bool:
+    """Make a proof that the model's integer network keeps k_min of the hidden triggers, and verify it.
+
+    k_min: by default the fewest with 128 false-claim bits.  For experiments with keys of a reduced number of triggers:
+    the owner's real path is `zkmark-prover prove`.  False when too few match; ParameterError as `Statement`, and for
+    a key without a default k_min.
+    """
+    parameters = key.vk.parameters
+    if k_min is None and parameters.label_rule is LabelRule.JOINT_COIN:
+        k_min = smallest_k_min(key.vk.h, parameters.classes, FALSE_CLAIM_TARGET)
+    if k_min is None:
+        raise ParameterError("this key gives no k_min: name one")
+    model_bytes = export_onnx(model, parameters.shape)
+    context = argument.Context("experiment", "owner", "experimenter", bytes(32))
+    statement = argument.Statement(
+        key.vk, derive(model_bytes).network, k_min, context, sha256(model_bytes).digest(), DEFAULT.digest
+    )
+    try:
+        proof = argument.prove(statement, key)
+    except VerificationError:
+        return False
+    argument.verify(statement, proof)
+    return True
+
+
+def with_proof(verdict: Verdict, model: nn.Module, key: MarkingKey, k_min: int | None = None) -> Verdict:
+    """The verdict with `proven` filled in by a real run of the argument."""
+    return replace(verdict, proven=prove(model, key, k_min))
+
+
+def empirical_p_value(matches: int, strangers: list[int]) -> Fraction:
+    """Share, with one added to both counts, of models known to be unmarked that match as many: no null model needed.
+
+    Beside the scheme's p-value it shows whether the null model is right (Phipson and Smyth 2010).
+    """
+    at_least = int(np.sum(np.array(strangers) >= matches))
+    return Fraction(at_least + 1, len(strangers) + 1)
