@@ -135,8 +135,10 @@ class Statement:
         witness = 4 * layout.depth * layout.h + 12 * sum(entries[1:])
         evaluation = 2 * GATHER_BYTES + 24 * max(entries)
         tree = _TREE_BYTES * max(prod(layers.tree_shape(layout, index)[0]) for index in range(self.forks))
-        codeword = 4 * self.shape.columns * max(layout.h, self.shape.array_total) + 400 * self.shape.columns
-        return _PROCESS_BYTES + witness + max(evaluation, tree, codeword)
+        block = max(ligero.BLOCK_BYTES, 4 * self.shape.columns * max(layout.h, self.shape.array_total))
+        kept = min(ligero.KEPT_BYTES, 4 * self.shape.columns * self.shape.column_rows)
+        codeword = min(block, 4 * self.shape.columns * self.shape.column_rows) + 400 * self.shape.columns
+        return (_PROCESS_BYTES + witness + kept + max(evaluation, tree, codeword)) * 11 // 10
 
     @property
     def forks(self) -> int:
@@ -171,6 +173,7 @@ class Statement:
 
 
 def _open_transcript(statement: Statement, channel: Channel) -> Transcript:
+    channel.open()
     transcript = Transcript(VERSION, channel)
     transcript.absorb("statement", statement.digest)
     transcript.absorb("vk", statement.key.digest)
@@ -281,7 +284,7 @@ def _session(
     systems += [party.system for party in parties]
     systems.append(_join(transcript, parties, sums))
     report("open", 0.85)
-    ligero.prove(committed, systems, transcript, out)
+    ligero.prove(committed, systems, transcript, out, lambda fraction: report("open", 0.85 + 0.15 * fraction))
     report("done", 1.0)
     return out.to_bytes()
 

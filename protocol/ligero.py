@@ -42,8 +42,8 @@ from protocol.transcript import BaseStream, Transcript
 
 Matrix = npt.NDArray[np.uint32]
 _BATCH = 16  # rows of K that are transformed together
-_BLOCK_BYTES = 1 << 28  # of codewords that are hashed together
-_KEPT_BYTES = 1 << 28  # of codewords that are kept until columns are opened; more are encoded again
+BLOCK_BYTES = 1 << 28  # of codewords that are hashed together
+KEPT_BYTES = 1 << 28  # of codewords that are kept until columns are opened; more are encoded again
 
 
 class Expander:
@@ -273,7 +273,7 @@ class Committed:
         self._blinding = (prox, lin, quad)
         self._salts = expander.bytes(merkle.SALT_BYTES * shape.columns)
         leaves = merkle.Leaves([self._salt(i) for i in range(shape.columns)])
-        self._kept: list[Matrix] | None = [] if 4 * shape.columns * shape.column_rows <= _KEPT_BYTES else None
+        self._kept: list[Matrix] | None = [] if 4 * shape.columns * shape.column_rows <= KEPT_BYTES else None
         for block in self._encode():
             leaves.update(block.data.cast("B"), 4 * block.shape[1])
             if self._kept is not None:
@@ -298,9 +298,9 @@ class Committed:
         return [*out, self._arrays, self._pads]
 
     def _encode(self) -> Iterator[Matrix]:
-        """Encoded blocks [n, rows of the block]; narrow ones together, up to _BLOCK_BYTES."""
+        """Encoded blocks [n, rows of the block]; narrow ones together, up to BLOCK_BYTES."""
         rate, values = self.shape.rate_inverse, self._values()
-        most = max(1, _BLOCK_BYTES // (4 * self.shape.columns))  # rows
+        most = max(1, BLOCK_BYTES // (4 * self.shape.columns))  # rows
         at = 0
         while at < len(values):
             end, rows = at + 1, values[at].shape[1]

@@ -326,6 +326,7 @@ def _usable(windows: tuple[Window, Window] | None, lengths: tuple[int, ...]) -> 
     """Whether every window has an output and stays under MAX_TAPS."""
     return windows is None or all(
         min(w.kernel, w.stride, w.dilation) >= 1
+        and max(w.kernel, w.stride, w.dilation) <= MAX_DIMENSION
         and max(abs(w.pad_before), abs(w.pad_after)) <= MAX_DIMENSION
         and 1 <= w.outputs(n)
         and w.kernel * max(n, w.outputs(n)) <= MAX_TAPS

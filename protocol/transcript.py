@@ -34,6 +34,10 @@ class Channel(Protocol):
 
     interactive: bool
 
+    def open(self) -> None:
+        """A transcript begins."""
+        ...
+
     def coin(self, pending: bytes) -> bytes:
         """The coin for the transcript that hashes to `pending`: empty or COIN_BYTES bytes."""
         ...
@@ -47,6 +51,9 @@ class FiatShamir:
     """The non-interactive channel: a proof is a file that anyone can check again."""
 
     interactive = False
+
+    def open(self) -> None:
+        pass
 
     def coin(self, pending: bytes) -> bytes:
         return b""
@@ -67,6 +74,9 @@ class InteractiveProver:
     def __init__(self, ask: Callable[[bytes], bytes]) -> None:
         self._ask = ask
         self._asked: set[bytes] = set()
+
+    def open(self) -> None:
+        pass
 
     def coin(self, pending: bytes) -> bytes:
         if pending in self._asked:
@@ -94,7 +104,7 @@ class InteractiveVerifier:
         self._checking = False
 
     def answer(self, pending: bytes) -> bytes:
-        """Called for each state that the prover commits to."""
+        """Called for each state that the prover commits to, while the session lasts."""
         if self._checking or len(pending) != DIGEST_BYTES or pending in self._coins:
             raise VerificationError("channel.second_coin", "a coin is drawn once per state and never after the session")
         if len(self._coins) >= self._limit:
@@ -103,9 +113,14 @@ class InteractiveVerifier:
         self._unused.add(pending)
         return self._coins[pending]
 
-    def coin(self, pending: bytes) -> bytes:
-        """Called by `verify`, after the session: only states that were answered have a coin."""
+    def open(self) -> None:
+        """Called by `verify`, after the session, once: more proofs of one session would be more tries."""
+        if self._checking:
+            raise VerificationError("channel.coin", "the coins of a session serve one check")
         self._checking = True
+
+    def coin(self, pending: bytes) -> bytes:
+        """Called by `verify`: only states that were answered have a coin."""
         self._unused.discard(pending)
         try:
             return self._coins[pending]

@@ -28,6 +28,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 MAX_MODEL_BYTES = 256 << 20
+MAX_PHASES = 32  # lines of progress
 
 
 def outcome(command: Callable[P, None]) -> Callable[P, None]:
@@ -334,7 +335,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
     seen: list[str] = []
 
     def line(phase: str, fraction: float) -> None:
-        if not quiet and seen[-1:] != [phase]:
+        if not quiet and phase not in seen and len(seen) < MAX_PHASES:
             seen.append(phase)
             click.echo(f"{phase} ...", err=True)
 

@@ -8,6 +8,7 @@ so that the time of a refusal depends on the client's model alone.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from prover.keys import Approvals, load_owner, record_approval
 Images = npt.NDArray[np.uint8]
 Report = Callable[[str, float], None]
 Cancelled = Callable[[], bool]
+
+log = logging.getLogger("zkmark.prover")
 
 REFUSAL = "no proof is made for this model"
 KEPT_CLAIMS = 8  # answers that are given again without proving again
@@ -174,6 +177,9 @@ class Prover:
                 self._key, about, k_min, context, channel,
                 memory_limit=self._memory_limit, progress=progress, cancelled=cancelled,
             )  # fmt: skip
+        except ParameterError as error:  # over the memory limit
+            log.warning("an approved model cannot be proven here: %s", error)
+            raise Refused from None
         except VerificationError as error:
             if error.check == "prove.matches":  # cannot happen for what `approve` recorded; a client may not tell
                 raise Refused from None

@@ -37,6 +37,7 @@ from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 
 CHUNK = 1 << 20
+MAX_HEADER_BYTES = 1 << 16
 MAX_RPCS = 32
 SERVICE = "zkmark.v1.Prover"
 log = logging.getLogger("zkmark.prover")
@@ -79,13 +80,14 @@ class Servicer(pb_grpc.ProverServicer):
 
     async def Key(self, request: pb.KeyRequest, context: Any) -> None:  # type: ignore[override]
         data = self._prover.vk.to_bytes()
-        for at in range(0, len(data), CHUNK):
-            async with asyncio.timeout(self._limits.message_s):
-                await context.write(pb.KeyChunk(data=data[at : at + CHUNK]))
+        async with asyncio.timeout(self._limits.upload_s):
+            for at in range(0, len(data), CHUNK):
+                async with asyncio.timeout(self._limits.message_s):
+                    await context.write(pb.KeyChunk(data=data[at : at + CHUNK]))
 
     async def Prove(self, request_iterator: Any, context: Call) -> None:  # type: ignore[override]
         try:
-            if self._clients > self._limits.waiting:
+            if max(self._clients, self._jobs) > self._limits.waiting:  # jobs whose client left are in the queue, too
                 raise Busy
             self._clients += 1
             try:
@@ -141,20 +143,25 @@ class Session:
     async def claim(self, submit: Callable[[Callable[[], bytes]], tuple[int, asyncio.Future[bytes]]]) -> bytes:
         """Receive the model, have the claim made, and report meanwhile."""
         header = (await self._read("header")).header
+        if header.ByteSize() > MAX_HEADER_BYTES:
+            raise DecodingError("request: the header is too long")
+        interactive = header.interactive
         context, derivation = Context.from_bytes(header.context), Derivation.from_bytes(header.derivation)
         self._prover.check_header(header.vk_digest, context)
         if not 0 < header.model_size <= self._limits.upload:
             raise ParameterError(f"a model has 1 to {self._limits.upload} bytes here")
+        size = header.model_size
+        del header  # the job below must not keep it
         with tempfile.TemporaryFile() as model:
             async with asyncio.timeout(self._limits.upload_s):
-                await self._receive(model, header.model_size)
+                await self._receive(model, size)
 
             def job() -> bytes:
                 self._ends = time.monotonic() + self._limits.proof_s
                 if self._cancelled():
                     raise Cancelled
                 model.seek(0)
-                channel = InteractiveProver(self._ask) if header.interactive else FiatShamir()
+                channel = InteractiveProver(self._ask) if interactive else FiatShamir()
                 return self._prover.claim(
                     model.read(), derivation, context, channel, progress=self._report, cancelled=self._cancelled
                 )
@@ -234,6 +241,13 @@ async def send(claim: bytes, call: Call, limits: Limits) -> None:
             await call.write(event)
 
 
+class Health(health.HealthServicer):
+    """The standard health service without Watch: idle watchers would use up the calls that a server takes."""
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check")
+
+
 class Server:
     """A running server: `port` is the bound one, `stop` ends it."""
 
@@ -243,7 +257,7 @@ class Server:
         options = [("grpc.so_reuseport", 0)]  # two provers on one port would share its clients unnoticed
         self._server = grpc.aio.server(maximum_concurrent_rpcs=MAX_RPCS, options=options)
         pb_grpc.add_ProverServicer_to_server(self._servicer, self._server)
-        self._health = health.HealthServicer()
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:
             self.port = self._server.add_insecure_port(listen)

@@ -246,9 +246,14 @@ def test_the_verifier_answers_each_state_once_and_never_after_the_session():
         with pytest.raises(VerificationError) as error:
             verifier.answer(state)
         assert error.value.check == "channel.second_coin"
-    verifier.coin(bytes(32))  # checking begins
+    verifier.open()  # checking begins
+    verifier.coin(bytes(32))
     with pytest.raises(VerificationError):
         verifier.answer(bytes([1]) * 32)
+    verifier.close()
+    with pytest.raises(VerificationError) as error:
+        verifier.open()  # a second proof of one session
+    assert error.value.check == "channel.coin"
 
 
 def test_the_number_of_coins_is_limited():

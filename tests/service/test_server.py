@@ -374,6 +374,38 @@ def test_two_jobs_at_once(world, prover, monkeypatch):
     assert len(set(results)) == 3 and most[0] == 1
 
 
+def test_jobs_of_clients_who_left_are_counted(world, prover, monkeypatch):
+    """Uploading, waiting for a place in the queue and hanging up, again and again, does not fill the memory."""
+    done = threading.Event()
+    monkeypatch.setattr(prover, "claim", lambda *_, **__: done.wait(60) and b"done")
+    requests = [header(world, world.marked), *chunks(world.marked)]
+    try:
+        with running(prover, replace(QUICK, waiting=2)) as target, calling(target) as stub:
+            for _ in range(3):
+                call = stub.Prove(iter(requests), timeout=60)
+                assert next(call).WhichOneof("event") == "queued"
+                call.cancel()
+            assert status(target, iter(requests))[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+            done.set()
+    finally:
+        done.set()
+
+
+def test_a_header_has_its_size(world, prover):
+    long = header(world, world.marked)
+    long.header.MergeFromString(b"\xa2\x1f\x80\x80\x04" + bytes(1 << 16))  # an unknown field of 64 KiB
+    with running(prover) as target:
+        code, details = status(target, iter([long]))
+    assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, "request: the header is too long")
+
+
+def test_health_is_asked_for_not_watched(prover):
+    with running(prover) as target, grpc.insecure_channel(target) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            next(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20))
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_more_clients_than_may_wait(world, prover, monkeypatch):
     monkeypatch.setattr(prover, "claim", slow_claim(0.05))
     requests = [header(world, world.marked), *chunks(world.marked)]
