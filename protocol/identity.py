@@ -37,6 +37,23 @@ def check_signature(owner: bytes, label: str, digest: bytes, signature: bytes, c
         raise VerificationError(check, f"not the owner's signature on this {label}") from None
 
 
+def sign_text(secret_seed: bytes, text: str) -> bytes:
+    """The signature on a note (C2SP signed-note), whose format has no label.
+
+    Only for a key that signs nothing else.
+    """
+    return eddsa.new(_secret_key(secret_seed), "rfc8032").sign(text.encode())
+
+
+def check_text(public: bytes, text: str, signature: bytes, check: str = "signature") -> None:
+    """Raise VerificationError `check` unless `public` signed the text of a note."""
+    key = _public_key(public)
+    try:
+        eddsa.new(key, "rfc8032").verify(text.encode(), signature)
+    except ValueError:
+        raise VerificationError(check, "not a signature on this note") from None
+
+
 def _public_key(owner: bytes) -> ECC.EccKey:
     try:
         key = eddsa.import_public_key(owner)
