@@ -28,6 +28,7 @@ from protocol.group import POINT_BYTES
 from protocol.keygen import MarkingKey, VerificationKey
 from protocol.layers import Context as NodeContext
 from protocol.layout import Layout
+from protocol.matrix import Shape
 from protocol.multilinear import lg
 from protocol.network import GATHER_BYTES, Forward, Network
 from protocol.pads import Form, Need, Party, System, Wire
@@ -114,7 +115,7 @@ class Statement:
         return Layout(self.network, self.key.h, self.k_min)
 
     @cached_property
-    def shape(self) -> ligero.Shape:
+    def shape(self) -> Shape:
         """The committed matrix, with the parameters of the smallest proof: a function of the statement alone."""
         layout, need = self.layout, sum(self.needs, Need())
         counts = self._counts
@@ -125,7 +126,7 @@ class Statement:
             pads = 3 * -(-need.triples // size) + -(-need.free // size)
             return layout.h * -(-layout.depth // size) + arrays + field.DEGREE * pads
 
-        return ligero.Shape(layout, need, choose_parameters(counts, rows))
+        return Shape(layout, need, choose_parameters(counts, rows))
 
     @cached_property
     def memory_bytes(self) -> int:

@@ -21,26 +21,19 @@ all images share: both parties work with h weights and one vector per group and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 
 import numpy as np
-import numpy.typing as npt
 from Crypto.Cipher import AES
 
 from protocol import field, merkle, reed_solomon
 from protocol.encoding import Reader, Writer
 from protocol.errors import VerificationError
 from protocol.field import Vector
-from protocol.kernels import cpu
-from protocol.layout import PRODUCTS, Layout
-from protocol.multilinear import eq_tensor
-from protocol.pads import Need, System
-from protocol.soundness import Parameters
+from protocol.matrix import LinearTest, Matrix, Shape, coefficient_rows, combine, fill, pad_matrix, stacked
+from protocol.pads import System
 from protocol.transcript import BaseStream, Transcript
 
-Matrix = npt.NDArray[np.uint32]
 _BATCH = 16  # rows of K that are transformed together
 BLOCK_BYTES = 1 << 28  # of codewords that are hashed together
 KEPT_BYTES = 1 << 28  # of codewords that are kept until columns are opened; more are encoded again
@@ -63,190 +56,6 @@ class Expander:
         return field.from_base(self.base(field.DEGREE, count))
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Where everything lies in the matrix; a function of public values only."""
-
-    layout: Layout
-    need: Need
-    parameters: Parameters
-
-    @property
-    def size(self) -> int:
-        """N, slots of a row."""
-        return self.parameters.row
-
-    @property
-    def queries(self) -> int:
-        """t, opened columns."""
-        return self.parameters.queries
-
-    @property
-    def rate_inverse(self) -> int:
-        return 1 << self.parameters.log2_rate_inverse
-
-    @property
-    def degree(self) -> int:
-        """k: rows are polynomials of degree below it."""
-        return self.size + self.queries
-
-    @property
-    def columns(self) -> int:
-        """n, the length of a codeword."""
-        return self.parameters.domain
-
-    @property
-    def chunks(self) -> int:
-        return -(-self.layout.depth // self.size)
-
-    @cached_property
-    def array_rows(self) -> dict[str, tuple[int, int]]:
-        """Name to (first row, rows), counted from the first array row."""
-        out, at = {}, 0
-        for name, length in self.layout.arrays.items():
-            out[name] = (at, -(-length // self.size))
-            at += out[name][1]
-        return out
-
-    @property
-    def array_total(self) -> int:
-        return sum(count for _, count in self.array_rows.values())
-
-    @property
-    def triple_rows(self) -> int:
-        return -(-self.need.triples // self.size)
-
-    @property
-    def pad_rows(self) -> int:
-        """Rows of K."""
-        return 3 * self.triple_rows + -(-self.need.free // self.size)
-
-    @property
-    def pad_count(self) -> int:
-        return 3 * self.need.triples + self.need.free
-
-    def pad_slots(self) -> npt.NDArray[np.int64]:
-        """[pad_count] slot of every pad in the pad rows laid end to end."""
-        t, block = self.need.triples, self.triple_rows * self.size
-        starts = [np.arange(t) + i * block for i in range(3)]
-        return np.concatenate([*starts, np.arange(self.need.free) + 3 * block])
-
-    @property
-    def image_rows(self) -> int:
-        return self.chunks * self.layout.h
-
-    @property
-    def rows(self) -> int:
-        """Rows of F that the proximity test covers."""
-        return self.image_rows + self.array_total + field.DEGREE * self.pad_rows
-
-    @property
-    def blinding(self) -> tuple[int, int, int]:
-        """Coefficients of the three test polynomials: proximity, linear, quadratic."""
-        return self.degree, self.size + self.degree - 1, 2 * self.degree - 1
-
-    @property
-    def column_rows(self) -> int:
-        """Words of a column."""
-        return self.rows + 3 * field.DEGREE
-
-    def products(self) -> list[tuple[int, int, int]]:
-        """Array rows (x, y, z) with x y = z in every slot."""
-        return [
-            (self.array_rows[x][0] + i, self.array_rows[y][0] + i, self.array_rows[z][0] + i)
-            for x, y, z in PRODUCTS
-            for i in range(self.array_rows[x][1])
-        ]
-
-    def proof_bytes(self, siblings: int) -> int:
-        """Size of the commitment's part of a proof."""
-        coefficients = sum(self.blinding) * field.ELEMENT_BYTES
-        return coefficients + self.queries * (4 * self.column_rows + merkle.SALT_BYTES) + 32 * siblings
-
-
-@dataclass(frozen=True)
-class LinearTest:
-    """All equations, combined with powers of one challenge: sum coefficient * entry = target.
-
-    chunks: (group, chunk) to coefficients [5, N] shared by the images; arrays: name to [5, length]; pads: [5, pads].
-    """
-
-    weights: dict[str, Vector]
-    chunks: dict[tuple[str, int], Vector]
-    arrays: dict[str, Vector]
-    pads: Vector
-    target: Vector
-
-
-def combine(shape: Shape, systems: Sequence[System], challenge: Vector) -> LinearTest:
-    """Weight equation number e of all systems, in order, by challenge^(e + 1).
-
-    No weight is constant: the sum of the linear blinding row is the prover's, and would cancel an error of weight 1.
-    """
-    layout, size = shape.layout, shape.size
-    weights: dict[str, Vector] = {}
-    chunks: dict[tuple[str, int], Vector] = {}
-    arrays: dict[str, Vector] = {}
-    pads, target = field.zeros(shape.pad_count), field.ZERO
-    forms = [form for system in systems for form in system.forms]
-    powers = field.powers(challenge, len(forms) + 1)[:, 1:]
-    for system in systems:
-        weights |= system.groups
-    for e, form in enumerate(forms):
-        factor = np.ascontiguousarray(powers[:, e : e + 1])
-        target = field.sub(target, field.mul(form.constant, factor))
-        if form.pads:
-            index = np.concatenate([i for i, _ in form.pads])
-            coefficients = field.mul(field.concat([c for _, c in form.pads]), factor)
-            cpu.scatter_add(pads, index, coefficients)
-        for image in form.images:
-            offset, dims = layout.columns[image.column]
-            tensor = field.mul(eq_tensor(image.point, dims), field.mul(image.coefficient, factor))
-            at = 0
-            while at < tensor.shape[1]:
-                chunk, slot = divmod(offset + at, size)
-                count = min(size - slot, tensor.shape[1] - at)
-                table = chunks.setdefault((image.group, chunk), field.zeros(size))
-                table[:, slot : slot + count] = field.add(table[:, slot : slot + count], tensor[:, at : at + count])
-                at += count
-        for claim in form.arrays:
-            held = arrays.setdefault(claim.array, field.zeros(layout.arrays[claim.array]))
-            arrays[claim.array] = field.add(held, field.mul(claim.weights, factor))
-    return LinearTest(weights, chunks, arrays, pads, target)
-
-
-def _slots(vector: Vector, rows: int, size: int) -> Vector:
-    """[5, rows * size]: a vector padded with zeros to whole rows."""
-    out = field.zeros(rows * size)
-    out[:, : vector.shape[1]] = vector
-    return out
-
-
-def _pad_matrix(shape: Shape, pads: Vector) -> Vector:
-    """[5, pad_rows * N]: pads (or their coefficients) in their slots."""
-    out = field.zeros(shape.pad_rows * shape.size)
-    out[:, shape.pad_slots()] = pads
-    return out
-
-
-def _coefficient_rows(shape: Shape, test: LinearTest) -> tuple[list[tuple[str, int]], Matrix, Matrix, Matrix]:
-    """Coefficients of all rows as [5 rows, N] blocks: (keys, chunks', arrays', pads')."""
-    keys = sorted(test.chunks)
-    none = np.zeros((0, shape.size), np.uint32)
-    chunks = np.concatenate([none, *(test.chunks[key] for key in keys)])
-    arrays = np.concatenate([none, *(
-        _rows(_slots(test.arrays.get(name, field.zeros(0)), count, shape.size), shape.size)
-        for name, (_, count) in shape.array_rows.items()
-    )])
-    return keys, chunks, arrays, _rows(_pad_matrix(shape, test.pads), shape.size)
-
-
-def _rows(vector: Vector, size: int) -> Matrix:
-    """[5, m N] to [5 m, N], the five coordinates of a row together."""
-    m = vector.shape[1] // size
-    return np.ascontiguousarray(vector.reshape(field.DEGREE, m, size).transpose(1, 0, 2)).reshape(-1, size)
-
-
 class Committed:
     """The prover's side: the matrix, its randomness and its tree."""
 
@@ -261,7 +70,7 @@ class Committed:
         for name, (first, count) in shape.array_rows.items():
             flat[first : first + count].reshape(-1)[: len(arrays[name])] = arrays[name]
         self._arrays = np.ascontiguousarray(flat.T)
-        self._pads = np.ascontiguousarray(field.to_base(_rows(_pad_matrix(shape, pads), size)).T)
+        self._pads = np.ascontiguousarray(field.to_base(stacked(pad_matrix(shape, pads), size)).T)
         lanes = (*[shape.layout.h] * shape.chunks, shape.array_total, field.DEGREE * shape.pad_rows)
         self._masks = [expander.base(t, count) for count in lanes]
         prox, lin, quad = (expander.vector(count) for count in shape.blinding)
@@ -329,7 +138,7 @@ class Committed:
     def linear(self, test: LinearTest) -> Vector:
         """p [5, N + k - 1]."""
         shape, size = self.shape, self.shape.size
-        keys, chunks, arrays, pads = _coefficient_rows(shape, test)
+        keys, chunks, arrays, pads = coefficient_rows(shape, test)
         values, total = self._values(), field.zeros(4 * size)
         for first in range(0, len(keys), _BATCH):
             part = keys[first : first + _BATCH]
@@ -440,7 +249,7 @@ def verify(shape: Shape, root: bytes, systems: Sequence[System], transcript: Tra
     for name, polynomial in zip(("proximity", "linear", "quadratic"), polynomials, strict=True):
         transcript.absorb_elements(f"{name}.polynomial", polynomial)
     _, p_lin, p_quad = polynomials
-    folded = _slots(p_quad, 3, size).reshape(field.DEGREE, 3, size)
+    folded = fill(p_quad, 3, size).reshape(field.DEGREE, 3, size)
     if field.add(field.add(folded[:, 0], folded[:, 1]), folded[:, 2]).any():
         raise VerificationError("quadratic.zero", "the quadratic polynomial does not vanish on H")
     if not field.equal(field.scale(field.total(np.ascontiguousarray(p_lin[:, ::size])), size), test.target):
@@ -475,7 +284,7 @@ def _check(name: str, claimed: Vector, found: Vector) -> None:
 def _linear_at(shape: Shape, test: LinearTest, words: Matrix, points: list[int]) -> Vector:
     """sum A_row(x) row(x) at the opened points, [5, t]."""
     h, queries = shape.layout.h, shape.queries
-    keys, chunks, arrays, pads = _coefficient_rows(shape, test)
+    keys, chunks, arrays, pads = coefficient_rows(shape, test)
     basis = reed_solomon.lagrange(points, shape.size)
     at = field.matmul(np.concatenate([chunks, arrays, pads]), basis)
     total, row = field.zeros(queries), 0
