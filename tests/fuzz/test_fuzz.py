@@ -1,13 +1,19 @@
 """A bounded run of every fuzz target; `make fuzz` is the long one."""
 
+import time
+
 import hypothesis
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from tests.fuzz.targets import BYTES, Failure, Target, mutated, targets
+from protocol.argument import Context
+from tests.fuzz.targets import Failure, Target, decoder, mutated, targets
 
-NAMES = ["context", "claim", "derivation", "network", "key", "marking-key", "owner-file", "proof", "signed-proof",
-         "proof-words", "model", "images", "preprocessing", "service", "client"]  # fmt: skip
+NAMES = [
+    "context", "claim", "derivation", "network", "key", "marking-key", "review", "log-entry", "log-note", "log-key",
+    "owner-file", "proof", "signed-proof", "proof-words", "model", "images", "preprocessing", "service", "client",
+]  # fmt: skip
 
 
 def test_all_targets_are_run():
@@ -36,12 +42,22 @@ def test_mutations(name):
     run()
 
 
-def test_a_failure_is_noticed():
-    """Other exceptions, lying decoders, slowness and memory are failures."""
+def test_a_failure_is_noticed(monkeypatch):
+    """Other exceptions, warnings, lying decoders, slowness and memory are failures."""
 
-    def wrong(data: bytes) -> None:
-        raise KeyError(data)
+    def failing(run):
+        return Target("wrong", run, (b"",), mutated)
 
     with pytest.raises(Failure, match="KeyError"):
-        Target("wrong", wrong, (b"",), mutated)(b"x")
-    assert BYTES <= 2 << 30
+        failing({}.__getitem__)(b"x")
+    with pytest.raises(Failure, match="RuntimeWarning"):
+        failing(lambda data: np.float64(1e308) * np.float64(10))(b"x")
+    with pytest.raises(Failure, match="encode to others"):
+        failing(decoder(lambda data: Context("", "", "", bytes(32))))(b"x")
+    monkeypatch.setattr("tests.fuzz.targets.SECONDS", 0.01)
+    with pytest.raises(Failure, match=r" s$"):
+        failing(lambda data: time.sleep(0.05))(b"x")
+    monkeypatch.setattr("tests.fuzz.targets.SECONDS", 60)
+    monkeypatch.setattr("tests.fuzz.targets.BYTES", -1)
+    with pytest.raises(Failure, match="MiB"):
+        failing(len)(b"x")
