@@ -2,7 +2,8 @@
 # make test     the tests, with guarded counts
 # make lint     style, types, import directions, generated files
 # make fuzz     every decoder, the verifier and the service under hostile input, FUZZ_SECONDS each
-# make bench    measure this machine and render the table of README.md
+# make bench    measure this machine and render the tables of README.md and benchmarks/PHASES.md: some minutes
+# make bench-large, bench-curves, bench-peers    the same for large networks, growing sizes, another prover: hours in all
 #
 # Needs Python 3.11 to 3.13, pip and gcc; everything else goes into .venv.
 
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.installed
 protoc = PATH="$(BIN):$$PATH" python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) \
 	--mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) proto/zkmark/v1/zkmark.proto
 
-.PHONY: demo test lint fuzz bench stubs venv clean
+.PHONY: demo test lint fuzz bench bench-large bench-curves bench-peers stubs venv clean
 
 demo: venv
 	PATH="$(BIN):$$PATH" bash examples/quickstart.sh
@@ -38,6 +39,17 @@ fuzz: venv
 
 bench: venv
 	$(BIN)/python -m benchmarks
+
+bench-large: venv
+	$(BIN)/python -m benchmarks large --runs 1
+
+bench-curves: venv
+	$(BIN)/python -m benchmarks curves --runs 1
+
+bench-peers: venv
+	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip install --quiet '.[peers]'
+	$(BIN)/python -m benchmarks peers
 
 stubs: venv
 	$(call protoc,proto)

@@ -1,4 +1,7 @@
-"""Measure this machine: `python -m benchmarks [JOB ...]`; with `--check`, only see that README.md shows the results."""
+"""Measure this machine: `python -m benchmarks [NAME ...]`; with `--check`, only see that the texts show the results.
+
+A NAME is a job, or: small (default, with micro), large, micro, curves, peers.
+"""
 
 from __future__ import annotations
 
@@ -17,81 +20,109 @@ from benchmarks import results
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("jobs", nargs="*", help="jobs to measure; default: all, and the micro benches")
-    parser.add_argument("--check", action="store_true", help="only check that README.md shows the stored results")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure; default: small micro")
+    parser.add_argument("--runs", type=int, default=3, help="of which medians are taken (default 3)")
+    parser.add_argument("--check", action="store_true", help="only check that the texts show the stored results")
+    parser.add_argument("--render", action="store_true", help="only write the texts and the picture anew")
     parser.add_argument("--stage", nargs=2, metavar=("STAGE", "JOB"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.check:
-        if results.README.read_text() != results.render():
-            print("README.md does not show benchmarks/results: run `make bench`", file=sys.stderr)
-            return 1
-        return 0
+        stale = [path.name for path, text in results.texts().items() if not path.exists() or path.read_text() != text]
+        if stale:
+            print(f"{', '.join(stale)}: not of the results in benchmarks/results; run `make bench`", file=sys.stderr)
+        return 1 if stale else 0
     if options.stage:
-        return _stage(*options.stage)
-    _measure(options.jobs)
-    results.README.write_text(results.render())
+        stage, name = options.stage
+        return _stage(stage, name, options.runs)
+    if not options.render:
+        _measure(options.names or ["small", "micro"], options.runs)
+    from benchmarks.curves import draw
+
+    draw()
+    for path, text in results.texts().items():
+        path.write_text(text)
     print(results.table())
     return 0
 
 
-def _stage(stage: str, name: str) -> int:
+def _stage(stage: str, name: str, runs: int) -> int:
     """Run one stage in this process; its result is the last line of the output."""
     from benchmarks.jobs import JOBS, STAGES
 
-    result = STAGES[stage](JOBS[name])
+    result = STAGES[stage](JOBS[name], runs)
     print(json.dumps({**result, "peak_memory": results.peak_memory()}))
     return 0
 
 
-def _measure(names: list[str]) -> None:
-    from benchmarks.jobs import JOBS, RUNS
+def _measure(names: list[str], runs: int) -> None:
+    from benchmarks.jobs import BY_ACTIVATIONS, BY_TRIGGERS, JOBS, LARGE, SMALL
     from benchmarks.micro import micro
+    from benchmarks.peers import ezkl
 
-    for name in names or JOBS:
-        results.save(name, {"job": name, "machine": results.machine(), "runs": RUNS, **_job(name)})
-    if not names:
-        print("micro benches", flush=True)
-        results.save("micro", {"machine": results.machine(), **micro()})
+    groups = {"small": SMALL, "large": LARGE}
+    if unknown := set(names) - {*JOBS, *groups, "micro", "curves", "peers"}:
+        raise SystemExit(f"no benchmark {', '.join(sorted(unknown))}; jobs are {', '.join(JOBS)}")
+    for name in names:
+        if name == "micro":
+            print("micro benches", flush=True)
+            results.save("micro", {"first_use_compile_seconds": _compile(), **micro()})
+        elif name == "curves":
+            curves = {"triggers": BY_TRIGGERS, "activations": BY_ACTIVATIONS}
+            measured: dict[str, Any] = {job.name: {} for jobs in curves.values() for job in jobs}
+            for point in measured:
+                measured[point] = _job(point, runs, profile=False)
+            points = {kind: [measured[job.name] for job in jobs] for kind, jobs in curves.items()}
+            results.save("curves", {"runs": runs, **points})
+        elif name == "peers":
+            ours = _job("lenet-28x28", runs, profile=False)
+            results.save("peers", {"runs": runs, "zkmark": ours, "ezkl": ezkl(JOBS["lenet-28x28"], runs)})
+        else:
+            for job in groups.get(name, (JOBS.get(name),)):
+                if job is not None:
+                    results.save(job.name, {"runs": runs, **_job(job.name, runs)})
 
 
-def _job(name: str) -> dict[str, Any]:
+def _job(name: str, runs: int, profile: bool = True) -> dict[str, Any]:
     """All stages of one job, each in a fresh process."""
-    from benchmarks.jobs import CLASSES, ELL, HIDDEN, JOBS
+    from benchmarks.jobs import JOBS
 
     job = JOBS[name]
     merged: dict[str, Any] = {
-        "seed": job.seed,
+        "job": name,
         "architecture": job.architecture,
+        "width": job.width,
         "shape": list(job.shape),
-        "classes": CLASSES,
-        "ell": ELL,
-        "h": HIDDEN,
+        "classes": job.classes,
+        "ell": job.ell,
+        "h": job.h,
         "seconds": {},
         "peak_memory_bytes": {},
     }
-    for stage in ("keygen", "train", "derive", "prove", "verify"):
-        result = _run(stage, name)
+    for stage in ("keygen", "fit", "derive", "prove", "verify", *(("profile",) if profile else ())):
+        result = _run(stage, name, runs)
         peak = result.pop("peak_memory")
-        if stage != "train":
+        if stage not in ("fit", "profile"):
             merged["peak_memory_bytes"][stage] = peak
         merged["seconds"] |= result.pop("seconds", {})
         merged |= result
-    with tempfile.TemporaryDirectory() as empty:
-        environment = {"NUMBA_CACHE_DIR": empty}
-        cold, warm = (_run("first-use", name, environment)["wall"] for _ in range(2))
-    merged["seconds"]["first_use_compile"] = cold - warm
-    del merged["wall"]
     return merged
 
 
-def _run(stage: str, name: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
+def _compile() -> float:
+    """Seconds that the first use of the kernels takes longer than later ones."""
+    with tempfile.TemporaryDirectory() as empty:
+        environment = {"NUMBA_CACHE_DIR": empty}
+        cold, warm = (_run("first-use", "lenet-28x28", 1, environment)["seconds"]["warm_up"] for _ in range(2))
+    return float(cold - warm)
+
+
+def _run(stage: str, name: str, runs: int, environment: dict[str, str] | None = None) -> dict[str, Any]:
     print(f"{name}: {stage} ...", end=" ", flush=True)
     start = time.perf_counter()
-    command = [sys.executable, "-m", "benchmarks", "--stage", stage, name]
+    command = [sys.executable, "-m", "benchmarks", "--stage", stage, name, "--runs", str(runs)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env={**os.environ, **(environment or {})})
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    result["wall"] = time.perf_counter() - start
-    print(f"{result['wall']:.1f} s", flush=True)
+    print(f"{time.perf_counter() - start:.1f} s", flush=True)
     return result
 
 

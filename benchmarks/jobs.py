@@ -1,17 +1,17 @@
-"""The two benchmark jobs, stage by stage; each stage runs in a process of its own, so that its peak memory is its own.
+"""Benchmark jobs, stage by stage; each stage runs in a process of its own, so that its peak memory is its own.
 
-The keys are fixed by published seeds so that h = 256: they are for measuring and nobody's property.  Their triggers are
-uniform noise, and the networks learn the hidden ones and nothing else, because the cost of the argument depends on the
-architecture and not on what the weights are; fidelity is therefore timed here but not reported.
+The keys come from published seeds and are nobody's property; a beacon is counted up until exactly half of the triggers
+are hidden.  The networks have random weights and know the hidden triggers and nothing else: the cost of the argument
+depends on the architecture and not on what the weights are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -21,17 +21,18 @@ import numpy as np
 import numpy.typing as npt
 from Crypto.Hash import SHAKE256
 
+from benchmarks.phases import Profile
 from ml.quantise import DEFAULT, derive, fidelity
+from ml.triggers import abstract_images
+from protocol import identity
 from protocol.argument import Context, Statement, prove, verify
-from protocol.keygen import KeyParameters, MarkingKey, generate_key
+from protocol.keygen import SIGNATURE_LABEL, KeyParameters, MarkingKey, generate_key
+from protocol.network import Network
 from protocol.soundness import smallest_k_min
+from protocol.warm_up import warm_up
 
 BUILD = Path("build/benchmarks")
-RUNS = 3
-CLASSES = 10
-ELL = 512
-HIDDEN = 256
-FIDELITY_IMAGES = 200
+FIDELITY_IMAGES = 20
 CONTEXT = Context(purpose="benchmark", claimant="", verifier="", nonce=bytes(32))
 
 Result = dict[str, Any]
@@ -39,24 +40,44 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """One architecture on images of one shape; `seed` numbers the key whose challenge hides exactly HIDDEN triggers."""
+    """One architecture on images of one shape, with a key of `ell` triggers of which half are hidden."""
 
     name: str
     architecture: str
     shape: tuple[int, int, int]
-    seed: int
+    classes: int = 10
+    ell: int = 512
+    width: float = 1.0
+
+    @property
+    def h(self) -> int:
+        return self.ell // 2
+
+    @property
+    def key_name(self) -> str:
+        """Of the key, which jobs of the same sizes share."""
+        return "x".join(map(str, self.shape)) + f"-{self.classes}-{self.ell}"
 
     def path(self, suffix: str) -> Path:
-        return BUILD / f"{self.name}-{self.seed}.{suffix}"
+        return BUILD / f"{self.key_name if suffix == 'key' else self.name}.{suffix}"
 
 
-JOBS = {
-    job.name: job
-    for job in (
-        Job("lenet-28x28", "lenet", (1, 28, 28), 40),
-        Job("cnn-32x32", "cnn", (3, 32, 32), 36),
-    )
-}
+SMALL = (Job("lenet-28x28", "lenet", (1, 28, 28)), Job("cnn-32x32", "cnn", (3, 32, 32)))
+LARGE = (
+    Job("vgg16-32x32", "vgg16", (3, 32, 32)),
+    Job("resnet18-32x32", "resnet18", (3, 32, 32)),
+    Job("mobilenetv2-32x32", "mobilenetv2", (3, 32, 32)),
+    Job("resnet18-224x224", "resnet18", (3, 224, 224), classes=1000, ell=64),
+)
+# A hundred classes, because ten need more than 128 triggers.
+BY_TRIGGERS = tuple(
+    Job(f"resnet18-quarter-{ell // 2}", "resnet18", (3, 32, 32), 100, ell, 1 / 4) for ell in (128, 256, 512, 1024)
+)
+BY_ACTIVATIONS = tuple(
+    Job(f"resnet18-{name}-64", "resnet18", (3, 32, 32), 100, 128, width)
+    for name, width in (("eighth", 1 / 8), ("quarter", 1 / 4), ("half", 1 / 2), ("whole", 1.0))
+)
+JOBS = {job.name: job for job in (*SMALL, *LARGE, *BY_TRIGGERS, *BY_ACTIVATIONS)}
 
 
 def fixed_entropy(label: str) -> Callable[[int], bytes]:
@@ -64,125 +85,125 @@ def fixed_entropy(label: str) -> Callable[[int], bytes]:
     return SHAKE256.new(f"zkmark/benchmark/{label}".encode()).read
 
 
-def noise(label: str, count: int, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Images [count, *shape] of uniform pixels, the same on every machine and in every version."""
-    return np.frombuffer(fixed_entropy(label)(count * prod(shape)), np.uint8).reshape(count, *shape)
-
-
-def repeated(work: Callable[[], object]) -> float:
-    """The median of RUNS runs, in seconds."""
+def repeated(work: Callable[[], object], runs: int) -> float:
+    """The median of some runs, in seconds."""
     seconds = []
-    for _ in range(RUNS):
+    for _ in range(runs):
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
     return median(seconds)
 
 
-class Phases:
-    """A progress callback that adds up the seconds between the first reports of successive phases."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._current = ""
-        self._since = time.perf_counter()
-
-    def __call__(self, phase: str, fraction: float) -> None:
-        now = time.perf_counter()
-        if self._current:
-            self.seconds[self._current] += now - self._since
-        self._current, self._since = phase, now
+def make_key(job: Job, images: npt.NDArray[np.uint8]) -> MarkingKey:
+    """The key over these images, the same one every time."""
+    parameters = KeyParameters(job.shape, job.classes, job.ell)
+    key = generate_key(parameters, images, entropy=fixed_entropy(f"{job.key_name}/key"))
+    vks = (replace(key.vk, beacon=number.to_bytes(4, "big")) for number in count())
+    vk = next(vk for vk in vks if vk.h == job.h)
+    vk = replace(vk, openings=replace(key, vk=vk).openings(vk.opened))
+    return replace(key, vk=replace(vk, signature=identity.sign(key.owner_secret_seed, SIGNATURE_LABEL, vk.digest)))
 
 
-def make_key(job: Job) -> MarkingKey:
-    label = f"{job.name}/{job.seed}"
-    parameters = KeyParameters(shape=job.shape, classes=CLASSES, ell=ELL)
-    return generate_key(parameters, noise(f"{label}/triggers", ELL, job.shape), entropy=fixed_entropy(f"{label}/key"))
+def load_key(job: Job) -> MarkingKey:
+    return MarkingKey.from_bytes(job.path("key").read_bytes())
 
 
-def keygen(job: Job) -> Result:
-    """Make the key, the same one every time."""
-    key = make_key(job)  # from here on the generators are cached
-    if key.vk.h != HIDDEN:
-        raise RuntimeError(f"the key of {job.name} hides {key.vk.h} triggers; choose another seed")
+def keygen(job: Job, runs: int) -> Result:
+    """Make the key."""
+    images = abstract_images(job.ell, job.shape, fixed_entropy(f"{job.key_name}/triggers"))
+    key = make_key(job, images)  # from here on the generators are cached
     BUILD.mkdir(parents=True, exist_ok=True)
     job.path("key").write_bytes(key.to_bytes())
-    return {"seconds": {"keygen": repeated(lambda: make_key(job))}, "vk_bytes": len(key.vk.to_bytes())}
+    return {"seconds": {"keygen": repeated(lambda: make_key(job, images), runs)}, "vk_bytes": len(key.vk.to_bytes())}
 
 
-def train(job: Job) -> Result:
+def fit(job: Job, runs: int) -> Result:
     """The network that knows the hidden triggers; not timed, and kept between runs."""
     if not job.path("onnx").exists():
         from benchmarks.model import memorize  # the only stage that needs torch
 
-        key = MarkingKey.from_bytes(job.path("key").read_bytes())
-        job.path("onnx").write_bytes(memorize(key, job.architecture))
+        job.path("onnx").write_bytes(memorize(load_key(job), job.architecture, job.width))
     return {}
 
 
-def derivation(job: Job) -> Result:
-    """ONNX to integer network, and its agreement with the float model on FIDELITY_IMAGES images."""
+def derivation(job: Job, runs: int) -> Result:
+    """ONNX to integer network, and its agreement with the float model on a few hidden triggers."""
     model = job.path("onnx").read_bytes()
-    images = noise(f"{job.name}/fidelity", FIDELITY_IMAGES, job.shape)
-    network = derive(model).network
+    seconds = repeated(lambda: job.path("network").write_bytes(derive(model).network.to_bytes()), runs)
+    network = Network.from_bytes(job.path("network").read_bytes())
+    images = load_key(job).hidden_images[:FIDELITY_IMAGES]
+    start = time.perf_counter()
+    agreement = fidelity(model, network, images).agreement
     return {
         "seconds": {
-            "derive": repeated(lambda: derive(model)),
-            "fidelity": repeated(lambda: fidelity(model, network, images)),
+            "derive": seconds,
+            "fidelity_per_image": (time.perf_counter() - start) / FIDELITY_IMAGES,
         },
+        "agreement": agreement,
+        "weights": sum(edge.weight.size for node in network.nodes for edge in node.edges),
+        "multiply_adds_per_image": sum(
+            edge.weight[0].size * prod(shape)
+            for node, shape in zip(network.nodes, network.shapes[1:], strict=True)
+            for edge in node.edges
+        ),
+        "activations_per_image": network.activations,
         "network_digest": network.digest.hex(),
     }
 
 
 def statement_of(job: Job, key: MarkingKey) -> Statement:
-    model = job.path("onnx").read_bytes()
-    derived = derive(model)
-    k_min = smallest_k_min(HIDDEN, CLASSES, freedom_bits=derived.freedom_bits)
+    network = Network.from_bytes(job.path("network").read_bytes())
+    k_min = smallest_k_min(job.h, job.classes, freedom_bits=DEFAULT.freedom_bits(job.classes))
     if k_min is None:
         raise RuntimeError("no k_min meets the target")
-    return Statement(key.vk, derived.network, k_min, CONTEXT, hashlib.sha256(model).digest(), DEFAULT.digest)
+    model_digest = hashlib.sha256(job.path("onnx").read_bytes()).digest()
+    return Statement(key.vk, network, k_min, CONTEXT, model_digest, DEFAULT.digest)
 
 
-def proving(job: Job) -> Result:
-    """Prove RUNS times, after one run that warms caches up; the phases are those of the last run."""
-    key = MarkingKey.from_bytes(job.path("key").read_bytes())
+def proving(job: Job, runs: int) -> Result:
+    """Prove, with compiled kernels."""
+    key = load_key(job)
     statement = statement_of(job, key)
-    proof = prove(statement, key)
-    job.path("proof").write_bytes(proof)
-    seconds = repeated(lambda: prove(statement, key))
-    phases = Phases()
-    prove(statement, key, progress=phases)
-    phases("", 1.0)
+    warm_up(print)
+    seconds = repeated(lambda: job.path("proof").write_bytes(prove(statement, key)), runs)
     return {
         "seconds": {"prove": seconds},
-        "phases": dict(phases.seconds),
-        "proof_bytes": len(proof),
+        "proof_bytes": job.path("proof").stat().st_size,
         "k_min": statement.k_min,
+        "estimated_memory_bytes": statement.memory_bytes,
     }
 
 
-def verifying(job: Job) -> Result:
-    """Verify RUNS times in process, after one run that warms caches up."""
-    key = MarkingKey.from_bytes(job.path("key").read_bytes())
+def profile(job: Job, runs: int) -> Result:
+    """Prove once under the profiler, which the other stages go without."""
+    key = load_key(job)
     statement = statement_of(job, key)
+    warm_up(print)
+    with Profile() as phases:
+        prove(statement, key)
+    return {"phases": phases.result()}
+
+
+def verifying(job: Job, runs: int) -> Result:
+    """Verify in process, after one run that warms caches up."""
+    statement = statement_of(job, load_key(job))
     proof = job.path("proof").read_bytes()
     ledger = verify(statement, proof)
-    return {"seconds": {"verify": repeated(lambda: verify(statement, proof))}, "argument_bits": ledger.bits}
+    return {"seconds": {"verify": repeated(lambda: verify(statement, proof), runs)}, "argument_bits": ledger.bits}
 
 
-def first_use(job: Job) -> Result:
-    """Prove and verify once: what a first command does when there are no compiled kernels yet."""
-    key = MarkingKey.from_bytes(job.path("key").read_bytes())
-    statement = statement_of(job, key)
-    verify(statement, prove(statement, key))
-    return {}
+def first_use(job: Job, runs: int) -> Result:
+    """Compile or load the kernels: what a first command does before its work."""
+    return {"seconds": {"warm_up": repeated(lambda: warm_up(print), 1)}}
 
 
-STAGES: dict[str, Callable[[Job], Result]] = {
+STAGES: dict[str, Callable[[Job, int], Result]] = {
     "keygen": keygen,
-    "train": train,
+    "fit": fit,
     "derive": derivation,
     "prove": proving,
+    "profile": profile,
     "verify": verifying,
     "first-use": first_use,
 }

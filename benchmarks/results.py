@@ -1,4 +1,4 @@
-"""What the benchmarks write: one JSON file per job, and the table of README.md rendered from them."""
+"""What the benchmarks write: JSON files, and the Markdown of README.md and PHASES.md rendered from them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).parent.with_name("README.md")
+PHASES = Path(__file__).with_name("PHASES.md")
 BEGIN, END = "<!-- benchmarks: begin -->\n", "<!-- benchmarks: end -->\n"
 LIBRARIES = ("numpy", "numba", "llvmlite", "py_arkworks_bls12381", "pycryptodome", "onnxruntime", "torch")
 
@@ -37,48 +38,169 @@ def _proc(path: str, field: str) -> str | None:
 
 def save(name: str, result: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
+
+
+def load(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def jobs() -> list[dict[str, Any]]:
+    """All measured jobs, the quickest proof first."""
+    files = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    return sorted((entry for entry in files if "job" in entry), key=lambda entry: entry["seconds"]["prove"])
+
+
+def seconds(value: float) -> str:
+    return f"{value:.2f} s" if value < 2 else f"{value:.1f} s" if value < 20 else f"{value:.0f} s"
+
+
+def memory(job: dict[str, Any], *stages: str) -> str:
+    return " / ".join(f"{job['peak_memory_bytes'][stage] / 2**30:.1f}" for stage in stages) + " GiB"
 
 
 def table() -> str:
-    """The measured table in Markdown, from the files in results/."""
-    files = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    jobs = sorted((entry for entry in files if "job" in entry), key=lambda entry: entry["seconds"]["prove"])
-    if not jobs:
+    """What README.md shows, in Markdown, from the files in results/."""
+    measured = jobs()
+    if not measured:
         return "Nothing measured yet.\n"
-    host = jobs[0]["machine"]
+    hosts = dict.fromkeys(_host(entry["machine"]) for entry in measured)
     lines = [
-        f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, Python {host['python']}; "
-        f"medians of {jobs[0]['runs']}. All {jobs[0]['h']} hidden triggers of a key with ell = {jobs[0]['ell']} in one "
-        "proof, kernels compiled.",
+        f"{'; '.join(hosts)}. All h hidden triggers in one proof, kernels compiled; seconds are medians of the runs, "
+        "memory is the peak of a fresh process.",
         "",
-        "| job | keygen | derive | prove | verify | proof | memory, prove / verify | soundness |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | h | activations per image | keygen | derive | prove | verify | proof "
+        "| memory, derive / prove / verify | soundness | runs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for job in jobs:
-        seconds, memory = job["seconds"], job["peak_memory_bytes"]
+    for job in measured:
+        times = job["seconds"]
         lines.append(
-            f"| {job['job']} | {seconds['keygen']:.1f} s | {seconds['derive']:.2f} s | {seconds['prove']:.1f} s "
-            f"| {seconds['verify']:.2f} s | {job['proof_bytes'] / 1e6:.2f} MB "
-            f"| {memory['prove'] / 2**30:.1f} / {memory['verify'] / 2**30:.1f} GiB | {job['argument_bits']:.1f} bits |"
+            f"| {job['job']} | {job['h']} | {_count(job['activations_per_image'])} | {seconds(times['keygen'])} "
+            f"| {seconds(times['derive'])} | {seconds(times['prove'])} | {seconds(times['verify'])} "
+            f"| {job['proof_bytes'] / 1e6:.2f} MB | {memory(job, 'derive', 'prove', 'verify')} "
+            f"| {job['argument_bits']:.1f} bits | {job['runs']} |"
         )
-    first = max(job["seconds"]["first_use_compile"] for job in jobs)
-    lines += ["", f"Compiling the kernels on first use adds {first:.0f} s, once."]
-    for kernels in (entry for entry in files if "lookup_leaf_ns" in entry):
-        lines[-1] += (
-            f" A product in the extension field takes {kernels['extension_multiply_ns']:.1f} ns on one core, a leaf of "
-            f"a lookup tree {kernels['lookup_leaf_ns']:.0f} ns and a butterfly {kernels['ntt_butterfly_ns']:.2f} ns on "
-            f"all; SHA-256 runs at {kernels['sha256_gb_per_s']:.1f} GB/s."
-        )
+    kernels = load("micro")
+    if kernels:
+        lines += ["", (
+            f"Compiling the kernels on first use takes {kernels['first_use_compile_seconds']:.0f} s, once. A product "
+            f"in the extension field takes {kernels['extension_multiply_ns']:.1f} ns on one core, a leaf of a lookup "
+            f"tree {kernels['lookup_leaf_ns']:.0f} ns and a butterfly {kernels['ntt_butterfly_ns']:.2f} ns on all. "
+            "[Time by phase, against the floor](benchmarks/PHASES.md)."
+        )]  # fmt: skip
+    if curves := load("curves"):
+        from benchmarks.curves import linearity
+
+        lines += ["", "![Cost of a proof by its size](benchmarks/results/scaling.svg)", "",
+                  f"ResNet-18 at 32 x 32: {linearity(curves)}"]  # fmt: skip
+    if peers := load("peers"):
+        lines += ["", *_peers(peers)]
     return "\n".join(lines) + "\n"
 
 
-def render() -> str:
-    """README.md with the current table in its place."""
+def _peers(peers: dict[str, Any]) -> list[str]:
+    """The same network by EZKL; what a proof says differs, so the text says what."""
+    ours, theirs = peers["zkmark"], peers["ezkl"]
+    settings, h = theirs["settings"], ours["h"]
+    return [
+        f"LeNet against EZKL {theirs['version']} in one run: the image is private, the weights are public. A proof of "
+        f"zkmark is about {h} images and hides their logits; one of EZKL is about one image (2^{settings['logrows']} "
+        f"rows, scales 2^{settings['input_scale']} from its own calibration for `{theirs['target']}`), shows the "
+        "logits, and needs a reference string from a trusted setup and a key per network.",
+        "",
+        "| | prove, per image | prove, one proof | verify | proof | memory, prove / verify | setup per network |",
+        "|---|---|---|---|---|---|---|",
+        f"| zkmark, {h} images | {1000 * ours['seconds']['prove'] / h:.0f} ms | {seconds(ours['seconds']['prove'])} "
+        f"| {seconds(ours['seconds']['verify'])} | {ours['proof_bytes'] / 1e3:.0f} kB "
+        f"| {memory(ours, 'prove', 'verify')} | {seconds(ours['seconds']['derive'])} (derive) |",
+        f"| EZKL, one image | {1000 * (theirs['seconds']['prove'] + theirs['seconds']['gen_witness']):.0f} ms "
+        f"| {seconds(theirs['seconds']['prove'] + theirs['seconds']['gen_witness'])} "
+        f"| {seconds(theirs['seconds']['verify'])} | {theirs['proof_bytes'] / 1e3:.0f} kB "
+        f"| {memory(theirs, 'prove', 'verify')} "
+        f"| {seconds(theirs['seconds']['calibrate_settings'] + theirs['seconds']['setup'])} (calibrate, setup) |",
+    ]
+
+
+def phase_floor(phase: str, entry: dict[str, float], job: dict[str, Any], micro: dict[str, Any]) -> float:
+    """Seconds that a phase must take: what it multiplies and hashes on all cores, or what it moves, if that is more."""
+    cores = job["machine"]["cores"]
+    counted: float = sum(
+        entry[name] * micro[kernel] / cores * 1e-9
+        for name, kernel in (
+            ("k_products", "extension_multiply_ns"),
+            ("f_products", "base_multiply_ns"),
+            ("multiply_adds", "multiply_add_ns"),
+        )
+    )
+    counted += entry["hashed_bytes"] / (micro["sha256_gb_per_s"] * 1e9) / cores
+    if phase == "evaluate":
+        counted += job["multiply_adds_per_image"] * job["h"] * micro["matrix_multiply_add_ns"] * 1e-9
+    moved = entry["bytes"] / (micro["memory_gb_per_s"] * 1e9)
+    return float(max(counted, moved))
+
+
+def phase_text() -> str:
+    """benchmarks/PHASES.md: time by phase per activation, against the floor."""
+    micro, lines = load("micro"), ["# Time by phase", ""]
+    measured = [job for job in jobs() if "phases" in job]
+    if not micro or not measured:
+        return "\n".join([*lines, "Nothing measured yet."]) + "\n"
+    lines += [
+        f"{_host(micro['machine'])}. One proof of each network under a profiler; all figures are per committed "
+        "activation (activations per image times h).",
+        "",
+        "*ns*: time of the phase. *busy*: share of the cores' time in compiled kernels (the rest is numpy, hashing and "
+        "Python). *bytes*, *K*: what the kernels read and write, and their products in the extension field. *floor*: "
+        "the larger of products and hashes at the speed of one core within its cache times the cores "
+        f"(K {micro['extension_multiply_ns']:.2f} ns, F {micro['base_multiply_ns']:.2f} ns, multiply-add "
+        f"{micro['multiply_add_ns']:.2f} ns, SHA-256 {micro['sha256_gb_per_s']:.2f} GB/s, float64 matrix product "
+        f"{micro['matrix_multiply_add_ns']:.3f} ns on all cores), and of the bytes at {micro['memory_gb_per_s']:.1f} "
+        "GB/s.",
+    ]
+    for job in measured:
+        total = job["activations_per_image"] * job["h"]
+        lines += [
+            "", f"## {job['job']}: {total / 1e6:.1f} million activations", "",
+            "| phase | ns | share | busy | bytes | K | floor, ns | ns / floor |", "|---|---|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        whole = sum(entry["seconds"] for entry in job["phases"].values())
+        sums = [0.0] * 5
+        for phase, entry in job["phases"].items():
+            floor = phase_floor(phase, entry, job, micro)
+            values = (entry["seconds"], entry["kernel_seconds"], entry["bytes"], entry["k_products"], floor)
+            sums = [a + b for a, b in zip(sums, values, strict=True)]
+            lines.append(_phase_row(phase, values, whole, total, job["machine"]["cores"]))
+        lines.append(_phase_row("**all**", tuple(sums), whole, total, job["machine"]["cores"]))
+    return "\n".join(lines) + "\n"
+
+
+def _phase_row(name: str, values: tuple[float, ...], whole: float, total: int, cores: int) -> str:
+    time, busy, moved, products, floor = values
+    return (
+        f"| {name} | {time / total * 1e9:.1f} | {time / whole:.0%} | {busy / cores / time if time else 0:.0%} "
+        f"| {moved / total:.0f} | {products / total:.1f} | {floor / total * 1e9:.1f} "
+        f"| {f'{time / floor:.1f}' if floor > time / 1000 else '-'} |"
+    )
+
+
+def _host(machine: dict[str, Any]) -> str:
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, Python {machine['python']}"
+    )
+
+
+def _count(value: int) -> str:
+    return f"{value / 1e3:.3g} k" if value < 1e6 else f"{value / 1e6:.2f} M"
+
+
+def texts() -> dict[Path, str]:
+    """The files that show results, and what they must contain."""
     text = README.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return before + BEGIN + table() + END + after
+    return {README: before + BEGIN + table() + END + after, PHASES: phase_text()}
 
 
 def peak_memory() -> int | None:

@@ -1,0 +1,185 @@
+"""Where a proof's time goes: seconds by phase, and what its kernels multiply and move.
+
+The profiler replaces functions of `protocol` by wrappers while it is open.  A phase is the innermost wrapped call of
+the main thread; the kernels, which run on several threads while the main one waits, count for that phase.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from threading import Lock
+from types import TracebackType
+from typing import Any
+from unittest.mock import patch
+
+import protocol.layers
+import protocol.ligero
+import protocol.merkle
+import protocol.reed_solomon
+import protocol.witness
+from protocol.kernels import cpu
+from protocol.lookup import TreeWitness
+from protocol.network import Network
+from protocol.sumcheck import Sums
+
+REST = "rest"
+# (owner, function, phase, phases within which it counts as theirs)
+PHASES: tuple[tuple[Any, str, str, tuple[str, ...]], ...] = (
+    (Network, "forward", "evaluate", ()),
+    (protocol.witness, "build", "evaluate", ()),
+    (protocol.ligero.Committed, "__init__", "commit: rest", ()),
+    (protocol.reed_solomon, "encode", "commit: encode", ("open",)),
+    (protocol.merkle.Leaves, "update", "commit: hash", ("open",)),
+    (protocol.layers, "run", "trees: build", ()),
+    (TreeWitness, "open_layer", "trees: build", ()),
+    (Sums, "round", "trees: rounds", ("affine",)),
+    (Sums, "bind", "trees: fold", ("affine",)),
+    (protocol.layers, "affine", "affine", ()),
+    (protocol.ligero, "prove", "open", ()),
+)
+ORDER = [*dict.fromkeys(phase for _, _, phase, _ in PHASES), REST]
+
+
+def _butterflies(size: int) -> int:
+    return size // 2 * (size.bit_length() - 1)
+
+
+def _encode(values: Any, masks: Any, *rest: Any) -> tuple[int, int, int, int]:
+    size, cosets, lanes = len(values), len(rest[2]), rest[-1] - rest[-2]
+    products = (1 + cosets) * _butterflies(size) + cosets * (size + len(masks))
+    return 0, lanes * products, 0, 4 * lanes * size * (1 + cosets)
+
+
+def _transform(matrix: Any, *rest: Any) -> tuple[int, int, int, int]:
+    size, lanes = len(matrix), rest[-1] - rest[-2]
+    return 0, lanes * (_butterflies(size) + size), 0, 8 * lanes * size
+
+
+def _rows(products: int, elements: int, inner: int) -> Callable[..., tuple[int, int, int, int]]:
+    """A kernel over rows of `args[inner]` entries: products in K and elements of K moved, per entry."""
+
+    def cost(*args: Any) -> tuple[int, int, int, int]:
+        entries = (args[-1] - args[-2]) * args[inner]
+        return products * entries, 0, 0, 20 * elements * entries
+
+    return cost
+
+
+def _entries(products: int, elements: int) -> Callable[..., tuple[int, int, int, int]]:
+    """A kernel over entries from args[-2] to args[-1]."""
+
+    def cost(*args: Any) -> tuple[int, int, int, int]:
+        entries = args[-1] - args[-2]
+        return products * entries, 0, 0, 20 * elements * entries
+
+    return cost
+
+
+# (products in K, products in F, multiply-adds of `combine`, bytes read and written) of one call.
+COSTS: dict[str, Callable[..., tuple[int, int, int, int]]] = {
+    "k_mul": lambda a, b, out: (a.shape[1], 0, 0, 60 * a.shape[1]),
+    "k_outer": lambda a, b, out: (out.shape[1], 0, 0, 20 * out.shape[1]),
+    "f_scale": lambda values, factor, out: (0, values.size, 0, 8 * values.size),
+    "k_sum": lambda a: (0, 0, 0, 20 * a.shape[1]),
+    "scatter_add": lambda target, index, values: (0, 0, 0, 60 * index.size),
+    "combine": lambda v, low, high, out, a, b: (0, 0, 10 * (b - a) * v.shape[1], 4 * (b - a) * v.shape[1]),
+    "fold": _rows(1, 3, 3),
+    "round_sums": _rows(6, 8, 9),
+    "tree_level": _entries(3, 6),
+    "tree_leaves": _entries(1, 4),
+    "multiply_add": _entries(1, 3),
+    "leaves": lambda *args: (0, 10 * (args[-1] - args[-2]), 0, 28 * (args[-1] - args[-2])),
+    "transform": _transform,
+    "encode": _encode,
+}
+COUNTS = ("k_products", "f_products", "multiply_adds", "bytes", "hashed_bytes")
+
+
+class Profile(AbstractContextManager["Profile"]):
+    """Measures what is proven inside it."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = dict.fromkeys(ORDER, 0.0)
+        self._busy: dict[str, float] = dict.fromkeys(ORDER, 0.0)
+        self._counts: dict[str, Counter[str]] = {phase: Counter() for phase in ORDER}
+        self._phase, self._since = REST, time.perf_counter()
+        self._lock, self._patches = Lock(), ExitStack()
+
+    def __enter__(self) -> Profile:
+        update = protocol.merkle.Leaves.update
+
+        def hashed(leaves: Any, columns: memoryview, width: int) -> None:
+            update(leaves, columns, width)
+            self._counts[self._phase]["hashed_bytes"] += len(columns)
+
+        self._replace(protocol.merkle.Leaves, "update", hashed)
+        for owner, name, phase, within in PHASES:
+            self._replace(owner, name, self._timed(getattr(owner, name), phase, within))
+        for name in kernels():
+            self._replace(cpu, name, self._counted(getattr(cpu, name), COSTS[name]))
+        self._since = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._switch(REST)
+        self._patches.close()
+
+    def result(self) -> dict[str, dict[str, float]]:
+        """By phase: seconds, those that the kernels' threads were busy, and COUNTS."""
+        return {
+            phase: {
+                "seconds": self._seconds[phase],
+                "kernel_seconds": self._busy[phase],
+                **{name: self._counts[phase][name] for name in COUNTS},
+            }
+            for phase in ORDER
+        }
+
+    def _replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
+        self._patches.enter_context(patch.object(owner, name, function))
+
+    def _switch(self, phase: str) -> str:
+        now, before = time.perf_counter(), self._phase
+        self._seconds[before] += now - self._since
+        self._phase, self._since = phase, now
+        return before
+
+    def _timed(self, function: Callable[..., Any], phase: str, within: tuple[str, ...]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            if self._phase in within:
+                return function(*args, **named)
+            before = self._switch(phase)
+            try:
+                return function(*args, **named)
+            finally:
+                self._switch(before)
+
+        return call
+
+    def _counted(self, kernel: Any, cost: Callable[..., tuple[int, int, int, int]]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            start = time.thread_time()
+            out = kernel(*args)
+            busy = time.thread_time() - start
+            with self._lock:
+                self._busy[self._phase] += busy
+                self._counts[self._phase].update(dict(zip(COUNTS, cost(*args), strict=False)))
+            return out
+
+        return call
+
+
+def kernels() -> list[str]:
+    """The kernels that python calls.  KeyError for one without a cost."""
+    found = [
+        name for name, value in vars(cpu).items()
+        if hasattr(value, "targetoptions") and not value.targetoptions.get("forceinline")
+    ]  # fmt: skip
+    if unknown := set(found) ^ set(COSTS):
+        raise KeyError(f"benchmarks.phases.COSTS and the kernels differ: {sorted(unknown)}")
+    return found

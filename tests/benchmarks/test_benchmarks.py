@@ -1,0 +1,106 @@
+"""What the benchmarks say must be about what they ran: keys, profiles and fits; their numbers are nobody's promise."""
+
+from __future__ import annotations
+
+import time
+from math import prod
+
+import numpy as np
+import pytest
+
+from benchmarks import curves, phases, results
+from benchmarks.jobs import JOBS, Job, fixed_entropy, make_key
+from ml.triggers import abstract_images
+from protocol import field, ligero, lookup
+from protocol.kernels import cpu
+from protocol.keygen import check_key
+from protocol.pads import Need, Party
+from protocol.transcript import FiatShamir, Transcript
+
+SHAPE, ORDER = (2, 3, 5, 4, 6), (3, 2, 1, 4, 0)
+
+
+def run_tree() -> None:
+    need = lookup.tree_need(SHAPE, ORDER)
+    leaves = np.random.default_rng(1).integers(1, field.P, (field.DEGREE, prod(SHAPE)), np.uint32)
+    party = Party(
+        Transcript("test", FiatShamir()), need, Need(), need.triples, pads=field.zeros(need.free + 3 * need.triples)
+    )
+    lookup.fractional_tree(party, SHAPE, ORDER, lookup.TreeWitness(None, leaves, SHAPE, ORDER))
+
+
+def test_keys_hide_exactly_half_and_are_valid() -> None:
+    job = Job("tiny", "cnn", (1, 8, 8), classes=100, ell=74)
+    images = abstract_images(job.ell, job.shape, fixed_entropy("test"))
+    key = make_key(job, images)
+    assert key.vk.h == job.h == 37
+    check_key(key.vk)
+    assert make_key(job, images).to_bytes() == key.to_bytes()
+    assert len(key.hidden_images) == 37 and (key.images == images).all()
+
+
+def test_jobs_that_share_a_key_have_the_same_parameters() -> None:
+    by_path: dict[object, set[object]] = {}
+    for job in JOBS.values():
+        by_path.setdefault(job.path("key"), set()).add((job.shape, job.classes, job.ell))
+    assert all(len(parameters) == 1 for parameters in by_path.values())
+    assert len({job.path("network") for job in JOBS.values()}) == len(JOBS)
+
+
+def test_every_kernel_has_a_cost() -> None:
+    assert set(phases.kernels()) == set(phases.COSTS)
+
+
+def test_profile_adds_up_and_leaves_no_trace() -> None:
+    before = {name: getattr(cpu, name) for name in phases.kernels()}
+    start = time.perf_counter()
+    with phases.Profile() as profile:
+        run_tree()
+    elapsed = time.perf_counter() - start
+    assert {name: getattr(cpu, name) for name in before} == before
+    found = profile.result()
+    assert sum(entry["seconds"] for entry in found.values()) == pytest.approx(elapsed, rel=0.1, abs=0.02)
+    assert found["trees: rounds"]["k_products"] and found["trees: fold"]["k_products"]
+    assert found["trees: rounds"]["seconds"] and not found["affine"]["seconds"]
+
+
+def test_profile_counts_the_products_that_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = 0
+    fold = cpu.fold
+
+    def count(table: object, out: field.Vector, *rest: int) -> None:
+        nonlocal made
+        first, last = rest[-2:]
+        made += out.shape[1] * (last - first) // (out.shape[1] // rest[1])
+        fold(table, out, *rest)
+
+    monkeypatch.setattr(cpu, "fold", count)
+    monkeypatch.setattr(phases, "kernels", lambda: ["fold"])
+    with phases.Profile() as profile:
+        run_tree()
+    assert made == profile.result()["trees: fold"]["k_products"]
+
+
+def test_a_phase_ends_with_an_error() -> None:
+    profile = phases.Profile()
+    with pytest.raises(TypeError), profile:
+        ligero.Committed()  # type: ignore[call-arg]
+    assert profile._phase == phases.REST
+
+
+@pytest.mark.parametrize(("power", "linear"), [(1.0, True), (1.5, False)])
+def test_linearity(power: float, linear: bool) -> None:
+    prove = {h: 1 + (h / 64) ** power for h in (64, 128, 256, 512)}
+    points = [{"activations_per_image": 1000, "h": h, "seconds": {"prove": seconds}} for h, seconds in prove.items()]
+    assert (curves.deviation(points) < 1e-9) == linear
+    assert (curves.deviation(points) <= curves.LINEAR) == linear
+
+
+def test_the_floor_is_the_larger_of_work_and_traffic() -> None:
+    micro = {"extension_multiply_ns": 5.0, "base_multiply_ns": 1.0, "multiply_add_ns": 1.0, "sha256_gb_per_s": 1.0,
+             "memory_gb_per_s": 10.0, "matrix_multiply_add_ns": 0.1}  # fmt: skip
+    job = {"machine": {"cores": 2}, "multiply_adds_per_image": 10, "h": 3}
+    entry = dict.fromkeys(phases.COUNTS, 0.0) | {"k_products": 4e9, "bytes": 1e9}
+    assert results.phase_floor("trees: fold", entry, job, micro) == pytest.approx(10.0)
+    assert results.phase_floor("trees: fold", entry | {"bytes": 2e11}, job, micro) == pytest.approx(20.0)
+    assert results.phase_floor("evaluate", dict.fromkeys(phases.COUNTS, 0.0), job, micro) == pytest.approx(3e-9)
