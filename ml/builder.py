@@ -156,7 +156,7 @@ class Builder:
     def add(self, left: Tensor, right: Tensor, name: str) -> Tensor:
         """left + right, of one shape."""
         if [p.shape for p in left.parts] != [p.shape for p in right.parts]:
-            left, right = (Tensor((self.single(t),), t.flat) for t in (left, right))
+            left, right = (Tensor((self.single(t),), t.rank) for t in (left, right))
         parts = []
         for pair in zip(left.parts, right.parts, strict=True):
             terms = [self.settled(self.committed.get(id(v), (v, v))[1]) for v in pair]
@@ -165,12 +165,12 @@ class Builder:
                     terms[index] = self.commit(terms[index], name)
             a, b = terms
             parts.append(replace(a, edges=a.edges + b.edges, bias=a.bias + b.bias))
-        return Tensor(tuple(parts), left.flat)
+        return Tensor(tuple(parts), left.rank)
 
     def product(self, left: Tensor, right: Tensor, name: str) -> Tensor:
         """left * right entrywise; right has the shape of left, or one value per channel."""
         if [p.shape[0] for p in left.parts] != [p.shape[0] for p in right.parts]:
-            left, right = (Tensor((self.single(t),), t.flat) for t in (left, right))
+            left, right = (Tensor((self.single(t),), t.rank) for t in (left, right))
         parts = []
         for a, b in zip(left.parts, right.parts, strict=True):
             factor, sources = np.ones(a.shape[0]), []
@@ -185,7 +185,7 @@ class Builder:
             if set(sources) <= self.nonnegative:
                 self.nonnegative.add(len(self.nodes))
             parts.append(self._output())
-        return Tensor(tuple(parts), left.flat)
+        return Tensor(tuple(parts), left.rank)
 
     # -- windows --------------------------------------------------------------------------------------------------
 
@@ -225,7 +225,7 @@ class Builder:
             start += c * h * w
             values.append(self._convolve(fail, name, part, kernel, (Window(h), Window(w)), 1))
             bias = bias + values[-1].bias
-        return Tensor((Value(tuple(e for v in values for e in v.edges), bias, values[0].shape),), flat=True)
+        return Tensor((Value(tuple(e for v in values for e in v.edges), bias, values[0].shape),), rank=2)
 
     def _convolve(
         self, fail: Fail, name: str, value: Value, weight: Floats, windows: Windows, groups: int
@@ -272,9 +272,13 @@ class Builder:
 
         Nodes hold the relus only; a last node commits the maximum itself, which costs little and gives the next layer
         one source with tight bounds instead of three.  Zero padding is as good as the minus infinity of ONNX where
-        values are not negative; `integers` refuses others.
+        values are not negative; others are lifted by one more node.
         """
         edge, value = self.plain(value, name, unpooled=True, positive=True)
+        signed = edge.source not in self.nonnegative
+        if signed and edge.rows.pad_before + edge.rows.pad_after + edge.columns.pad_before + edge.columns.pad_after:
+            value = self.commit(value, name)  # zeros that count as such
+            edge = value.edges[0]
         shape = self._pooled(fail, value, windows)
         if max(w.kernel for w in windows) > MAX_STEPS:
             raise fail(f"the kernel of a maximum is larger than {MAX_STEPS}")
@@ -283,6 +287,11 @@ class Builder:
         c, over = value.shape[0], _behind(edge, windows)
         width = value.shape[2] - edge.columns.pad_before - edge.columns.pad_after  # of the source
         terms = [(edge.source, IDENTITY, IDENTITY)]
+        lifted = signed and any(max(x.pad_before, x.pad_after) > 0 for x in windows)
+        if lifted:
+            unit = (_unit(c, *terms[0]),)
+            self._append(RealNode(unit, np.zeros(c), value.shape, X, name, exact=True, lift=1, origin=edge.source))
+            terms = [(len(self.nodes), IDENTITY, IDENTITY)]
         for axis, window in enumerate(over):
             between = (c, shape[1], width if axis == 0 else shape[2])
             last: list[tuple[int, Window, Window]] = []
@@ -293,7 +302,8 @@ class Builder:
                 self._append(RealNode(tuple(edges), np.zeros(c), between, RELU, name, exact=True))
                 last = [(len(self.nodes), IDENTITY, IDENTITY)]
             terms = [(s, *_along(axis, _taps(window, window.kernel - 1, 1), r, k)) for s, r, k in terms] + last
-        self._append(RealNode(tuple(_unit(c, *t) for t in terms), np.zeros(c), shape, X, name, exact=True))
+        units, lift = tuple(_unit(c, *t) for t in terms), -int(lifted)
+        self._append(RealNode(units, np.zeros(c), shape, X, name, exact=True, lift=lift, origin=edge.source))
         if edge.source in self.nonnegative:
             self.nonnegative.add(len(self.nodes))
         return replace(self._output().affine(edge.weight[:, 0, 0, 0], 0.0), bias=value.bias)

@@ -50,7 +50,8 @@ GRID = np.array([
 ])  # fmt: skip
 MAX_INPUT = 4095  # |x0|: one step of a pixel is about 16 units
 Z_BITS = range(5, 13)  # the largest z of a node is 2^k - 1
-FINE_BITS = 10  # a wider table is taken where z would have fewer bits
+FINE_BITS = 12  # a wider table is taken where z would have fewer bits
+TABLE_SHARE = 8  # ... of at most so many rows for every activation of the network: it is read some 500 times as often
 STEPS = 512  # units of a curve between 0 and the largest y that calibration shows
 PRECISION = 50  # provisional sums stay below 2^50 plus rounding
 TABLE_WORK = 1 << 32  # elementwise operations for the tables of curves
@@ -104,7 +105,8 @@ class _Quantiser:
     def __init__(self, real: RealNetwork, images: npt.NDArray[np.uint8], table_bits: int, headroom: int) -> None:
         self.real, self.headroom, self.images = real, headroom, len(images)
         self.last = _last_use(real)
-        self.widths = sorted({min(table_bits + k, MAX_TABLE_BITS) for k in (0, 2, 4)} | {MAX_TABLE_BITS})
+        rows = TABLE_SHARE * sum(prod(node.shape) for node in real.nodes)
+        self.widths = [b for b in range(table_bits, MAX_TABLE_BITS + 1, 2) if b == table_bits or 1 << b <= rows]
         self.shared: dict[tuple[object, ...], Table] = {}
         self.table_work = 0
         values = real.scale[:, None] * np.arange(256) + real.shift[:, None]  # [C, 256]
@@ -177,7 +179,7 @@ class _Quantiser:
         wanted = seen * self.headroom
         live = wanted > 0
         ratio = float(np.sort(reach[live] / wanted[live])[live.sum() // 2]) if live.any() else 1.0
-        width = next((b for b in self.widths if _max(FINE_BITS) * ratio <= _limit(b) >> _shift(b)), MAX_TABLE_BITS)
+        width = next((b for b in self.widths if _max(FINE_BITS) * ratio <= _limit(b) >> _shift(b)), self.widths[-1])
         # As many bits of z as leave the median channel its wanted scale in spite of its reach.
         most = _limit(width) >> _shift(width)
         ceiling = max([_max(k) for k in Z_BITS if _max(k) * ratio <= most], default=_max(Z_BITS.start))
@@ -219,30 +221,24 @@ class _Quantiser:
     def maximum(self, real_node: RealNode, where: str) -> Node:
         """A step of a maximum, exactly: integers with the scales of their source, not shifted."""
         source = real_node.edges[0].source
-        low, high = np.minimum(self.ranges[source][0], 0), np.maximum(self.ranges[source][1], 0)
-        for e in real_node.edges:
-            padded = any(max(w.pad_before, w.pad_after) > 0 for w in (e.rows, e.columns))
-            if padded and (self.ranges[e.source][0] < 0).any():
-                raise ParameterError(
-                    f"{where}: a padded maximum of values that may be negative; put the ReLU before it, or do not pad"
-                )
+        low, high = self.ranges[real_node.origin if real_node.lift else source]
+        bias = -real_node.lift * low if real_node.lift else np.zeros(len(low), np.int64)
         edges = tuple(
             Edge(e.source, np.rint(e.weight).astype(np.int64), e.rows, e.columns, e.groups) for e in real_node.edges
         )
-        node = Node(edges, np.zeros(len(real_node.bias), np.int64), 0, None, real_node.name)
-        first, last = affine_bounds(node, self.ranges)
-        width = max(int(last.max()) + 1, -int(first.min()), 1).bit_length() + 1
+        node = Node(edges, bias, 0, None, real_node.name)
+        least, most = affine_bounds(node, self.ranges)
+        width = max(int(most.max()) + 1, -int(least.min()), 1).bit_length() + 1
         if width > MAX_TABLE_BITS:
             raise ParameterError(f"{where}: the values of a maximum need {width} bits")
-        u = np.arange(-(1 << (width - 1)), 1 << (width - 1))
-        if real_node.expression == RELU:
-            bounds = 0, int((high - low).max())
+        if real_node.expression == RELU or real_node.lift == 1:
+            bounds = 0, int((high - np.minimum(low, 0)).max())
         else:
-            bounds = int(low.min()), int(high.max())
-        key = "clip", width, *bounds
-        table = self.shared.setdefault(key, Table(width, u.clip(*bounds)))
+            bounds = min(int(low.min()), 0), max(int(high.max()), 0)
+        u = np.arange(-(1 << (width - 1)), 1 << (width - 1))
+        table = self.shared.setdefault(("clip", width, *bounds), Table(width, u.clip(*bounds)))
         self.scales.append(self.scales[source])
-        return Node(edges, node.bias, 0, table, real_node.name)
+        return Node(edges, bias, 0, table, real_node.name)
 
     def product(self, real_node: RealNode, product: Product) -> Node:
         """A product: its unit is that of the integers, times the shift that leaves 12 bits of value."""

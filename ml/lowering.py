@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import numpy.typing as npt
 
 from ml.builder import Builder
 from ml.expressions import MAX_SIZE, Expression, X, gelu
-from ml.onnx_reader import Graph, Operator
+from ml.folding import fold
+from ml.onnx_reader import ADVICE, Graph, Operator
 from ml.real_network import Floats, RealNetwork, Tensor, Windows
 from protocol.errors import ParameterError
 from protocol.network import Window
@@ -58,11 +60,17 @@ class _Lowering:
             if operator.kind in ("Softmax", "LogSoftmax") and position < len(operators) - 1:
                 raise operator.fail("only a trailing softmax is accepted (it does not change the class)")
             self.names[operator.output] = operator.name
+            if all(name in self.constants for name in operator.inputs if name):
+                operands = [self.constants.get(name) for name in operator.inputs]
+                self.constants[operator.output] = fold(operator, operands)
+                continue
+            if operator.kind not in RULES:
+                raise operator.fail(ADVICE.get(operator.kind, "only constants are supported"))
             result = RULES[operator.kind](self, operator)
             if isinstance(result, Tensor):
                 self.tensors[operator.output] = result
                 self.traces[operator.output] = _Trace(operator.output, X)
-            elif isinstance(result, _Trace):
+            else:
                 self.traces[operator.output] = result
         if self.graph.output not in self.traces:
             raise ParameterError("ONNX model: the output does not depend on the image")
@@ -149,7 +157,7 @@ class _Lowering:
         else:
             weight = weight.T
         o, features = weight.shape
-        if features != tensor.features or not (tensor.flat or tensor.single_pixel):
+        if features != tensor.features or tensor.rank != 2:
             raise operator.fail(f"weight for {features} features does not fit input {tensor.shape}")
         bias = np.zeros(o)
         if operator.kind == "Gemm" and len(operator.inputs) > 2:
@@ -179,7 +187,7 @@ class _Lowering:
             windows = (Window(h), Window(w))
         rule = self.builder.maximum if largest else self.builder.average
         parts = tuple(rule(operator.fail, operator.name, part, windows) for part in tensor.parts)
-        return Tensor(parts, flat=not operator.integer("keepdims", 1))
+        return Tensor(parts, rank=4 if operator.integer("keepdims", 1) else 2)
 
     def pad(self, operator: Operator) -> Tensor:
         tensor = self.image(operator)
@@ -209,17 +217,14 @@ class _Lowering:
         scale = gamma / np.sqrt(variance + operator.real("epsilon", 1e-5))
         return self.builder.scaled(tensor, scale, beta - mean * scale)
 
-    def concatenate(self, operator: Operator) -> Tensor | None:
-        if all(name in self.constants for name in operator.inputs):
-            self.fold(operator)
-            return None
+    def concatenate(self, operator: Operator) -> Tensor:
         tensors = [self.value(operator, i) for i in range(len(operator.inputs))]
         flat = tensors[0].flat
-        if operator.integer("axis", 0) % (2 if flat else 4) != 1 or len({t.flat for t in tensors}) > 1 or (
+        if operator.integer("axis", 0) % tensors[0].rank != 1 or len({t.rank for t in tensors}) > 1 or (
             not flat and len({t.shape[1:] for t in tensors}) > 1
         ):
             raise operator.fail("only channels of images of one size, or flattened tensors, can be concatenated")
-        return Tensor(tuple(p for t in tensors for p in t.parts), flat)
+        return Tensor(tuple(p for t in tensors for p in t.parts), tensors[0].rank)
 
     # -- elementwise operators ------------------------------------------------------------------------------------
 
@@ -277,7 +282,7 @@ class _Lowering:
                 return replace(a, expression=e.affine(scale + factor, shift + offset))
             return replace(a, expression=a.expression.add(other))
         left, right = self.value(operator, 0), self.value(operator, 1)
-        if left.flat != right.flat:
+        if left.rank != right.rank:
             raise operator.fail("one operand is flattened, the other is not")
         if kind == "Mul":
             if left.shape[0] == right.shape[0] and left.single_pixel and not right.single_pixel:
@@ -300,7 +305,9 @@ class _Lowering:
             trace = self.trace(operator)
             return replace(trace, expression=Expression("leaky", (trace.expression,), (float(slope.reshape(-1)[0]),)))
         slopes, tensor = self.per_channel(operator, slope, 0), self.value(operator)
-        positive = Tensor(tuple(self.builder.node(p, X.relu(), operator.name) for p in tensor.parts), tensor.flat)
+        positive = replace(
+            tensor, parts=tuple(self.builder.node(p, X.relu(), operator.name) for p in tensor.parts)
+        )
         scaled = self.builder.scaled
         return self.builder.add(scaled(tensor, slopes, 0.0), scaled(positive, 1.0 - slopes, 0.0), operator.name)
 
@@ -352,64 +359,39 @@ class _Lowering:
 
     # -- operators that change the view only ----------------------------------------------------------------------
 
-    def reshape(self, operator: Operator) -> Tensor | None:
+    def reshape(self, operator: Operator) -> Tensor:
         """Flatten, Reshape, Squeeze, Unsqueeze between [1, C, H, W] and [1, C H W]."""
-        if operator.inputs[0] in self.constants:
-            self.fold(operator)
-            return None
         tensor = self.value(operator)
-        features, flat, square = tensor.features, [1, tensor.features], [1, *tensor.shape]
-        now = flat if tensor.flat else square
+        features, now = tensor.features, tensor.dimensions
         if operator.kind == "Flatten":
             if operator.integer("axis", 1) % len(now) != 1:
                 raise operator.fail("only axis 1 is supported")
-            shape = flat
+            shape = [1, features]
         elif operator.kind == "Reshape":
             given = self.constant(operator, 1)
             shape = [] if given is None else [int(n) for n in given.reshape(-1)[:8].tolist()]
             shape = [now[i] if n == 0 and i < len(now) else n for i, n in enumerate(shape)]
-            rest = int(np.prod([n for n in shape if n != -1], dtype=object))
+            rest = prod(n for n in shape if n != -1)
             shape = [features // rest if n == -1 and rest > 0 else n for n in shape]
+        elif operator.kind == "Squeeze":
+            axes = self.axes(operator, len(now))
+            shape = [n for i, n in enumerate(now) if n != 1 or (axes is not None and i not in axes)]
         else:
-            axes = self.axes(operator, len(now) if operator.kind == "Squeeze" else 4)
-            axes = [2, 3] if axes is None else axes
-            shape = flat if operator.kind == "Squeeze" and tensor.single_pixel and not tensor.flat else [*flat, 1, 1]
-            if axes != [2, 3]:
-                raise operator.fail("only the two spatial axes can be squeezed or added")
-        if shape == flat:
-            return replace(tensor, flat=True)
-        if shape == square or (tensor.flat and tensor.single_pixel and shape == [*flat, 1, 1]):
-            return replace(tensor, flat=False)
-        raise operator.fail(f"only a view of {now} as {flat}, or back of single pixels, is supported")
+            axes = self.axes(operator, len(now) + len(self.axes(operator, 8) or [])) or []
+            shape = [*now]
+            for axis in axes:
+                shape.insert(axis, 1)
+        if shape == [1, *tensor.shape] and (tensor.rank == 4 or tensor.single_pixel):
+            return replace(tensor, rank=4)
+        if shape == [1, features] or (shape == [1, features, 1] and tensor.single_pixel):
+            return replace(tensor, rank=len(shape))
+        raise operator.fail(f"only views of {now} as [1, {features}], and back of single pixels, are supported")
 
-    def unchanged(self, operator: Operator) -> _Trace | None:
-        if operator.kind == "Identity" and operator.inputs[0] in self.constants:
-            self.constants[operator.output] = self.constants[operator.inputs[0]]
-            return None
+    def unchanged(self, operator: Operator) -> _Trace:
         return self.trace(operator)
 
-    def fold(self, operator: Operator) -> None:
-        """Shapes that an exporter computes in the graph, and other small constants."""
-        arrays = [self.constants[name] for name in operator.inputs if name in self.constants]
-        if any(a.size > 1 << 20 or a.ndim > 4 for a in arrays):
-            raise operator.fail("constants of this size are not folded")
-        try:
-            match operator.kind:
-                case "Concat":
-                    result = np.concatenate(arrays, operator.integer("axis", 0))
-                case "Unsqueeze":
-                    result = np.expand_dims(arrays[0], tuple(int(a) for a in np.asarray(
-                        operator.attributes.get("axes", arrays[-1])).reshape(-1)[:4].tolist()))
-                case "Reshape":
-                    result = arrays[0].reshape([int(n) for n in arrays[1].reshape(-1)[:4].tolist()])
-                case _:
-                    raise operator.fail("a constant of this form is not folded")
-        except (ValueError, IndexError):
-            raise operator.fail("the constants do not fit") from None
-        self.constants[operator.output] = result
 
-
-_Rule = Callable[[_Lowering, Operator], Tensor | _Trace | None]
+_Rule = Callable[[_Lowering, Operator], Tensor | _Trace]
 RULES: Mapping[str, _Rule] = {
     "Conv": _Lowering.conv, "Gemm": _Lowering.dense, "MatMul": _Lowering.dense,
     "AveragePool": _Lowering.pool, "GlobalAveragePool": _Lowering.pool, "ReduceMean": _Lowering.pool,

@@ -30,6 +30,7 @@ SUPPORTED = frozenset({
     "Flatten", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity",
     "LeakyRelu", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "PRelu", "Pad", "Pow", "ReduceMax", "ReduceMean",
     "Relu", "Reshape", "Sigmoid", "Softmax", "Squeeze", "Sub", "Swish", "Tanh", "Unsqueeze",
+    "Cast", "ConstantOfShape", "Slice", "Transpose",  # of constants
 })
 ADVICE = {
     "Cast": "export the model in float32 throughout",
@@ -139,7 +140,7 @@ def _graph(graph: GraphProto) -> Graph:
     if len(inputs) != 1 or len(graph.output) != 1:
         raise ParameterError("ONNX model: exactly one input image and one output are expected")
     _, channels, rows, columns = _dimensions(inputs[0], 4, "[1, C, H, W]")
-    _, classes = _dimensions(graph.output[0], 2, "[1, classes]")
+    _, classes = _dimensions(graph.output[0], 2, "[1, classes]", batch=True)
     if channels * rows * columns > MAX_IMAGE:
         raise ParameterError(f"ONNX model: input images are limited to {MAX_IMAGE} elements")
     operators = []
@@ -181,13 +182,15 @@ def _needed(operators: list[Operator], output: str) -> tuple[Operator, ...]:
     return tuple(reversed(kept))
 
 
-def _dimensions(value: ValueInfoProto, rank: int, expected: str) -> tuple[int, ...]:
+def _dimensions(value: ValueInfoProto, rank: int, expected: str, batch: bool = False) -> tuple[int, ...]:
+    """The declared shape.  batch: an exporter may have lost the first 1, which the input proves."""
     from onnx import TensorProto
 
     tensor = value.type.tensor_type
     if tensor.elem_type != TensorProto.FLOAT:
         raise ParameterError(f"ONNX model: {value.name!r} must be a float32 tensor")
     dims = [d.dim_value if d.HasField("dim_value") else 0 for d in tensor.shape.dim]
+    dims[:1] = [1] if batch and dims[:1] == [0] else dims[:1]
     if len(dims) != rank or dims[0] != 1 or not all(0 < d <= 1 << 16 for d in dims):
         raise ParameterError(f"ONNX model: {value.name!r} must have the static shape {expected}; export with batch 1")
     return tuple(dims)

@@ -52,6 +52,7 @@ class RealNode:
     factor: the product, if there is one, is multiplied by factor[c] > 0.
     exact: the edges, of weights -1, 0 and 1, are taken in integers, the node has the scales of its first source, and
     its values are clipped to the range of that source, or where a ReLU takes a difference, to the range's width.
+    lift: 1 to subtract the least value of graph node `origin` from its values, -1 to add it again.
     """
 
     edges: tuple[RealEdge, ...]
@@ -62,6 +63,8 @@ class RealNode:
     product: Product | None = None
     factor: Floats | None = None
     exact: bool = False
+    lift: int = 0
+    origin: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,22 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """Values one after the other along the channels.  `flat`: each is read as [1, C * H * W]."""
+    """Values one after the other along the channels.
+
+    rank: 4 for [1, C, H, W], 2 for [1, C * H * W]; single pixels also 3 for [1, C, 1].
+    """
 
     parts: tuple[Value, ...]
-    flat: bool = False
+    rank: int = 4
+
+    @property
+    def flat(self) -> bool:
+        return self.rank < 4
+
+    @property
+    def dimensions(self) -> list[int]:
+        """As ONNX sees them."""
+        return {2: [1, self.features], 3: [1, self.features, 1], 4: [1, *self.shape]}[self.rank]
 
     @property
     def features(self) -> int:

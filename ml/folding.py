@@ -1,0 +1,54 @@
+"""Operators on constants alone: small shapes and paddings that an exporter computes inside the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ml.onnx_reader import Operator
+
+MAX_ELEMENTS = 1 << 12  # of an operand or a result
+FOLDED = frozenset({"Cast", "Concat", "ConstantOfShape", "Identity", "Reshape", "Slice", "Transpose", "Unsqueeze"})
+
+Array = npt.NDArray[Any]
+
+
+def fold(operator: Operator, operands: list[Array | None]) -> Array:
+    """The value of an operator on constants; an omitted operand is None.  Raises ParameterError."""
+    if operator.kind == "Identity" and operands[0] is not None:
+        return operands[0]
+    arrays = [np.zeros(0, np.int64) if a is None else a for a in operands]
+    if operator.kind not in FOLDED or any(a.size > MAX_ELEMENTS for a in arrays):
+        raise operator.fail("one operand must depend on the image")
+    first = arrays[0]
+    numbers = [[int(n) for n in a.reshape(-1)[:8].tolist()] for a in arrays[1:]]
+    try:
+        match operator.kind:
+            case "Cast":
+                return first
+            case "Concat":
+                return np.concatenate(arrays, operator.integer("axis", 0))
+            case "ConstantOfShape":
+                value = np.asarray(operator.attributes.get("value", np.zeros(1))).reshape(-1)[0]
+                if first.size != 1 or not 0 <= first.reshape(-1)[0] <= MAX_ELEMENTS:
+                    raise operator.fail("only short vectors are supported")
+                return np.full(int(first.reshape(-1)[0]), value)
+            case "Reshape":
+                return first.reshape(numbers[0])
+            case "Transpose":
+                return first.transpose(operator.attributes.get("perm"))  # type: ignore[arg-type]
+            case "Unsqueeze":
+                return np.expand_dims(first, tuple(numbers[0]))
+            case _:  # Slice
+                starts, ends, axes, steps = [*numbers, [], []][:4]
+                for start, end, axis, step in zip(
+                    starts, ends, axes or range(len(starts)), steps or [1] * len(starts), strict=True
+                ):
+                    # Minus infinity, as exporters write it, is the end of a walk backwards.
+                    stop = None if step < 0 and end < -first.shape[axis] else end
+                    first = first[(slice(None),) * (axis % first.ndim) + (slice(start, stop, step),)]
+                return first
+    except (ValueError, IndexError, TypeError):
+        raise operator.fail("the constants do not fit each other") from None
