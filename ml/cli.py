@@ -167,6 +167,20 @@ def evaluate_command(
     _print(as_json, result, "\n".join(lines))
 
 
+@cli.command("experiments")
+@click.argument("names", nargs=-1)
+@click.option("--preset", default="ci", show_default=True, help="ci: minutes; cpu: an hour.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
+@json_option
+@outcome
+def experiments_command(names: tuple[str, ...], preset: str, out: Path, as_json: bool) -> None:
+    """Measure the papers' tables and figures: the NAMES given, or all.  Goes on where an earlier run stopped."""
+    from ml.experiments.run import run
+
+    page = run(names, preset, out, None if as_json else lambda what: click.echo(f"{what} ...", err=True))
+    _print(as_json, {"done": True, "results": str(page)}, str(page))
+
+
 def _prepare(
     data: str, arch: str, width: float, epochs: int | None, seed: int, device: str
 ) -> tuple[Dataset, Normalized, Training]:

@@ -1,4 +1,4 @@
-"""Each attack does what its paper says it does, to a copy; and the two evasions and the false claim win where they can."""
+"""Each attack does what its paper says, to a copy; the evasions and the false claim win where they can."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module")
 def marking_key() -> MarkingKey:
     rng = np.random.default_rng(2)
-    return generate_key(KeyParameters((1, 8, 8), 10, 160), abstract_images(160, (1, 8, 8), rng.bytes), entropy=rng.bytes)
+    images = abstract_images(160, (1, 8, 8), rng.bytes)
+    return generate_key(KeyParameters((1, 8, 8), 10, 160), images, entropy=rng.bytes)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The papers' tables and figures, from `ml/experiments.toml`: run, resumed, and written beside the papers' numbers."""

@@ -1,0 +1,102 @@
+"""Adi et al.: Table 1, Figures 6 and 7, transfer; and how much compression a mark takes before it cannot be proven."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ml.attacks.compression import few_bits, low_rank, prune
+from ml.attacks.fine_tuning import How, fine_tune, overwrite, transfer, with_last_layer
+from ml.data import Dataset, load
+from ml.experiments.lab import Lab, Row, verdict_cells
+from ml.fit import accuracy
+from ml.verdict import judge, prove
+from protocol.errors import ParameterError
+
+HOWS: tuple[How, ...] = ("FTLL", "FTAL", "RTLL", "RTAL")
+
+
+def embedding(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    """Table 1, and a real proof of each."""
+    lab.sheet("triggers-abstract", lab.triggers.images)
+    rows: list[Row] = []
+    models = {"no mark": lab.unmarked(), **{mode: lab.marked(mode) for mode in ("from scratch", "pretrained")}}
+    for name, model in models.items():
+        verdict = judge(lab.scheme, lab.triggers, model)
+        proven = prove(model, lab.key) if options["prove"] else None
+        rows.append({"setting": name, "test %": lab.test(model), **verdict_cells(verdict), "proven": proven})
+    return rows
+
+
+def fine_tuning(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    """Figure 6: the mark is read behind the owner's last layer where the thief drew a new one."""
+    rows: list[Row] = []
+    for mode in ("from scratch", "pretrained"):
+        model = lab.marked(mode)
+        cells = verdict_cells(judge(lab.scheme, lab.triggers, model))
+        rows.append({"setting": mode, "test %": lab.test(model), **cells})
+        for how in HOWS:
+            attacked = fine_tune(model, how, lab.thief.train_x, lab.thief.train_y, lab.attack_fit())
+            read = with_last_layer(attacked, model) if how.startswith("RT") else attacked
+            cells = verdict_cells(judge(lab.scheme, lab.triggers, read))
+            rows.append({"setting": f"{mode}, {how}", "test %": lab.test(attacked), **cells})
+    return rows
+
+
+def piracy(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    """Figure 7: a thief's mark over the owner's, then fine-tuning by somebody else."""
+    owner, new = lab.marked(), lab.scheme.__class__(lab.training, lab.seed + 777)
+    thiefs_key = new.make_key(len(lab.triggers), owner, lab.thief)
+    training = replace(lab.training, rate=0.01)
+    pirated = overwrite(owner, lab.thief, thiefs_key.images, thiefs_key.labels, training)
+    rows: list[Row] = []
+    for how in ("no fine-tuning", "FTAL", "RTAL"):
+        attacked = pirated
+        if how in HOWS:
+            attacked = fine_tune(pirated, how, lab.owner.train_x, lab.owner.train_y, lab.attack_fit())
+        read = with_last_layer(attacked, pirated) if how == "RTAL" else attacked
+        rows.append({
+            "setting": how, "test %": lab.test(attacked),
+            "TS-NEW %": accuracy(read, thiefs_key.images, thiefs_key.labels),
+            **verdict_cells(judge(lab.scheme, lab.triggers, read)),
+        })  # fmt: skip
+    return rows
+
+
+def transfer_learning(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    """RTAL to another task; without a second data set of this shape, to telling odd from even."""
+    other, name = _other_task(lab.thief, options["to"])
+    attacked = transfer(lab.marked(), other, lab.attack_fit())
+    read = with_last_layer(attacked, lab.marked())
+    cells = verdict_cells(judge(lab.scheme, lab.triggers, read))
+    return [{"setting": f"to {name}", "test %": accuracy(attacked, other.test_x, other.test_y), **cells}]
+
+
+def compression(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    """How far a mark can be proven."""
+    model = lab.marked()
+    attacks: list[tuple[str, nn.Module]] = [("none", model)]
+    attacks += [(f"prune {share:.0%}", prune(model, share)) for share in options["prune"]]
+    attacks += [(f"prune {share:.0%} per layer", prune(model, share, per_layer=True)) for share in options["per_layer"]]
+    attacks += [(f"SVD {share:.0%}", low_rank(model, share)) for share in options["svd"]]
+    attacks += [(f"{bits} bits", few_bits(model, bits)) for bits in options["bits"]]
+    rows: list[Row] = []
+    for name, attacked in attacks:
+        cells = verdict_cells(judge(lab.scheme, lab.triggers, attacked))
+        rows.append({"setting": name, "test %": lab.test(attacked), **cells})
+    return rows
+
+
+def _other_task(thief: Dataset, name: str) -> tuple[Dataset, str]:
+    count, tests = len(thief.train_y), len(thief.test_y)
+    try:
+        found = load(name)
+        if found.shape == thief.shape:
+            return replace(found, train_x=found.train_x[:count], train_y=found.train_y[:count],
+                           test_x=found.test_x[:tests], test_y=found.test_y[:tests]), name  # fmt: skip
+    except ParameterError:
+        pass
+    return replace(thief, train_y=np.mod(thief.train_y, 2), test_y=np.mod(thief.test_y, 2), classes=2), "odd or even"

@@ -1,0 +1,75 @@
+"""Hitaj and Mancini: ensemble and detector (Table I); Liu et al.: false claims with transferable adversaries."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ml.attacks.evasion import evading, train_detector, vote
+from ml.attacks.false_claim import false_key, with_coin_labels
+from ml.experiments.lab import Lab, Row, verdict_cells
+from ml.fit import Fit, accuracy
+from ml.mark import train
+from ml.models import Normalized
+from ml.schemes.scheme import TriggerKey
+from ml.triggers import abstract_images
+from ml.verdict import judge, judge_answers
+
+
+def ensemble(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    """What an owner sees who asks a vote of n marked models, and what is provable of the owner's own member."""
+    models = [lab.marked(), *(_marked_by_another(lab, number) for number in range(1, max(options["sizes"])))]
+    rows: list[Row] = []
+    for size in options["sizes"]:
+        service = vote(models[:size], lab.seed)
+        cells = verdict_cells(judge_answers(lab.scheme, lab.triggers, service))
+        test = accuracy(service, lab.data.test_x, lab.data.test_y)
+        rows.append({"setting": f"vote of {size}", "test %": test, **cells})
+    own = verdict_cells(judge(lab.scheme, lab.triggers, lab.marked()))
+    return [*rows, {"setting": "its weights", "test %": lab.test(lab.marked()), **own}]
+
+
+def detector(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    """Trained on the thief's own abstract images; tested on the key's and on test images."""
+    rng = np.random.default_rng([lab.seed, 4])
+    count = options["images"]
+    suspicious = abstract_images(count, lab.data.shape, rng.bytes)
+    model = lab.marked()
+    found = train_detector(model, lab.thief.train_x[:count], suspicious,
+                           Fit(epochs=options["epochs"], batch=64, rate=0.02, seed=lab.seed))  # fmt: skip
+    clean, caught = (accuracy(found, x, np.full(len(x), label)) for x, label in
+                     ((lab.data.test_x, 0), (lab.triggers.images, 1)))  # fmt: skip
+    service = evading(model, found, lab.data.classes, lab.seed)
+    cells = verdict_cells(judge_answers(lab.scheme, lab.triggers, service))
+    test = accuracy(service, lab.data.test_x, lab.data.test_y)
+    own = verdict_cells(judge(lab.scheme, lab.triggers, model))
+    return [
+        {"setting": "service with detector", "test %": test, "detector %": (clean + caught) / 2, **cells},
+        {"setting": "its weights", "test %": lab.test(model), **own},
+    ]
+
+
+def false_claim(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    """A key of adversaries against a model that its maker never saw, before and after the labels are a coin's."""
+    surrogates = [lab.model(f"surrogate-{n}", lambda m, n=n: _surrogate(lab, m, n), 50 + n)  # type: ignore[misc]
+                  for n in range(options["surrogates"])]  # fmt: skip
+    false = false_key(surrogates, lab.thief, options["count"], options["epsilon"], seed=lab.seed)
+    lab.sheet("triggers-false-claim", false.images)
+    coin = np.random.default_rng([lab.seed, 5]).integers(0, lab.data.classes, len(false))
+    victim = lab.unmarked()
+    rows: list[Row] = []
+    for name, key in (("labels chosen", false), ("labels of the joint coin", with_coin_labels(false, coin))):
+        as_claimed = TriggerKey(key.images, key.labels, key.sides)  # judged as if its labels were a coin's
+        rows.append({"setting": name, **verdict_cells(judge(lab.scheme, as_claimed, victim))})
+    return rows
+
+
+def _marked_by_another(lab: Lab, number: int) -> Normalized:
+    key = TriggerKey.from_marking_key(lab.marking_key(number))
+    return lab.model(f"marked-other-{number}", lambda m: lab.scheme.mark(m, lab.owner, key), number)
+
+
+def _surrogate(lab: Lab, model: Normalized, number: int) -> None:
+    train(model, lab.thief, replace(lab.training, seed=1000 + number))

@@ -1,0 +1,81 @@
+"""Le Merrer et al.: pruning (Table 1), SVD (Table 2), adversarial fine-tuning (Table 3), false positives (Figure 6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ml.attacks.compression import low_rank, prune
+from ml.attacks.fine_tuning import adversarial
+from ml.data import Dataset
+from ml.experiments.lab import Lab, Row
+from ml.fit import Fit, accuracy, answers
+from ml.schemes.frontier import LEVEL, Frontier
+from ml.schemes.scheme import TriggerKey, tolerance
+from ml.verdict import judge
+from protocol.errors import ParameterError
+
+
+def pruning(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    return _attacked(lab, options, lambda model, share: prune(model, share))
+
+
+def svd(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    return _attacked(lab, options, lambda model, share: low_rank(model, share))
+
+
+def overwriting(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    """Fine-tuning on new adversaries of the marked model, from images that are in no key."""
+    scheme, key, rest, model = _marked(lab, options)
+    x, y = lab.thief.train_x[: options["adversaries"]], lab.thief.train_y[: options["adversaries"]]
+    attacked = adversarial(model, x, y, scheme.epsilon, lab.attack_fit())
+    return [_row("none", scheme, key, rest, model), _row("adversarial fine-tuning", scheme, key, rest, attacked)]
+
+
+def false_positives(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    """Unmarked models under keys of a model of the same kind: the paper's null model is a belief, tested here."""
+    rows: list[Row] = []
+    strangers = [lab.unmarked(number) for number in range(1, 1 + options["strangers"])]
+    for epsilon in options["epsilons"]:
+        scheme = Frontier(epsilon, seed=lab.seed)
+        try:
+            key = scheme.make_key(options["count"], lab.unmarked(), lab.owner)
+        except ParameterError as error:  # too few true or false adversaries at this length of the step
+            rows.append({"setting": f"ε = {epsilon}", "errors": None, "no key": str(error)})
+            continue
+        found = [scheme.check(lambda x, m=m: answers(m, x), key) for m in strangers]  # type: ignore[misc]
+        rows.append({
+            "setting": f"ε = {epsilon}", "errors": sum(d.errors for d in found) / len(found),
+            "tolerated": tolerance(len(key), 2, LEVEL),
+            "false positives %": sum(d.found for d in found) / len(found),
+        })  # fmt: skip
+    return rows
+
+
+def _marked(lab: Lab, options: dict[str, Any]) -> tuple[Frontier, TriggerKey, Dataset, nn.Module]:
+    embedding = Fit(epochs=100, batch=20, rate=0.001, seed=lab.seed)
+    scheme = Frontier(options["epsilon"], "linf", embedding, options["rehearsal"], lab.seed)
+    key, rest = scheme.split(options["count"], lab.unmarked(), lab.owner)
+    lab.sheet("triggers-frontier", key.images)
+
+    def make(model: nn.Module) -> None:
+        model.load_state_dict(lab.unmarked().state_dict())
+        scheme.mark(model, rest, key)
+
+    return scheme, key, rest, lab.model("frontier", make, of=(scheme, len(key)))
+
+
+def _attacked(lab: Lab, options: dict[str, Any], attack: Any) -> list[Row]:
+    scheme, key, rest, model = _marked(lab, options)
+    rows = [_row("no mark", scheme, key, rest, lab.unmarked()), _row("none", scheme, key, rest, model)]
+    return rows + [_row(f"{share:.0%}", scheme, key, rest, attack(model, share)) for share in options["shares"]]
+
+
+def _row(name: str, scheme: Frontier, key: TriggerKey, rest: Dataset, model: nn.Module) -> Row:
+    verdict = judge(scheme, key, model)
+    return {
+        "setting": name, "test %": accuracy(model, rest.test_x, rest.test_y),
+        "removed of 100": 100 * (1 - verdict.trigger_accuracy), "extracted": verdict.found,
+        "p-value": float(verdict.p_value),
+    }  # fmt: skip

@@ -1,0 +1,161 @@
+"""The experiments: every section has its function, runs resume, tables and pictures say what was measured."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch import nn
+
+from ml.cli import cli
+from ml.data import load
+from ml.experiments import run as runner
+from ml.experiments.lab import Budget, Lab, data_digest, load_first, write
+from ml.experiments.report import cell, contact_sheet, figure, markdown, merged
+from ml.experiments.run import EXPERIMENTS, SETTINGS, run, settings
+from ml.models import Normalized
+from protocol.errors import ParameterError
+
+TINY = {"data": ["digits"], "arch": ["cnn"], "train": 200, "test": 100, "epochs": 1, "attack_epochs": 1, "ell": 132,
+        "seeds": [0]}  # fmt: skip
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    return settings() | {"presets": {"tiny": TINY}}
+
+
+def test_every_experiment_is_described_and_every_description_is_one() -> None:
+    found = settings()
+    assert set(found) == {"presets", *EXPERIMENTS}
+    for name, section in found.items():
+        if name != "presets":
+            assert {"title", "paper", "note", "options"} <= set(section) <= {
+                "title", "paper", "note", "options", "plot", "paper_values", *found["presets"]}
+            assert set(section.get("ci", {})) <= set(section["options"])
+    for preset in found["presets"].values():
+        assert Budget.of(preset).ell >= 132
+    with pytest.raises(ParameterError):
+        Budget.of({"data": []})
+    assert tomllib.loads(SETTINGS.read_text()) == found
+
+
+def test_runs_resume_and_record_what_they_depend_on(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def measure(lab: Lab, options: dict[str, Any]) -> list[dict[str, Any]]:
+        if lab.seed == 2 and not seen.count("again"):
+            raise KeyboardInterrupt
+        seen.append(f"{lab.seed} {options['to']}")
+        return [{"setting": "one", "test %": 0.5 + lab.seed / 100, "provable": True}]
+
+    monkeypatch.setitem(runner.EXPERIMENTS, "adi-table-2", measure)
+    tiny["presets"]["tiny"] = {**TINY, "seeds": [0, 1, 2]}
+    with pytest.raises(KeyboardInterrupt):
+        run(["adi-table-2"], "tiny", tmp_path, chosen=tiny)
+    assert seen == ["0 fashion-mnist", "1 fashion-mnist"]
+    seen.append("again")
+    page = run(["adi-table-2"], "tiny", tmp_path, chosen=tiny)
+    assert seen[3:] == ["2 fashion-mnist"]  # the first two seeds were there
+    result = json.loads((tmp_path / "adi-table-2.json").read_text())
+    assert list(result["rows"]) == ["0", "1", "2"] and set(result["versions"]) >= {"python", "torch", "numpy"}
+    assert result["data"]["sha256"] == data_digest(load_first(Budget.of(TINY))[0]) and set(result["seconds"]) == {
+        "0", "1", "2"}
+    assert "| one | 51 (50 .. 52) | yes |" in page.read_text() and "paper: trigger %" in page.read_text()
+
+    seen.append("other options")
+    tiny["adi-table-2"] = {**tiny["adi-table-2"], "options": {"to": "mnist"}}
+    run(["adi-table-2"], "tiny", tmp_path, chosen=tiny)
+    assert seen[5:] == ["0 mnist", "1 mnist", "2 mnist"]
+    (tmp_path / "adi-table-2.json").write_text('{"rows": 3}')
+    run(["adi-table-2"], "tiny", tmp_path, chosen=tiny)
+    assert len(seen) == 11
+
+
+def test_misuse(tiny: dict[str, Any], tmp_path: Path) -> None:
+    for names, preset, word in ((["adi"], "tiny", "adi-table-1"), ([], "huge", "unknown preset")):
+        with pytest.raises(ParameterError, match=word):
+            run(names, preset, tmp_path, chosen=tiny)
+    found = CliRunner().invoke(cli, ["experiments", "nothing", "--out", str(tmp_path / "new")])
+    assert found.exit_code == 2 and "unknown experiment 'nothing'" in found.output
+    assert not (tmp_path / "new").exists()
+
+
+def perceptron(arch: str, shape: tuple[int, int, int], classes: int, train_x: torch.Tensor) -> Normalized:
+    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, classes))
+    return Normalized(body, torch.tensor([78.0]), torch.tensor([96.0]))
+
+
+def test_real_experiments_on_few_digits(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too short to show anything but that all parts fit: the models, a stranger's key, the pictures."""
+    monkeypatch.setattr("ml.experiments.lab.build", perceptron)  # much faster than a convolution
+    names = ["compression", "false-claim"]
+    tiny["compression"]["options"] = {"prune": [0.5], "per_layer": [0.5], "svd": [0.5], "bits": [8]}
+    tiny["false-claim"]["options"] = {"surrogates": 1, "count": 40, "epsilon": 0.4}
+    said: list[str] = []
+    text = run(names, "tiny", tmp_path, said.append, tiny).read_text()
+    assert said == [f"{name}, seed 0" for name in names]
+    rows = {r["setting"]: r for r in json.loads((tmp_path / "compression.json").read_text())["rows"]["0"]}
+    assert rows["none"]["trigger %"] == 1.0 and rows["none"]["provable"] and rows["8 bits"]["provable"]
+    for part in ("| 8 bits |", "| SVD 50% |", "| labels chosen |", "![How much compression"):
+        assert part in text
+    made = {p.name for p in tmp_path.rglob("*") if p.is_file()}
+    assert {"results.md", "compression.png", "compression.json", "triggers-false-claim.png"} <= made
+    assert not [name for name in made if name.endswith(".new")] and len([n for n in made if n.endswith(".onnx")]) == 3
+
+
+def test_models_come_back_from_their_files(tmp_path: Path) -> None:
+    data, arch = load_first(Budget.of(TINY))
+    first, again = (Lab(Budget.of(TINY), data, arch, 0, tmp_path) for _ in range(2))
+    calls: list[int] = []
+    for lab in (first, again):
+        model = lab.model("plain", lambda m: calls.append(1))
+        assert lab.test(model) == first.test(model) and calls == [1]
+    first.model("plain", lambda m: calls.append(2), of="other options")
+    assert calls == [1, 2] and len(first.owner.train_y) == len(first.thief.train_y) == 100
+    assert not (first.owner.train_x[:, None] == first.thief.train_x[None, :5]).all((2, 3, 4)).any()
+
+
+def test_cells() -> None:
+    for name, values, text in (
+        ("test %", [0.5], "50"), ("test %", [0.5, 0.6], "55 (50 .. 60)"), ("bits", [3.14159], "3.1"),
+        ("p-value", [1e-9], "1e-09"),
+        ("provable", [True, True], "yes"), ("provable", [False], "no"), ("provable", [True, False], "1 of 2"),
+        ("x", [None], "–"), ("x", [], "–"), ("why", ["a", "a", "b"], "a, b"), ("bits", [float("inf")], "inf"),
+        ("false-claim bits", [None, 4.0], "4"),
+    ):  # fmt: skip
+        assert cell(name, values) == text
+    assert merged([[{"setting": "a", "x": 1}], [{"setting": "a", "x": 2}, {"setting": "b", "y": 3}]]) == {
+        "a": {"x": [1, 2]}, "b": {"y": [3]}}
+
+
+def test_pictures(tmp_path: Path) -> None:
+    result: dict[str, Any] = {
+        "name": "n", "title": "A title", "paper": "A paper", "note": "A note.", "preset": "tiny", "paper_values": {},
+        "plot": {"columns": ["test %"], "lines": True},
+        "rows": {"0": [{"setting": "a", "test %": 0.5, "needed %": 0.4}, {"setting": "b", "test %": None}]},
+        "data": {"name": "digits", "source": "scikit-learn", "train": 2, "test": 2, "arch": "cnn"},
+    }  # fmt: skip
+    figure(tmp_path / "a.png", result)
+    figure(tmp_path / "b.png", result | {"plot": {"columns": ["test %", "needed %"]}})
+    for name in ("a.png", "b.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 300
+    assert "| b | – | – |" in markdown(result)
+    contact_sheet(tmp_path / "sheet.png", load("digits").test_x[:13])
+    contact_sheet(tmp_path / "color.png", np.zeros((1, 3, 32, 32), np.uint8))
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.size == (10 * 52, 2 * 52)
+    write(tmp_path / "deep" / "file", b"x")
+    assert (tmp_path / "deep" / "file").read_bytes() == b"x"
