@@ -23,7 +23,7 @@ from protocol.errors import DecodingError, ParameterError, VerificationError
 
 HASH_BYTES = 32
 MAX_SIZE = 1 << 62  # entries
-MAX_PATH = 2 * 63  # hashes of a proof
+MAX_PATH = 64  # hashes of a proof
 MAX_NOTE_BYTES = 1 << 16
 MAX_NAME = 256  # characters of an origin
 ED25519 = b"\x01"  # the algorithm, in key hashes
@@ -116,8 +116,9 @@ def _check_range(inside: bool) -> None:
 def check_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], root: bytes) -> None:
     """Statement: `leaf` is the hash of leaf `index` under `root`, which is over `size` leaves (RFC 9162 2.1.3.2).
 
-    Raises VerificationError `log.inclusion`.
+    Raises VerificationError `log.inclusion`, DecodingError for a path that is no list of hashes.
     """
+    _check_path(path)
     at, last, found = index, size - 1, leaf
     good = 0 <= index < size <= MAX_SIZE
     for sibling in path:
@@ -137,8 +138,9 @@ def check_consistency(old: Checkpoint, new: Checkpoint, path: Sequence[bytes]) -
     """Statement: the log at `new` begins with all entries that it had at `old` (RFC 9162 section 2.1.4.2).
 
     Raises VerificationError: `log.rollback` if `new` is smaller, `log.split` if one size has two roots, otherwise
-    `log.consistency`.
+    `log.consistency`; DecodingError for a path that is no list of hashes.
     """
+    _check_path(path)
     if old.origin != new.origin:
         raise ParameterError("checkpoints of two logs")
     if new.size < old.size:
@@ -151,6 +153,11 @@ def check_consistency(old: Checkpoint, new: Checkpoint, path: Sequence[bytes]) -
         good = _joins(old, new, path)
     if not good:
         raise VerificationError("log.consistency", f"it is not shown that {old.size} entries stayed as they were")
+
+
+def _check_path(path: Sequence[bytes]) -> None:
+    if len(path) > MAX_PATH or any(len(value) != HASH_BYTES for value in path):
+        raise DecodingError("log proof: not a list of hashes")
 
 
 def _joins(old: Checkpoint, new: Checkpoint, path: Sequence[bytes]) -> bool:
@@ -320,14 +327,14 @@ class Receipt:
     path: tuple[bytes, ...]
     note: str
 
-    def check(self, key: LogKey, vk_digest: bytes) -> Checkpoint:
-        """Statement: the log with this key holds, at its checkpoint (returned), the key with this digest.
+    def check(self, key: LogKey, vk_digest: bytes, owner: bytes) -> Checkpoint:
+        """Statement: the log with this key holds, at its checkpoint (returned), the vk with this digest and owner.
 
         Raises VerificationError `log.entry`, `log.inclusion` or `log.signature`, or DecodingError.
         Left to the caller: that others see the same log (`check_consistency` with checkpoints seen elsewhere).
         """
         checkpoint = open_checkpoint(self.note, key)
-        if self.entry.vk_digest != vk_digest:
+        if (self.entry.vk_digest, self.entry.owner) != (vk_digest, owner):
             raise VerificationError("log.entry", f"the entry is of {self.entry.vk_digest.hex()}")
         leaf = leaf_hash(self.entry.to_bytes())
         check_inclusion(leaf, self.index, checkpoint.size, self.path, checkpoint.root)

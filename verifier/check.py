@@ -85,6 +85,7 @@ class Verdict:
     ledger: list[tuple[str, float]] | None = None
     cut_and_choose_b: int | None = None
     label_rule: str | None = None
+    published: dict[str, str | int] | None = None
     void_items: int | None = None
     reviewer: str | None = None
     fidelity: Fidelity | None = None

@@ -31,6 +31,7 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 MAX_MODEL_BYTES = 256 << 20
 MAX_PHASES = 32  # lines of progress
 MAX_NAMES_BYTES = 1 << 20
+MAX_UNIX_TIME = 253402300799  # the year 9999
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,10 +63,18 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
 @click.argument("vk", type=FILE)
 @click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG of the opened triggers.")
 @click.option("--reference", type=FILE, help="ONNX classifier that knows what natural triggers really show.")
+@click.option("--board", metavar="HOST:PORT", help="A board on which the key must have been published.")
+@click.option("--log-key", metavar="TEXT", help="The public key of the board's log.")
+@click.option("--seen", type=NEW_FILE, help="File of the last checkpoint of the log that you saw; kept up to date.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @outcome
-def key_command(vk: Path, sheet: Path | None, reference: Path | None, as_json: bool) -> None:
-    """Check a verification key, and show what its owner opened."""
+def key_command(
+    vk: Path, sheet: Path | None, reference: Path | None, board: str | None, log_key: str | None, seen: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Check a verification key, show what its owner opened, and when it was published."""
+    if len({board is None, log_key is None, seen is None}) > 1:
+        raise click.UsageError("--board, --log-key and --seen go together")
     from protocol.keygen import MAX_KEY_BYTES, VerificationKey
     from verifier.check import Verdict, check_owner
     from verifier.policy import Policy
@@ -75,6 +84,8 @@ def key_command(vk: Path, sheet: Path | None, reference: Path | None, as_json: b
     key = VerificationKey.from_bytes(_read(vk, MAX_KEY_BYTES, "verification key"))
     try:
         check_owner(key, known, Policy(), verdict)
+        if board is not None and log_key is not None and seen is not None:
+            verdict.published = _published(board, log_key, key, seen)
         verdict.outcome = "accepted"
     except VerificationError as error:
         verdict.failed_check, verdict.message = error.check, str(error)
@@ -210,6 +221,18 @@ def verify_command(
         page = verdict_page(verdict, key, _evidence(call, verdict), datetime.now(UTC))
         _write_new(html, page.encode())
     _finish(verdict, as_json)
+
+
+def _published(board: str, log_key: str, key: VerificationKey, seen: Path) -> dict[str, str | int]:
+    """Where the board has the key, for a verdict."""
+    from datetime import UTC, datetime
+
+    from protocol.log import LogKey
+    from verifier.board import find
+
+    receipt = find(board, LogKey.from_text(log_key), key, seen)
+    when = datetime.fromtimestamp(min(receipt.entry.unix_time, MAX_UNIX_TIME), UTC)
+    return {"log": log_key, "index": receipt.index, "time": f"{when:%Y-%m-%d %H:%M:%S} UTC"}
 
 
 def _online(subject: Subject, target: str, interactive: bool, keep: Path | None, report: Report) -> Obtain:

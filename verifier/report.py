@@ -36,6 +36,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         ("ill-formed triggers", _if(verdict.cut_and_choose_b, "at most {} can hide (2^128 hashes of work)")),
         ("void triggers", _if(verdict.void_items, "{} of the opened half")),
         ("reviewer", verdict.reviewer),
+        ("published", _published(verdict)),
         ("fidelity", _fidelity(verdict)),
         ("owner", verdict.owner),
         ("key", verdict.vk_digest),
@@ -80,6 +81,11 @@ def _if(value: int | None, text: str) -> str | None:
 def _fidelity(verdict: Verdict) -> str | None:
     found = verdict.fidelity
     return None if found is None else f"integer and float model agree on {found.agreement:.2%} of {found.count} images"
+
+
+def _published(verdict: Verdict) -> str | None:
+    found = verdict.published
+    return None if found is None else "entry {index} of {log}, {time} by the clock of the log".format_map(found)
 
 
 def contact_sheet(key: VerificationKey, path: Path, limit: int = MAX_SHEET_ITEMS) -> int:

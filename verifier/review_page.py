@@ -36,7 +36,7 @@ class Desk:
     """What is judged, and where the judgments go.
 
     names: of the classes, or empty.  save: stores the judgments once; its OSError is shown, and the form can be sent
-    again.
+    again.  done: they are saved, and the person was told so.
     """
 
     key: VerificationKey
@@ -44,6 +44,7 @@ class Desk:
     save: Save
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     form_token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    saved: bool = False
     done: threading.Event = field(default_factory=threading.Event)
     _saving: threading.Lock = field(default_factory=threading.Lock)
 
@@ -74,12 +75,12 @@ class Desk:
         if len(judgments) < len(answers):
             return HTTPStatus.BAD_REQUEST, f"{len(answers) - len(judgments)} triggers are not judged. Go back to go on."
         with self._saving:
-            if not self.done.is_set():
+            if not self.saved:
                 try:
                     self.save(judgments)
                 except OSError as error:
                     return HTTPStatus.INTERNAL_SERVER_ERROR, f"Not saved: {error}. Go back to try again."
-                self.done.set()
+                self.saved = True
         return HTTPStatus.OK, "The review is signed and saved. You can close this page."
 
     def _name(self, label: int) -> str:
@@ -141,7 +142,12 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError:
             self._say(HTTPStatus.BAD_REQUEST, "This form is malformed.")
             return
-        self._say(*self.server.desk.receive(form))
+        answer = self.server.desk.receive(form)
+        try:
+            self._say(*answer)
+        finally:
+            if self.server.desk.saved:
+                self.server.desk.done.set()
 
     def _path(self) -> str | None:
         """What follows the token in the address; None for strangers."""

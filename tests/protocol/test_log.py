@@ -165,6 +165,14 @@ def test_random_paths_prove_nothing(size, data):
         check_consistency(replace(TREE.checkpoint(size), root=bytes(32)), TREE.checkpoint(size + 3), path)
 
 
+def test_paths_of_no_hashes():
+    for path in ([bytes(31)], [bytes(33)], [b""], [bytes(32)] * 65):
+        with pytest.raises(DecodingError):
+            check_inclusion(TREE.leaves[0], 0, 2, path, bytes(32))
+        with pytest.raises(DecodingError):
+            check_consistency(TREE.checkpoint(1), TREE.checkpoint(2), path)
+
+
 # --- notes
 
 
@@ -268,16 +276,17 @@ def receipt(index: int = 3, size: int = 6) -> Receipt:
 def test_receipts():
     good = receipt()
     digest = bytes([3]) * 32
-    assert good.check(KEY, digest).size == 6
+    assert good.check(KEY, digest, public_key(SEED)).size == 6
     for bad, check in (
         (replace(good, index=2), "log.inclusion"), (replace(good, path=good.path[1:]), "log.inclusion"),
         (replace(good, entry=replace(good.entry, unix_time=1)), "log.inclusion"),
         (replace(good, entry=replace(good.entry, vk_digest=bytes(32))), "log.entry"),
+        (replace(good, entry=replace(good.entry, owner=bytes(32))), "log.entry"),
         (replace(good, note=sign_checkpoint(SEED[::-1], TREE.checkpoint(6))), "log.signature"),
         (replace(good, note=sign_checkpoint(SEED, TREE.checkpoint(6))), "log.inclusion"),
     ):  # fmt: skip
         with pytest.raises(VerificationError) as caught:
-            bad.check(KEY, digest)
+            bad.check(KEY, digest, public_key(SEED))
         assert caught.value.check == check
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -211,7 +212,7 @@ def test_judgments_are_saved_once(world, visit):
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: visit.send(), range(8)))
     assert {status for status, _ in answers} == {200} and visit.saved == [wanted]
-    assert visit.server.desk.done.is_set()
+    assert visit.server.desk.done.wait(10)
 
 
 def test_an_incomplete_form_saves_nothing(visit):
@@ -269,6 +270,23 @@ def test_silent_connections_delay_nobody(visit):
     assert visit.ask()[0] == 200 and time.monotonic() - start < 5
     for connection in silent:
         connection.close()
+
+
+def test_a_browser_that_leaves_before_the_answer(world):
+    """The judgments are saved, and the command ends."""
+    saved = []
+    desk = Desk(world.key.vk, [], saved.append)
+
+    def browse(address: str) -> None:
+        where = urlsplit(address)
+        body = urlencode({"token": desk.form_token, **{f"t{n}": "none" for n in range(len(world.key.vk.opened))}})
+        head = f"POST {where.path} HTTP/1.0\r\nHost: {where.netloc}\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection((where.hostname, where.port)) as connection:
+            connection.sendall((head + body).encode())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    collect(desk, browse)
+    assert len(saved) == 1
 
 
 def test_a_full_disk_is_told_and_can_be_tried_again(world):

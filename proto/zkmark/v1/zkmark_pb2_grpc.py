@@ -145,3 +145,171 @@ class Prover:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class BoardStub:
+    """A board: an append-only log of published verification keys (protocol/SPEC.md section 4).  Nothing it says needs trust:
+    every answer carries a checkpoint that the log signed, and the proofs that belong to it.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Publish = channel.stream_unary(
+                '/zkmark.v1.Board/Publish',
+                request_serializer=zkmark_dot_v1_dot_zkmark__pb2.KeyChunk.SerializeToString,
+                response_deserializer=zkmark_dot_v1_dot_zkmark__pb2.Receipt.FromString,
+                _registered_method=True)
+        self.Find = channel.unary_unary(
+                '/zkmark.v1.Board/Find',
+                request_serializer=zkmark_dot_v1_dot_zkmark__pb2.FindRequest.SerializeToString,
+                response_deserializer=zkmark_dot_v1_dot_zkmark__pb2.Receipt.FromString,
+                _registered_method=True)
+        self.Checkpoint = channel.unary_unary(
+                '/zkmark.v1.Board/Checkpoint',
+                request_serializer=zkmark_dot_v1_dot_zkmark__pb2.CheckpointRequest.SerializeToString,
+                response_deserializer=zkmark_dot_v1_dot_zkmark__pb2.SignedCheckpoint.FromString,
+                _registered_method=True)
+
+
+class BoardServicer:
+    """A board: an append-only log of published verification keys (protocol/SPEC.md section 4).  Nothing it says needs trust:
+    every answer carries a checkpoint that the log signed, and the proofs that belong to it.
+    """
+
+    def Publish(self, request_iterator, context):
+        """Publish a key, in chunks.  A key that the log holds already gets its old entry.  INVALID_ARGUMENT: malformed, over
+        the cap, or a key that fails its checks.  RESOURCE_EXHAUSTED: try again later.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Find(self, request, context):
+        """Where a published key is.  NOT_FOUND: the log does not hold it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Checkpoint(self, request, context):
+        """The newest checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_BoardServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Publish': grpc.stream_unary_rpc_method_handler(
+                    servicer.Publish,
+                    request_deserializer=zkmark_dot_v1_dot_zkmark__pb2.KeyChunk.FromString,
+                    response_serializer=zkmark_dot_v1_dot_zkmark__pb2.Receipt.SerializeToString,
+            ),
+            'Find': grpc.unary_unary_rpc_method_handler(
+                    servicer.Find,
+                    request_deserializer=zkmark_dot_v1_dot_zkmark__pb2.FindRequest.FromString,
+                    response_serializer=zkmark_dot_v1_dot_zkmark__pb2.Receipt.SerializeToString,
+            ),
+            'Checkpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.Checkpoint,
+                    request_deserializer=zkmark_dot_v1_dot_zkmark__pb2.CheckpointRequest.FromString,
+                    response_serializer=zkmark_dot_v1_dot_zkmark__pb2.SignedCheckpoint.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'zkmark.v1.Board', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('zkmark.v1.Board', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Board:
+    """A board: an append-only log of published verification keys (protocol/SPEC.md section 4).  Nothing it says needs trust:
+    every answer carries a checkpoint that the log signed, and the proofs that belong to it.
+    """
+
+    @staticmethod
+    def Publish(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/zkmark.v1.Board/Publish',
+            zkmark_dot_v1_dot_zkmark__pb2.KeyChunk.SerializeToString,
+            zkmark_dot_v1_dot_zkmark__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Find(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zkmark.v1.Board/Find',
+            zkmark_dot_v1_dot_zkmark__pb2.FindRequest.SerializeToString,
+            zkmark_dot_v1_dot_zkmark__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Checkpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zkmark.v1.Board/Checkpoint',
+            zkmark_dot_v1_dot_zkmark__pb2.CheckpointRequest.SerializeToString,
+            zkmark_dot_v1_dot_zkmark__pb2.SignedCheckpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

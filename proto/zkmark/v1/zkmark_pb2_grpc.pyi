@@ -82,3 +82,70 @@ class ProverServicer(metaclass=_abc_1.ABCMeta):
         """
 
 def add_ProverServicer_to_server(servicer: ProverServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class BoardStub:
+    """A board: an append-only log of published verification keys (protocol/SPEC.md section 4).  Nothing it says needs trust:
+    every answer carries a checkpoint that the log signed, and the proofs that belong to it.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> BoardAsyncStub: ...
+    Publish: _grpc.StreamUnaryMultiCallable[_zkmark_pb2.KeyChunk, _zkmark_pb2.Receipt]
+    """Publish a key, in chunks.  A key that the log holds already gets its old entry.  INVALID_ARGUMENT: malformed, over
+    the cap, or a key that fails its checks.  RESOURCE_EXHAUSTED: try again later.
+    """
+    Find: _grpc.UnaryUnaryMultiCallable[_zkmark_pb2.FindRequest, _zkmark_pb2.Receipt]
+    """Where a published key is.  NOT_FOUND: the log does not hold it."""
+    Checkpoint: _grpc.UnaryUnaryMultiCallable[_zkmark_pb2.CheckpointRequest, _zkmark_pb2.SignedCheckpoint]
+    """The newest checkpoint."""
+
+@_typing.type_check_only
+class BoardAsyncStub(BoardStub):
+    """A board: an append-only log of published verification keys (protocol/SPEC.md section 4).  Nothing it says needs trust:
+    every answer carries a checkpoint that the log signed, and the proofs that belong to it.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Publish: _aio.StreamUnaryMultiCallable[_zkmark_pb2.KeyChunk, _zkmark_pb2.Receipt]  # type: ignore[assignment]
+    """Publish a key, in chunks.  A key that the log holds already gets its old entry.  INVALID_ARGUMENT: malformed, over
+    the cap, or a key that fails its checks.  RESOURCE_EXHAUSTED: try again later.
+    """
+    Find: _aio.UnaryUnaryMultiCallable[_zkmark_pb2.FindRequest, _zkmark_pb2.Receipt]  # type: ignore[assignment]
+    """Where a published key is.  NOT_FOUND: the log does not hold it."""
+    Checkpoint: _aio.UnaryUnaryMultiCallable[_zkmark_pb2.CheckpointRequest, _zkmark_pb2.SignedCheckpoint]  # type: ignore[assignment]
+    """The newest checkpoint."""
+
+class BoardServicer(metaclass=_abc_1.ABCMeta):
+    """A board: an append-only log of published verification keys (protocol/SPEC.md section 4).  Nothing it says needs trust:
+    every answer carries a checkpoint that the log signed, and the proofs that belong to it.
+    """
+
+    @_abc_1.abstractmethod
+    def Publish(
+        self,
+        request_iterator: _MaybeAsyncIterator[_zkmark_pb2.KeyChunk],
+        context: _ServicerContext,
+    ) -> _typing.Union[_zkmark_pb2.Receipt, _abc.Awaitable[_zkmark_pb2.Receipt]]:
+        """Publish a key, in chunks.  A key that the log holds already gets its old entry.  INVALID_ARGUMENT: malformed, over
+        the cap, or a key that fails its checks.  RESOURCE_EXHAUSTED: try again later.
+        """
+
+    @_abc_1.abstractmethod
+    def Find(
+        self,
+        request: _zkmark_pb2.FindRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_zkmark_pb2.Receipt, _abc.Awaitable[_zkmark_pb2.Receipt]]:
+        """Where a published key is.  NOT_FOUND: the log does not hold it."""
+
+    @_abc_1.abstractmethod
+    def Checkpoint(
+        self,
+        request: _zkmark_pb2.CheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_zkmark_pb2.SignedCheckpoint, _abc.Awaitable[_zkmark_pb2.SignedCheckpoint]]:
+        """The newest checkpoint."""
+
+def add_BoardServicer_to_server(servicer: BoardServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
