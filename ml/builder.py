@@ -23,6 +23,7 @@ MAX_TAPS = 1 << 28  # elements that one edge gathers for one image
 MAX_WEIGHTS = 1 << 28  # made on the way; one tensor of the file may be used many times
 MAX_WORK = 1 << 33  # multiplications for one image, over all nodes
 MAX_TERMS = 4  # edges of a sum; a longer one (a residual stream) is committed in between
+LARGE_POOL = 16  # times the size of its output: an average pool that is committed
 MAX_MAGNITUDE = 2.0**120  # of a weight or a bias after composition; an exact copy may be rescaled by 2^100
 MAX_STEPS = 64  # taps of one axis of a maximum: each is a node
 
@@ -261,11 +262,16 @@ class Builder:
         return replace(value, edges=(replace(edge, rows=rows, columns=columns),), shape=shape)
 
     def average(self, fail: Fail, name: str, value: Value, windows: Windows) -> Value:
-        """The mean over windows; padding counts as zeros."""
+        """The mean over windows; padding counts as zeros.
+
+        A large one is committed: composed, its consumer's weights would have to be as many times smaller, and coarser.
+        """
         edge, value = self.plain(value, name, unshifted=_padded(windows), unpooled=True)
         shape = self._pooled(fail, value, windows)
         scale = edge.weight[:, 0, 0, 0] / float(windows[0].kernel * windows[1].kernel)
-        return Value((diagonal(edge.source, scale, _behind(edge, windows)),), value.bias, shape)
+        mean = Value((diagonal(edge.source, scale, _behind(edge, windows)),), value.bias, shape)
+        large = LARGE_POOL * prod(shape) <= prod(value.shape)
+        return self.commit(mean, name) if large else mean
 
     def maximum(self, fail: Fail, name: str, value: Value, windows: Windows) -> Value:
         """The maximum over windows: rows, then columns, by max(a, b) = b + relu(a - b) tap after tap.

@@ -20,7 +20,7 @@ from protocol.errors import DecodingError, ParameterError
 from protocol.network import MAX_OUTPUT, Network
 
 Build = Callable[..., bytes]
-SMALL_DIGEST = "572f54a32378372c016ec5e65471d5283ffdec8d5ceaba0e96e6b24b0625e695"
+SMALL_DIGEST = "64d47c85e03003ac2ba9099f80391afbebed089fc4e7961a39d7411151b810bb"
 NOISE_DIGEST = "5c6c4fc72e28c2f3d76139149ee8a139ecd41fa0cf63bd0e1a8bac7518feac33"
 
 
