@@ -28,6 +28,7 @@ from verifier.policy import Policy
 from verifier.review import Review
 
 Images = npt.NDArray[np.uint8]
+Publication = Callable[[VerificationKey], dict[str, str | int]]
 Obtain = Callable[[VerificationKey], tuple[bytes, Channel]]
 CUT_AND_CHOOSE_WORK = 128  # log2 of the hashes that a cheating owner may have spent on the key
 
@@ -51,7 +52,8 @@ class Subject:
 
     calibration: the images that the derivation names, if any.  images: her own, uint8 [n, C, H, W], for the fidelity
     floor; None to go without.  What the opened triggers show is known from `reference`, ONNX bytes of a classifier of
-    such images, or from a person's `review`, if any.
+    such images, or from a person's `review`, if any.  publication: finds log, index and time of the key on a board; its
+    VerificationError is a verdict.
     """
 
     key: VerificationKey
@@ -62,6 +64,7 @@ class Subject:
     images: Images | None = None
     reference: bytes | None = None
     review: Review | None = None
+    publication: Publication | None = None
 
 
 @dataclass
@@ -180,6 +183,8 @@ def check(
 def _check(subject: Subject, obtain: Obtain, policy: Policy, verdict: Verdict) -> None:
     key = subject.key
     check_owner(key, subject.reference, policy, verdict, subject.review)
+    if subject.publication is not None:
+        verdict.published = subject.publication(key)
     with _timed(verdict, "derive"):
         derived = derive(subject.model, subject.derivation, subject.calibration)
         verdict.network_digest = derived.network.digest.hex()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
@@ -21,9 +21,10 @@ from protocol.errors import DecodingError, ParameterError, VerificationError
 if TYPE_CHECKING:
     from protocol.keygen import VerificationKey
     from protocol.transcript import Channel
-    from verifier.check import Obtain, Subject, Verdict
+    from verifier.check import Obtain, Publication, Subject, Verdict
 
 P = ParamSpec("P")
+Command = TypeVar("Command", bound=Callable[..., Any])
 Report = Callable[[str, float], None]
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -59,13 +60,22 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
     return wrapper
 
 
+def board_options(command: Command) -> Command:
+    """The options that say on which board a key must have been published."""
+    for option in (
+        click.option("--seen", type=NEW_FILE, help="File of the last checkpoint that you saw of it; kept up to date."),
+        click.option("--log-key", metavar="TEXT", help="The public key of the board's log."),
+        click.option("--board", metavar="HOST:PORT", help="A board on which the key must have been published."),
+    ):
+        command = option(command)
+    return command
+
+
 @cli.command("key")
 @click.argument("vk", type=FILE)
 @click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG of the opened triggers.")
 @click.option("--reference", type=FILE, help="ONNX classifier that knows what natural triggers really show.")
-@click.option("--board", metavar="HOST:PORT", help="A board on which the key must have been published.")
-@click.option("--log-key", metavar="TEXT", help="The public key of the board's log.")
-@click.option("--seen", type=NEW_FILE, help="File of the last checkpoint of the log that you saw; kept up to date.")
+@board_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @outcome
 def key_command(
@@ -73,19 +83,17 @@ def key_command(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Check a verification key, show what its owner opened, and when it was published."""
-    if len({board is None, log_key is None, seen is None}) > 1:
-        raise click.UsageError("--board, --log-key and --seen go together")
     from protocol.keygen import MAX_KEY_BYTES, VerificationKey
     from verifier.check import Verdict, check_owner
     from verifier.policy import Policy
 
-    verdict = Verdict()
+    verdict, ask = Verdict(), _publication(board, log_key, seen)
     known = None if reference is None else _read(reference, MAX_MODEL_BYTES, "model")
     key = VerificationKey.from_bytes(_read(vk, MAX_KEY_BYTES, "verification key"))
     try:
         check_owner(key, known, Policy(), verdict)
-        if board is not None and log_key is not None and seen is not None:
-            verdict.published = _published(board, log_key, key, seen)
+        if ask is not None:
+            verdict.published = ask(key)
         verdict.outcome = "accepted"
     except VerificationError as error:
         verdict.failed_check, verdict.message = error.check, str(error)
@@ -155,6 +163,7 @@ def review_command(vk: Path, secret: Path, out: Path, names: Path | None, show: 
 @click.option("--reference", type=FILE, help="ONNX classifier that knows what natural triggers really show.")
 @click.option("--review", type=FILE, help="Signed review of the opened triggers, made with `review`.")
 @click.option("--reviewer", metavar="HEX", help="Public key of the one whose review you trust.")
+@board_options
 @click.option("--min-bits", type=click.FloatRange(min=0), default=128.0, show_default=True,
               help="Bits of the false-claim bound that you ask for.")  # fmt: skip
 @click.option("--html", type=NEW_FILE, help="New file for the verdict as a page for people.")
@@ -166,7 +175,8 @@ def verify_command(
     call: click.Context, /, vk: Path, model: Path, proof: Path | None, prover: str | None, interactive: bool,
     nonce: str | None, purpose: str, claimant: str, verifier: str, calibration: Path | None,
     preprocess: Path | None, images: Path | None, without_fidelity: bool, reference: Path | None, review: Path | None,
-    reviewer: str | None, min_bits: float, html: Path | None, save_claim: Path | None, as_json: bool,
+    reviewer: str | None, board: str | None, log_key: str | None, seen: Path | None, min_bits: float,
+    html: Path | None, save_claim: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Check a claim about a model: from a file (--proof) or from a prover (--prover)."""
     if (proof is None) == (prover is None):
@@ -181,6 +191,7 @@ def verify_command(
         raise click.UsageError("--reviewer says whose --review counts; a --reference judges without one")
     _check_new(html, save_claim)
     fresh = os.urandom(32) if nonce is None else _bytes32(nonce, "--nonce")
+    ask = _publication(board, log_key, seen)
     trusted = None if reviewer is None else _bytes32(reviewer, "--reviewer")
 
     from ml.inputs import image_folder, read_derivation
@@ -205,6 +216,7 @@ def verify_command(
         images=image_folder(images, shape) if images else None,
         reference=_read(reference, MAX_MODEL_BYTES, "model") if reference else None,
         review=Review.from_bytes(_read(review, MAX_REVIEW_BYTES, "review")) if review else None,
+        publication=ask,
     )
     _warm_up()
     if proof is not None:
@@ -223,16 +235,25 @@ def verify_command(
     _finish(verdict, as_json)
 
 
-def _published(board: str, log_key: str, key: VerificationKey, seen: Path) -> dict[str, str | int]:
-    """Where the board has the key, for a verdict."""
+def _publication(board: str | None, log_key: str | None, seen: Path | None) -> Publication | None:
+    """What finds out where and when a key was published, if the options ask for it."""
+    if board is None and log_key is None and seen is None:
+        return None
+    if board is None or log_key is None or seen is None:
+        raise click.UsageError("--board, --log-key and --seen go together")
     from datetime import UTC, datetime
 
     from protocol.log import LogKey
     from verifier.board import find
 
-    receipt = find(board, LogKey.from_text(log_key), key, seen)
-    when = datetime.fromtimestamp(min(receipt.entry.unix_time, MAX_UNIX_TIME), UTC)
-    return {"log": log_key, "index": receipt.index, "time": f"{when:%Y-%m-%d %H:%M:%S} UTC"}
+    log = LogKey.from_text(log_key)
+
+    def ask(key: VerificationKey) -> dict[str, str | int]:
+        receipt = find(board, log, key, seen)
+        when = datetime.fromtimestamp(min(receipt.entry.unix_time, MAX_UNIX_TIME), UTC)
+        return {"log": log_key, "index": receipt.index, "time": f"{when:%Y-%m-%d %H:%M:%S} UTC"}
+
+    return ask
 
 
 def _online(subject: Subject, target: str, interactive: bool, keep: Path | None, report: Report) -> Obtain:

@@ -21,13 +21,17 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
+from ml.quantise import Derivation
 from ml.triggers import abstract_images
+from protocol.argument import Context
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.keygen import KeyParameters, VerificationKey, generate_key
 from protocol.log import Entry, LogKey, Receipt, check_consistency, open_checkpoint
+from protocol.soundness import smallest_k_min
 from prover import board
 from prover.board import Log, Server, open_log, publish
 from prover.cli import cli as prover_cli
+from prover.jobs import make_claim, subject
 from verifier.board import find
 from verifier.cli import cli as verifier_cli
 from zkmark.v1 import zkmark_pb2 as pb
@@ -402,6 +406,29 @@ def start(folder: Path) -> Running:
 def run(cli: object, *args: object) -> tuple[int, dict[str, object]]:
     result = CliRunner().invoke(cli, [*(str(arg) for arg in args), "--json"])
     return result.exit_code, json.loads(result.stdout) if result.stdout.startswith("{") else {}
+
+
+def test_a_verdict_says_when_the_key_was_published(world, others, tmp_path):
+    context = Context("", "", "", bytes(32))
+    about = subject(world.marked, Derivation(), None, world.key.vk)
+    claim = make_claim(world.key, about, smallest_k_min(world.key.vk.h, 10), context)
+    (tmp_path / "claim.proof").write_bytes(claim.to_bytes())
+    log = open_log(tmp_path / "board", NAME)
+    with serving(log) as target:
+        words = [
+            "verify", "--vk", world.path("owner.vk"), "--model", world.path("marked.onnx"), "--nonce", "00" * 32,
+            "--proof", tmp_path / "claim.proof", "--without-fidelity",
+            "--board", target, "--log-key", log.key.to_text(), "--seen", tmp_path / "seen",
+        ]  # fmt: skip
+        status, values = run(verifier_cli, *words, "--html", tmp_path / "a.html")
+        assert (status, values["failed_check"]) == (1, "policy.published")
+        assert "not looked up" in (tmp_path / "a.html").read_text()
+        publish(target, others[0].to_bytes())
+        publish(target, world.key.vk.to_bytes())
+        status, values = run(verifier_cli, *words, "--html", tmp_path / "b.html")
+        page = (tmp_path / "b.html").read_text()
+        assert status == 0 and values["published"]["index"] == 1
+        assert values["published"]["time"] in page and "entry 1 of the log" in page and f"--board {target}" in page
 
 
 def test_a_published_key_survives_kill_and_restart(world, others, tmp_path):
