@@ -61,24 +61,31 @@ class Verdict:
         return fields
 
 
-def judge(scheme: Scheme, key: TriggerKey, model: nn.Module) -> Verdict:
-    """The verdict on a model whose weights are at hand.  Raises as `derive`, and ParameterError for other classes."""
+COMPOSED = "the last layer is the owner's, not the suspect's: whoever may choose a layer can fit any labels with it"
+
+
+def judge(scheme: Scheme, key: TriggerKey, model: nn.Module, no_bound: str = "") -> Verdict:
+    """The verdict on a model whose weights are at hand.
+
+    no_bound: a reason against any public claim besides the key's own, as COMPOSED for what `with_last_layer` returns.
+    Raises as `derive`, and ParameterError for other classes.
+    """
     network = derive(export_onnx(model, key.shape)).network
     if int(key.labels.max()) >= network.classes:
         raise ParameterError(f"the key has labels up to {key.labels.max()}, the model {network.classes} classes")
     integer = int((network.classify(key.images) == key.labels).sum())
-    return _verdict(scheme, key, lambda images: answers(model, images), integer)
+    return _verdict(scheme, key, lambda images: answers(model, images), integer, no_bound)
 
 
 def judge_answers(scheme: Scheme, key: TriggerKey, oracle: Oracle) -> Verdict:
     """The verdict on a service that only answers: it has no weights, so nothing can be proven about it."""
-    return _verdict(scheme, key, oracle, None)
+    return _verdict(scheme, key, oracle, None, "a service without weights")
 
 
-def _verdict(scheme: Scheme, key: TriggerKey, oracle: Oracle, integer: int | None) -> Verdict:
+def _verdict(scheme: Scheme, key: TriggerKey, oracle: Oracle, integer: int | None, reason: str) -> Verdict:
     decision = scheme.check(oracle, key)
-    no_bound = key.chosen or ("a service without weights" if integer is None else "")
-    k_min = None if key.chosen else smallest_k_min(len(key), key.sides)
+    no_bound = key.chosen or reason
+    k_min = None if no_bound else smallest_k_min(len(key), key.sides)
     claimed = None
     if not no_bound and integer is not None:
         claimed = max(false_claim_bits(len(key), key.sides, integer), 0.0) if integer else 0.0

@@ -42,7 +42,10 @@ def transfer(model: nn.Module, data: Dataset, options: Fit) -> nn.Module:
 
 
 def with_last_layer(model: nn.Module, owner: nn.Module) -> nn.Module:
-    """A copy of a model with the owner's last layer put back: what the owner reads the mark from."""
+    """A copy of a model with the owner's last layer put back: what the owner reads the mark from.
+
+    This is not the suspect's network: a proof about it shows nothing, since a layer can be chosen to fit any labels.
+    """
     read = deepcopy(model)
     _replace_last(read, deepcopy(last_layer(owner)))
     return read.eval()

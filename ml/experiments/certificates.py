@@ -23,10 +23,13 @@ def certified_accuracy(lab: Lab, options: dict[str, Any]) -> list[Row]:
         scheme, key, model = _marked(lab, options, kind)
         lab.sheet(f"triggers-{kind}", key.images)
         smoothed = smooth(model, key, scheme.sigma, options["samples"], lab.seed)
-        row: Row = {"setting": kind, "test %": lab.test(model), "trigger %": accuracy(model, key.images, key.labels),
-                    "median %": smoothed.median}  # fmt: skip
+        stranger = smooth(lab.unmarked(), key, scheme.sigma, options["samples"], lab.seed)
+        row: Row = {
+            "setting": kind, "test %": lab.test(model), "trigger %": accuracy(model, key.images, key.labels),
+            "median %": smoothed.median, "unmarked median %": stranger.median, "σ": scheme.sigma,
+        }  # fmt: skip
         for radius in options["radii"]:
-            row[f"at {radius} %"] = smoothed.certify(radius * scheme.sigma).accuracy
+            row[f"at {radius} σ %"] = smoothed.certify(radius * scheme.sigma).accuracy
         row["L2 radius for half"] = smoothed.radius(0.5)
         rows.append(row)
     return rows

@@ -56,12 +56,13 @@ def markdown(result: dict[str, Any]) -> str:
     paper: dict[str, dict[str, str]] = result["paper_values"]
     papers = list(dict.fromkeys(name for values in paper.values() for name in values))
     head = ["", *names, *(f"paper: {name}" for name in papers)]
-    lines = [f"## {result['title']}", "", result["note"], "", _line(head), _line(["---"] * len(head))]
+    note = " ".join(filter(None, (result["note"], result["reading"])))
+    lines = [f"## {result['title']}", "", note, "", _line(head), _line(["---"] * len(head))]
     for setting, columns in table.items():
         measured = [cell(name, columns.get(name, [])) for name in names]
         lines.append(_line([setting, *measured, *(paper.get(setting, {}).get(name, "–") for name in papers)]))
     made = result["data"]
-    lines += ["", f"{result['paper']}. Here: {made['name']} ({made['source']}), {made['train']} training and "
+    lines += ["", f"Paper: {result['paper']}. Here: {made['name']} ({made['source']}), {made['train']} training and "
               f"{made['test']} test images, {made['arch']}, seeds {', '.join(result['rows'])}; preset "
               f"`{result['preset']}`."]  # fmt: skip
     if result.get("plot"):
@@ -101,7 +102,9 @@ def figure(path: Path, result: dict[str, Any]) -> None:
     axes.set_xticks(at, list(table), rotation=30 if len(table) > 3 else 0, ha="right" if len(table) > 3 else "center")
     axes.set_ylim(bottom=0)
     axes.set_title(result["title"], fontsize=10)
-    axes.legend(fontsize=8)
+    if all(name.endswith("%") for name in plot["columns"]):
+        axes.set_ylabel("%")
+    picture.legend(fontsize=8, loc="outside right upper")
     data = BytesIO()
     picture.savefig(data, format="png", dpi=120, metadata={"Software": None})
     write(path, data.getvalue())

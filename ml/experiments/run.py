@@ -75,7 +75,8 @@ def run(names: Sequence[str], preset: str, folder: Path, progress: Progress | No
         options = section["options"] | section.get(preset, {})
         result = {
             "name": name, "title": section["title"], "paper": section["paper"], "note": section["note"],
-            "paper_values": section.get("paper_values", {}), "plot": section.get("plot"), "preset": preset,
+            "paper_values": section.get("paper_values", {}), "plot": section.get("plot"),
+            "reading": section.get("reading", {}).get(preset, ""), "preset": preset,
             "budget": asdict(budget), "options": options, "data": about, "versions": versions, "rows": {},
             "seconds": {},
         }  # fmt: skip

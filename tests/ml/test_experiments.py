@@ -38,7 +38,7 @@ def test_every_experiment_is_described_and_every_description_is_one() -> None:
     for name, section in found.items():
         if name != "presets":
             assert {"title", "paper", "note", "options"} <= set(section) <= {
-                "title", "paper", "note", "options", "plot", "paper_values", *found["presets"]}
+                "title", "paper", "note", "options", "plot", "paper_values", "reading", *found["presets"]}
             assert set(section.get("ci", {})) <= set(section["options"])
     for preset in found["presets"].values():
         assert Budget.of(preset).ell >= 132
@@ -143,6 +143,7 @@ def test_cells() -> None:
 def test_pictures(tmp_path: Path) -> None:
     result: dict[str, Any] = {
         "name": "n", "title": "A title", "paper": "A paper", "note": "A note.", "preset": "tiny", "paper_values": {},
+        "reading": "It grows.",
         "plot": {"columns": ["test %"], "lines": True},
         "rows": {"0": [{"setting": "a", "test %": 0.5, "needed %": 0.4}, {"setting": "b", "test %": None}]},
         "data": {"name": "digits", "source": "scikit-learn", "train": 2, "test": 2, "arch": "cnn"},
@@ -152,7 +153,7 @@ def test_pictures(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 300
-    assert "| b | – | – |" in markdown(result)
+    assert "| b | – | – |" in markdown(result) and "A note. It grows." in markdown(result)
     contact_sheet(tmp_path / "sheet.png", load("digits").test_x[:13])
     contact_sheet(tmp_path / "color.png", np.zeros((1, 3, 32, 32), np.uint8))
     with Image.open(tmp_path / "sheet.png") as picture:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ml.attacks.compression import few_bits, prune
 from ml.data import Dataset, load
-from ml.fit import Fit, answers
+from ml.fit import Fit, answers, fit, last_layer
 from ml.mark import Training
 from ml.models import Normalized
 from ml.schemes.backdoor import Backdoor
@@ -21,7 +21,7 @@ from ml.schemes.certified import Smoothed
 from ml.schemes.frontier import Frontier
 from ml.schemes.scheme import TriggerKey
 from ml.triggers import abstract_images
-from ml.verdict import empirical_p_value, judge, judge_answers, prove, with_proof
+from ml.verdict import COMPOSED, empirical_p_value, judge, judge_answers, prove, with_proof
 from protocol.errors import ParameterError
 from protocol.keygen import KeyParameters, LabelRule, MarkingKey, generate_key
 from protocol.soundness import false_claim_bits, smallest_k_min
@@ -82,6 +82,18 @@ def test_a_service_has_no_provable_mark(marked: nn.Module, marking_key: MarkingK
     verdict = judge_answers(SCHEME, key, lambda x: answers(marked, x))
     assert verdict.found and verdict.integer_matches is None and not verdict.provable
     assert verdict.false_claim_bits is None and "without weights" in verdict.no_bound
+
+
+def test_a_borrowed_layer_gives_no_claim(marked: nn.Module, marking_key: MarkingKey) -> None:
+    """A stranger's features behind a layer fitted to the labels: every trigger matches, and nothing follows."""
+    key = TriggerKey.from_marking_key(marking_key)
+    stranger = Normalized(nn.Sequential(nn.Flatten(), nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10)),
+                          torch.tensor([78.0]), torch.tensor([96.0]))  # fmt: skip
+    fit(stranger, key.images, key.labels, Fit(epochs=150, rate=0.02), last_layer(stranger).parameters())
+    verdict = judge(SCHEME, key, stranger, COMPOSED)
+    assert verdict.trigger_accuracy > 0.95  # though its features have never seen a trigger
+    assert verdict.false_claim_bits is None and verdict.k_min is None and not verdict.provable
+    assert "fit any labels" in verdict.no_bound
 
 
 def test_chosen_labels_have_no_bound_but_can_be_proven_under_their_own_rule(marked: nn.Module, digits: Dataset) -> None:
