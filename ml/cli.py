@@ -169,7 +169,7 @@ def evaluate_command(
 
 @cli.command("experiments")
 @click.argument("names", nargs=-1)
-@click.option("--preset", default="ci", show_default=True, help="ci: minutes; cpu: an hour.")
+@click.option("--preset", default="ci", show_default=True, help="ci: minutes; cpu: an hour or more.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
 @json_option
 @outcome

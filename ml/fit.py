@@ -100,9 +100,9 @@ def fit(
         optimizer.param_groups[0]["lr"] = options.rate_in(epoch)
         for rows in torch.randperm(len(x), generator=generator).split(options.batch):
             step(optimizer, functional.cross_entropy(model(x[rows].float()), y[rows]), chosen)
+        model.eval()
         if done is not None and done(epoch + 1):
             return epoch + 1
-    model.eval()
     return options.epochs
 
 

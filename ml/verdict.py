@@ -11,7 +11,6 @@ from fractions import Fraction
 from hashlib import sha256
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from ml.export import export_onnx
@@ -21,7 +20,7 @@ from ml.schemes.certified import Certificate
 from ml.schemes.scheme import Scheme, TriggerKey
 from protocol import argument
 from protocol.errors import ParameterError, VerificationError
-from protocol.keygen import LabelRule, MarkingKey
+from protocol.keygen import LabelRule, MarkingKey, check_key
 from protocol.soundness import FALSE_CLAIM_TARGET, bits, false_claim_bits, smallest_k_min
 
 
@@ -96,7 +95,7 @@ def _verdict(scheme: Scheme, key: TriggerKey, oracle: Oracle, integer: int | Non
 
 
 def prove(model: nn.Module, key: MarkingKey, k_min: int | None = None) -> bool:
-    """Make a proof that the model's integer network keeps k_min of the hidden triggers, and verify it.
+    """Make a proof that the model's integer network keeps k_min of the hidden triggers; verify it and the key.
 
     k_min: by default the fewest with 128 false-claim bits.  For experiments with keys of a reduced number of triggers:
     the owner's real path is `zkmark-prover prove`.  False when too few match; ParameterError as `Statement`, and for
@@ -116,6 +115,7 @@ def prove(model: nn.Module, key: MarkingKey, k_min: int | None = None) -> bool:
         proof = argument.prove(statement, key)
     except VerificationError:
         return False
+    check_key(key.vk)
     argument.verify(statement, proof)
     return True
 
@@ -123,12 +123,3 @@ def prove(model: nn.Module, key: MarkingKey, k_min: int | None = None) -> bool:
 def with_proof(verdict: Verdict, model: nn.Module, key: MarkingKey, k_min: int | None = None) -> Verdict:
     """The verdict with `proven` filled in by a real run of the argument."""
     return replace(verdict, proven=prove(model, key, k_min))
-
-
-def empirical_p_value(matches: int, strangers: list[int]) -> Fraction:
-    """Share, with one added to both counts, of models known to be unmarked that match as many: no null model needed.
-
-    Beside the scheme's p-value it shows whether the null model is right (Phipson and Smyth 2010).
-    """
-    at_least = int(np.sum(np.array(strangers) >= matches))
-    return Fraction(at_least + 1, len(strangers) + 1)

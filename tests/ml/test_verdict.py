@@ -21,7 +21,7 @@ from ml.schemes.certified import Smoothed
 from ml.schemes.frontier import Frontier
 from ml.schemes.scheme import TriggerKey
 from ml.triggers import abstract_images
-from ml.verdict import COMPOSED, empirical_p_value, judge, judge_answers, prove, with_proof
+from ml.verdict import COMPOSED, judge, judge_answers, prove, with_proof
 from protocol.errors import ParameterError
 from protocol.keygen import KeyParameters, LabelRule, MarkingKey, generate_key
 from protocol.soundness import false_claim_bits, smallest_k_min
@@ -122,7 +122,3 @@ def test_a_certificate_goes_with_a_verdict(marked: nn.Module, marking_key: Marki
     verdict = replace(judge(SCHEME, TriggerKey.from_marking_key(marking_key), marked), certificate=certificate)
     plain = json.loads(json.dumps(verdict.to_json()))
     assert plain["certificate"]["accuracy"] == 1.0 and plain["certificate"]["confidence"] == 0.999
-
-
-def test_empirical_p_values() -> None:
-    assert empirical_p_value(5, [1, 2, 3]) == Fraction(1, 4) and empirical_p_value(2, [1, 2, 3]) == Fraction(3, 4)
