@@ -236,6 +236,7 @@ def test_rejected_and_undecided_say_what_does_not_follow(world, desk, tmp_path):
     assert verify(desk, path, model="other.onnx").exit_code == 1
     page = Page(path.read_text())
     assert "Rejected" in page.words and "statement.model" in page.words and "Accepted" not in page.words
+    assert "Chance of a false" not in page.words  # numbers of a claim that failed would look like evidence
     assert "That the model is free of the watermark does not follow" in page.words
     undecided = Verdict("undecided", "policy.fidelity", "policy.fidelity: they differ", fidelity=Fidelity(9, 0.5, True))
     words = Page(verdict_page(undecided, world.key.vk, [], WHEN)).words
