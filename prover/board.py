@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.identity import SECRET_SEED_BYTES, public_key
@@ -239,10 +240,13 @@ class Servicer(pb_grpc.BoardServicer):
 
 async def _collect(chunks: Any) -> bytes:
     data = bytearray()
-    async for chunk in chunks:
-        if not chunk.data or len(data) + len(chunk.data) > MAX_KEY_BYTES:
-            raise DecodingError(f"verification key: an empty chunk, or more than {MAX_KEY_BYTES} bytes")
-        data += chunk.data
+    try:
+        async for chunk in chunks:
+            if not chunk.data or len(data) + len(chunk.data) > MAX_KEY_BYTES:
+                raise DecodingError(f"verification key: an empty chunk, or more than {MAX_KEY_BYTES} bytes")
+            data += chunk.data
+    except DecodeError:
+        raise DecodingError("request: not a KeyChunk") from None
     return bytes(data)
 
 

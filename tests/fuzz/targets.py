@@ -42,7 +42,7 @@ from protocol.group import POINT_BYTES
 from protocol.keygen import MarkingKey, VerificationKey, check_key
 from protocol.log import Checkpoint, Entry, LogKey, open_checkpoint, sign_checkpoint
 from protocol.network import Network
-from prover import keys
+from prover import board, keys
 from prover.jobs import Prover
 from prover.server import Limits, Server
 from tests.service.conftest import memorize, two_layers
@@ -383,25 +383,30 @@ def framed(messages: list[bytes]) -> bytes:
 ALIVE: list[Any] = []  # servers stop when they are collected
 
 
+def serving(make: Callable[[], Any]) -> str:
+    """HOST:PORT of a server in a thread, for as long as the process lives."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+
+    async def start() -> int:
+        running = make()
+        await running.start()
+        ALIVE.append(running)
+        return int(running.port)
+
+    return f"127.0.0.1:{asyncio.run_coroutine_threadsafe(start(), loop).result(30)}"
+
+
 @cache
 def server() -> str:
-    """HOST:PORT of a real server in a thread, for as long as the process lives."""
+    """HOST:PORT of a real prover."""
     folder = Path(tempfile.mkdtemp())
     with contextlib.ExitStack() as stack:
         log2_n, keys.LOG2_N = keys.LOG2_N, keys.LOG2_N_RANGE.start
         stack.callback(setattr, keys, "LOG2_N", log2_n)
         keys.save_marking_key(folder / "owner.mk", world()[1], SECRET)
-    prover, loop = Prover(folder / "owner.mk", SECRET), asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True).start()
-    limits = Limits(message_s=2.0, upload_s=5.0, coins_s=2.0, proof_s=20.0)
-
-    async def start() -> int:
-        running = Server(prover, "127.0.0.1:0", limits)
-        await running.start()
-        ALIVE.append(running)
-        return running.port
-
-    return f"127.0.0.1:{asyncio.run_coroutine_threadsafe(start(), loop).result(30)}"
+    prover, limits = Prover(folder / "owner.mk", SECRET), Limits(message_s=2.0, upload_s=5.0, coins_s=2.0, proof_s=20.0)
+    return serving(lambda: Server(prover, "127.0.0.1:0", limits))
 
 
 def requests() -> tuple[bytes, ...]:
@@ -438,6 +443,38 @@ def call_service(data: bytes) -> None:
                 b"", timeout=15))  # it still serves
         if data != world()[1].vk.to_bytes():
             raise Failure("service: it sends another key")
+
+
+@cache
+def board_server() -> str:
+    """HOST:PORT of a real board."""
+    folder = Path(tempfile.mkdtemp())
+    return serving(lambda: board.Server(board.open_log(folder / "board", LOG.name), "127.0.0.1:0"))
+
+
+BOARD = ("Publish", "Find", "Checkpoint")
+
+
+def calls() -> tuple[bytes, ...]:
+    """A byte that names the method, then its requests."""
+    vk = world()[0].key
+    chunks = [pb.KeyChunk(data=part).SerializeToString() for part in (vk.to_bytes()[:9000], vk.to_bytes()[9000:])]
+    find = pb.FindRequest(vk_digest=vk.digest, old_size=1).SerializeToString()
+    last = pb.CheckpointRequest(old_size=1).SerializeToString()
+    return b"\0" + framed(chunks), b"\1" + framed([find]), b"\2" + framed([last])
+
+
+def call_board(data: bytes) -> None:
+    method, messages = BOARD[(data or b"\0")[0] % 3], frames(data[1:])
+    with grpc.insecure_channel(board_server()) as channel:
+        call: Any = channel.stream_unary if method == "Publish" else channel.unary_unary
+        given = iter(messages) if method == "Publish" else (messages or [b""])[0]
+        try:
+            call(f"/zkmark.v1.Board/{method}", lambda m: m, lambda m: m)(given, timeout=15)
+        except grpc.RpcError as error:
+            unread = method != "Publish" and "DecodeError" in (error.details() or "")  # grpc's own, before our code
+            if error.code() not in REFUSALS | {grpc.StatusCode.NOT_FOUND} and not unread:
+                raise Failure(f"board: {error.code()} {error.details()}") from None
 
 
 ANSWER: list[list[bytes]] = [[]]
@@ -508,6 +545,7 @@ def targets() -> dict[str, Target]:
         Target("preprocessing", read_preprocessing,
                (b'{"scale": [0.5], "shift": [-1e3], "outputs": [2, 0]}', b"{}"), mutated, examples=200),
         Target("service", call_service, requests(), mutated, examples=150),
+        Target("board", call_board, calls(), mutated, examples=100),
         Target("client", collect_claim, answers(), mutated, (*ALLOWED, ConnectionError), examples=80),
     ]  # fmt: skip
     return {target.name: target for target in several}

@@ -12,7 +12,8 @@ from tests.fuzz.targets import Failure, Target, decoder, mutated, targets
 
 NAMES = [
     "context", "claim", "derivation", "network", "key", "marking-key", "review", "log-entry", "log-note", "log-key",
-    "owner-file", "proof", "signed-proof", "proof-words", "model", "images", "preprocessing", "service", "client",
+    "owner-file", "proof", "signed-proof", "proof-words", "model", "images", "preprocessing", "service", "board",
+    "client",
 ]  # fmt: skip
 
 
