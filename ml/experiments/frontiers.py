@@ -54,7 +54,7 @@ def false_positives(lab: Lab, options: dict[str, Any]) -> list[Row]:
 
 
 def _marked(lab: Lab, options: dict[str, Any]) -> tuple[Frontier, TriggerKey, Dataset, nn.Module]:
-    embedding = Fit(epochs=100, batch=20, rate=0.001, seed=lab.seed)
+    embedding = Fit(epochs=100, batch=20, rate=0.003, seed=lab.seed)
     scheme = Frontier(options["epsilon"], "linf", embedding, options["rehearsal"], lab.seed)
     key, rest = scheme.split(options["count"], lab.unmarked(), lab.owner)
     lab.sheet("triggers-frontier", key.images)

@@ -37,13 +37,14 @@ Row = dict[str, Cell]  # the first column is called `setting` and names the row;
 @dataclass(frozen=True)
 class Budget:
     """What a preset spends.  data, arch: the first pair whose data are at hand; train, test: images, 0 for all;
-    epochs: of training; attack_epochs: of most attacks; ell: triggers of a backdoor key, of which half are hidden."""
+    batches: of 100 images, in training; attack_epochs: of most attacks; ell: triggers of a backdoor key, half of them
+    hidden."""
 
     data: tuple[str, ...]
     arch: tuple[str, ...]
     train: int
     test: int
-    epochs: int
+    batches: int
     attack_epochs: int
     ell: int
     seeds: tuple[int, ...]
@@ -105,7 +106,8 @@ class Lab:
 
     @property
     def training(self) -> Training:
-        return Training(epochs=self.budget.epochs, seed=self.seed, device="cpu")
+        epochs = -(-self.budget.batches * Training.batch // len(self.owner.train_y))
+        return Training(epochs=epochs, seed=self.seed, device="cpu")
 
     @property
     def scheme(self) -> Backdoor:

@@ -54,7 +54,8 @@ def run(names: Sequence[str], preset: str, folder: Path, progress: Progress | No
         chosen: dict[str, Any] | None = None) -> Path:  # fmt: skip
     """Run the named experiments, or all, and write `folder`/results.md; returns its path.
 
-    chosen: settings in place of the file's.  Raises ParameterError for names or presets that do not exist.
+    chosen: settings in place of the file's.  Raises ParameterError for names or presets that do not exist, and at the
+    end for experiments that the data or a model did not allow; the others are on the page then.
     """
     chosen = settings() if chosen is None else chosen
     if preset not in chosen["presets"]:
@@ -70,6 +71,7 @@ def run(names: Sequence[str], preset: str, folder: Path, progress: Progress | No
              "test": len(data.test_y), "arch": arch}  # fmt: skip
     versions = {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
     labs = {seed: Lab(budget, data, arch, seed, folder) for seed in budget.seeds}
+    failed = []
     for name in names:
         section = chosen[name]
         options = section["options"] | section.get(preset, {})
@@ -89,12 +91,19 @@ def run(names: Sequence[str], preset: str, folder: Path, progress: Progress | No
                 if progress is not None:
                     progress(f"{name}, seed {seed}")
                 start = time.monotonic()
-                result["rows"][str(seed)] = EXPERIMENTS[name](lab, options)
+                try:
+                    result["rows"][str(seed)] = EXPERIMENTS[name](lab, options)
+                except ParameterError as error:
+                    failed.append(f"{name}, seed {seed}: {error}")
+                    continue
                 result["seconds"][str(seed)] = round(time.monotonic() - start, 1)
             write(path, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
-        if result["plot"]:
+        if result["plot"] and result["rows"]:
             figure(path.with_suffix(".png"), result)
-    return _summary(folder)
+    page = _summary(folder)
+    if failed:
+        raise ParameterError("not done: " + "; ".join(failed))
+    return page
 
 
 def _inputs(result: dict[str, Any]) -> str:

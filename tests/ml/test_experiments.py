@@ -23,7 +23,7 @@ from ml.experiments.run import EXPERIMENTS, SETTINGS, run, settings
 from ml.models import Normalized
 from protocol.errors import ParameterError
 
-TINY = {"data": ["digits"], "arch": ["cnn"], "train": 200, "test": 100, "epochs": 1, "attack_epochs": 1, "ell": 132,
+TINY = {"data": ["digits"], "arch": ["cnn"], "train": 200, "test": 100, "batches": 5, "attack_epochs": 1, "ell": 132,
         "seeds": [0]}  # fmt: skip
 
 
@@ -79,6 +79,19 @@ def test_runs_resume_and_record_what_they_depend_on(
     (tmp_path / "adi-table-2.json").write_text('{"rows": 3}')
     run(["adi-table-2"], "tiny", tmp_path, chosen=tiny)
     assert len(seen) == 11
+
+
+def test_one_failure_does_not_stop_the_others(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lab: Lab, options: dict[str, Any]) -> list[dict[str, Any]]:
+        raise ParameterError("too few adversaries")
+
+    monkeypatch.setitem(runner.EXPERIMENTS, "adi-table-1", refuse)
+    monkeypatch.setitem(runner.EXPERIMENTS, "adi-table-2", lambda lab, options: [{"setting": "one", "test %": 1.0}])
+    with pytest.raises(ParameterError, match="adi-table-1, seed 0: too few adversaries"):
+        run(["adi-table-1", "adi-table-2"], "tiny", tmp_path, chosen=tiny)
+    assert not (tmp_path / "adi-table-1.json").exists() and "| one | 100 |" in (tmp_path / "results.md").read_text()
 
 
 def test_misuse(tiny: dict[str, Any], tmp_path: Path) -> None:
