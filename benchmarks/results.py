@@ -13,17 +13,22 @@ RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).parent.with_name("README.md")
 PHASES = Path(__file__).with_name("PHASES.md")
 BEGIN, END = "<!-- benchmarks: begin -->\n", "<!-- benchmarks: end -->\n"
+BUSY = 1.0  # load average from which the texts say that the machine had other work
 LIBRARIES = ("numpy", "numba", "llvmlite", "py_arkworks_bls12381", "pycryptodome", "onnxruntime", "torch")
 
 
+LOAD = os.getloadavg()[0]  # before this process did anything
+
+
 def machine() -> dict[str, Any]:
-    """What the numbers depend on and a reader can compare with."""
+    """What the numbers depend on and a reader can compare with; the load is that before the first measurement."""
     return {
         "processor": _proc("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(int((_proc("/proc/meminfo", "MemTotal") or "0").split()[0]) / 2**20),
         "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "python": platform.python_version(),
+        "load_before": round(LOAD, 1),
         "versions": {name: version(name) for name in LIBRARIES},
     }
 
@@ -186,9 +191,9 @@ def _phase_row(name: str, values: tuple[float, ...], whole: float, total: int, c
 
 
 def _host(machine: dict[str, Any]) -> str:
-    return (
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, Python {machine['python']}"
-    )
+    text = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, Python {machine['python']}"
+    load = machine["load_before"]
+    return text if load < BUSY else f"{text} (busy with other work: load average {load} before the measurement)"
 
 
 def _count(value: int) -> str:
