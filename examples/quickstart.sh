@@ -15,10 +15,10 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 work=$(mktemp -d)
-server=
+servers=()
 clean_up() {
     status=$?
-    if [[ -n "$server" ]]; then kill "$server" 2>/dev/null && wait "$server" 2>/dev/null || true; fi
+    for server in "${servers[@]}"; do kill "$server" 2>/dev/null && wait "$server" 2>/dev/null || true; done
     rm -rf "$work"
     if ((status)); then echo "quickstart: failed" >&2; fi
 }
@@ -38,6 +38,17 @@ expect() {
     fi
     if ((want)); then echo "(exit status $got, as it should be)"; fi
 }
+# await_address LOG PROCESS: the address that a server printed; stop if it died instead.
+await_address() {
+    local address
+    for _ in {1..150}; do
+        address=$(grep -oE '127\.0\.0\.1:[0-9]+' "$1" | head -n 1) && echo "$address" && return
+        kill -0 "$2" || break
+        sleep 0.2
+    done
+    cat "$1" >&2
+    exit 1
+}
 new_nonce() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
 
 mkdir "$work/owner" "$work/stranger"
@@ -49,15 +60,23 @@ heading "1. The owner makes a key: secret triggers, committed to before their la
 expect 0 zkmark-prover keygen --plan --shape $shape --classes 10 --ell 512
 expect 0 zkmark-prover keygen --shape $shape --classes 10 --ell 512 --mk owner/owner.mk --vk owner/owner.vk "${secret[@]}"
 
-heading "2. The owner trains a network with the mark; somebody else trains one without"
+heading "2. The owner publishes the key on a board, which can never take it back, before there is a model"
+printf '\n$ zkmark-prover board --folder board --name quickstart --listen 127.0.0.1:0 &\n'
+zkmark-prover board --folder board --name quickstart --listen 127.0.0.1:0 >board.log 2>&1 &
+servers+=($!)
+address=$(await_address board.log $!)
+board=(--board "$address" --log-key "$(sed -n 's/.*log key //p' board.log)")
+expect 0 zkmark-prover publish --vk owner/owner.vk "${board[@]}"
+
+heading "3. The owner trains a network with the mark; somebody else trains one without"
 expect 0 zkmark-ml mark --data $data --arch $arch --mk owner/owner.mk "${secret[@]}" --mode fromscratch --out owner/marked.onnx
 expect 0 zkmark-ml train --data $data --arch $arch --out stranger/innocent.onnx
 expect 0 zkmark-ml evaluate --model owner/marked.onnx --data $data --mk owner/owner.mk "${secret[@]}"
 
-heading "3. A stranger has the public key and a suspect's model; the key is checked once"
+heading "4. A stranger has the public key and a suspect's model; the key is checked once"
 cp owner/owner.vk stranger/owner.vk
 cp owner/marked.onnx stranger/suspect.onnx
-expect 0 zkmark-verifier key stranger/owner.vk --sheet stranger/sheet.png
+expect 0 zkmark-verifier key stranger/owner.vk --sheet stranger/sheet.png "${board[@]}" --seen stranger/checkpoint
 python - "$data" stranger/images <<'EOF'
 """The stranger's own images of the task, 200 of them: to see that the integer network still is the suspect's model."""
 import sys
@@ -73,7 +92,7 @@ for index, pixels in enumerate(load(sys.argv[1]).test_x[:200]):
     Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(folder / f"{index:03}.png")
 EOF
 
-heading "4. Offline: the stranger sends a nonce, the owner a proof; anyone can check the file again"
+heading "5. Offline: the stranger sends a nonce, the owner a proof; anyone can check the file again"
 nonce=$(new_nonce)
 context=(--claimant Ada --purpose quickstart --nonce "$nonce")
 expect 0 zkmark-prover prove --mk owner/owner.mk "${secret[@]}" --vk owner/owner.vk --model owner/marked.onnx \
@@ -81,30 +100,22 @@ expect 0 zkmark-prover prove --mk owner/owner.mk "${secret[@]}" --vk owner/owner
 cp owner/claim.proof stranger/claim.proof
 cd stranger
 check=(zkmark-verifier verify --vk owner.vk --images images)
-expect 0 "${check[@]}" --model suspect.onnx "${context[@]}" --proof claim.proof
+expect 0 "${check[@]}" --model suspect.onnx "${context[@]}" --proof claim.proof "${board[@]}" --seen checkpoint --html report.html
+echo "report.html, the verdict for people: $(wc -c <report.html) bytes"
 cd ..
 
-heading "5. Online: the owner approves one network and serves; the stranger asks over gRPC"
+heading "6. Online: the owner approves one network and serves; the stranger asks over gRPC"
 expect 0 zkmark-prover approve --mk owner/owner.mk "${secret[@]}" --model owner/marked.onnx
 printf '\n$ zkmark-prover serve --mk owner/owner.mk --vk owner/owner.vk --listen 127.0.0.1:0 &\n'
 zkmark-prover serve --mk owner/owner.mk "${secret[@]}" --vk owner/owner.vk --listen 127.0.0.1:0 >owner/server.log 2>&1 &
-server=$!
-address=
-for _ in {1..150}; do
-    address=$(grep -oE '127\.0\.0\.1:[0-9]+' owner/server.log | head -n 1) && break
-    kill -0 "$server" || break
-    sleep 0.2
-done
-if [[ -z "$address" ]]; then
-    cat owner/server.log >&2
-    exit 1
-fi
+servers+=($!)
+address=$(await_address owner/server.log $!)
 echo "serving on $address"
 cd stranger
 expect 0 "${check[@]}" --model suspect.onnx --prover "$address"
 expect 0 "${check[@]}" --model suspect.onnx --prover "$address" --interactive
 
-heading "6. What must fail: a model without the mark, a proof with one bit changed"
+heading "7. What must fail: a model without the mark, a proof with one bit changed"
 expect 1 "${check[@]}" --model innocent.onnx --prover "$address"
 cd ..
 expect 0 zkmark-ml evaluate --model stranger/innocent.onnx --data $data --mk owner/owner.mk "${secret[@]}"
