@@ -134,7 +134,8 @@ class Builder:
         if (scale, shift) == (1.0, 0.0) if isinstance(scale, float) else False:
             return tensor
         scales, shifts = (np.broadcast_to(np.asarray(v, np.float64), tensor.shape[:1]) for v in (scale, shift))
-        self.spend(0, 16 * sum(e.weight.size for p in tensor.parts for e in p.edges), "a chain of scales")
+        size = sum(e.weight.size for p in tensor.parts for e in p.edges)
+        self.spend(size, 16 * size, "a chain of scales")
         pairs = zip(tensor.parts, tensor.slices(), strict=True)
         return replace(tensor, parts=tuple(part.affine(scales[s], shifts[s]) for part, s in pairs))
 

@@ -13,15 +13,20 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-IMAGES = range(8, 33)  # how many: fewer of large ones
+IMAGES = range(8, 33)  # how many
 ELEMENTS = 1 << 22  # of all images together, unless that leaves too few
 
 Bytes = npt.NDArray[np.uint8]
 
 
+def noise_count(shape: tuple[int, int, int]) -> int:
+    """How many images a shape deserves: fewer of large ones."""
+    return min(max(ELEMENTS // prod(shape), IMAGES.start), IMAGES.stop - 1)
+
+
 def noise_images(shape: tuple[int, int, int], count: int | None = None) -> Bytes:
     """uint8 [count, C, H, W], a function of (version, shape); count: by default 8 to 32, by their size."""
-    count = min(max(ELEMENTS // prod(shape), IMAGES.start), IMAGES.stop - 1) if count is None else count
+    count = noise_count(shape) if count is None else count
     channels, rows, columns = shape
     label = b"zkmark calibration noise 1\n" + b"".join(n.to_bytes(4, "little") for n in shape)
     images = np.empty((count, *shape), np.uint8)

@@ -70,7 +70,7 @@ def to_integers(
     images: uint8 [n, C, H, W] to calibrate on.  table_bits: least width of a table that carries a scale.  Raises
     ParameterError, naming the node, for weights out of all bounds.
     """
-    if sum(prod(node.shape) for node in real.nodes) * len(images) > MAX_CALIBRATION:
+    if real.activations * len(images) > MAX_CALIBRATION:
         raise ParameterError("calibration: too many images for a network of this size")
     return _Quantiser(real, images, table_bits, headroom).run()
 
@@ -105,7 +105,7 @@ class _Quantiser:
     def __init__(self, real: RealNetwork, images: npt.NDArray[np.uint8], table_bits: int, headroom: int) -> None:
         self.real, self.headroom, self.images = real, headroom, len(images)
         self.last = _last_use(real)
-        rows = TABLE_SHARE * sum(prod(node.shape) for node in real.nodes)
+        rows = TABLE_SHARE * real.activations
         self.widths = [b for b in range(table_bits, MAX_TABLE_BITS + 1, 2) if b == table_bits or 1 << b <= rows]
         self.shared: dict[tuple[object, ...], Table] = {}
         self.table_work = 0
@@ -303,8 +303,7 @@ class _Quantiser:
     def evaluate(self, node: Node) -> Iterator[Ints]:
         """y of a node over the calibration images, in slices that bound the memory."""
         gathered = [prod(e.weight.shape[1:]) * e.groups * prod(self.outputs[e.source].shape[1:3]) for e in node.edges]
-        if node.product:
-            gathered.append(prod(self.outputs[node.product.left].shape[:3]))
+        gathered.append(prod(self.real.nodes[len(self.outputs) - 1].shape))
         size = max(1, GATHERED // max(gathered))
         for i in range(0, self.images, size):
             yield affine(node, [x[..., i : i + size] for x in self.outputs])

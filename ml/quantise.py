@@ -14,11 +14,11 @@ from math import log2
 import numpy as np
 import numpy.typing as npt
 
-from ml.calibration import noise_images
+from ml.calibration import IMAGES, noise_count, noise_images
 from ml.integers import to_integers
 from ml.lowering import lower
 from ml.onnx_reader import read_model
-from ml.real_network import select_outputs
+from ml.real_network import RealNetwork, select_outputs
 from protocol.encoding import Reader, Writer
 from protocol.errors import DecodingError, ParameterError
 from protocol.network import Network
@@ -27,6 +27,8 @@ TABLE_BITS = 16
 HEADROOM = {"noise": 8, "images": 2}  # real images showed up to 2 times the range of noise, in few channels 10 times
 DEFAULT_MIN_AGREEMENT = 0.98
 MAX_CALIBRATION_IMAGES = 1024
+NOISE_WORK = 1 << 35  # multiplications of one pass over the noise
+NOISE_ACTIVATIONS = 1 << 27  # kept of it
 
 Images = npt.NDArray[np.uint8]
 
@@ -139,7 +141,7 @@ def derive(model_bytes: bytes, derivation: Derivation = DEFAULT, calibration_ima
     if (calibration_images is not None) != bool(derivation.calibration):
         raise ParameterError("calibration images are needed exactly when the derivation names their digest")
     if calibration_images is None:
-        images = noise_images(real.shape)
+        images = noise_images(real.shape, _noise_count(real))
     else:
         images = calibration_images
         if images.dtype != np.uint8 or images.shape[1:] != real.shape:
@@ -148,6 +150,12 @@ def derive(model_bytes: bytes, derivation: Derivation = DEFAULT, calibration_ima
             raise ParameterError(f"not the 1 .. {MAX_CALIBRATION_IMAGES} calibration images that the derivation names")
     network, max_z = to_integers(real, images, derivation.table_bits, derivation.headroom)
     return Derived(network, derivation.freedom_bits(graph.classes), max_z)
+
+
+def _noise_count(real: RealNetwork) -> int:
+    """As many images as the shape deserves, but fewer for networks that take long, or much memory."""
+    affordable = min(NOISE_WORK // max(real.work, 1), NOISE_ACTIVATIONS // real.activations)
+    return min(noise_count(real.shape), max(affordable, IMAGES.start))
 
 
 def fidelity(model_bytes: bytes, network: Network, images: Images, derivation: Derivation = DEFAULT) -> Fidelity:

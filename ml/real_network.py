@@ -76,6 +76,16 @@ class RealNetwork:
     shift: Floats
     nodes: tuple[RealNode, ...]
 
+    @property
+    def activations(self) -> int:
+        """Of one image, the logits included."""
+        return sum(prod(node.shape) for node in self.nodes)
+
+    @property
+    def work(self) -> int:
+        """Multiplications for one image."""
+        return sum(e.weight.size * prod(node.shape[1:]) for node in self.nodes for e in node.edges)
+
 
 @dataclass(frozen=True, eq=False)
 class Value:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,14 @@ import onnx
 import onnxruntime
 import pytest
 
+import ml.lowering
+from ml.builder import LARGE_POOL, MAX_TERMS
 from ml.calibration import noise_images
 from ml.folding import FOLDED
 from ml.lowering import RULES
-from ml.onnx_reader import SUPPORTED
+from ml.onnx_reader import OPSETS, SUPPORTED
 from ml.quantise import derive
+from protocol.errors import ParameterError
 from protocol.network import Network
 from tests.protocol.test_network import plain
 
@@ -176,3 +181,71 @@ def test_logits_are_those_of_onnxruntime(case: str, onnx_model: Build) -> None:
 
 def test_every_supported_operator_has_a_rule_and_a_case() -> None:
     assert SUPPORTED - {"Constant"} == set(RULES) | FOLDED
+
+
+def test_the_table_of_operators_is_complete() -> None:
+    text = (Path(ml.lowering.__file__).parent / "OPERATORS.md").read_text()
+    rows = "".join(line for line in text.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`([A-Z][A-Za-z]+)`", rows)) == SUPPORTED
+    assert f"Operator sets {OPSETS.start} to {OPSETS.stop - 1}" in text
+    assert f"({MAX_TERMS} at most" in text and f"from {LARGE_POOL} times smaller" in text
+
+
+def test_maxima_cost_what_the_table_says(onnx_model: Build) -> None:
+    def pooled(kernel: int, pads: int) -> float:
+        window = {"kernel_shape": [kernel] * 2, "strides": [2, 2], "pads": [pads] * 4}
+        nodes = [("Relu", ["image"], "r", {}), ("MaxPool", ["r"], "m", window), ("Conv", ["m", "w"], "c", {}),
+                 ("Flatten", ["c"], "logits", {})]  # fmt: skip
+        network = derive(onnx_model(nodes, {"w": np.ones((3, 1, 16, 16))}, (1, 32, 32))).network
+        return network.activations / 1024 - 1
+
+    assert pooled(2, 0) == 1.0 and pooled(3, 1) == 1.75
+
+
+OPTIONS: list[tuple[str, dict[str, Any], int]] = [
+    ("Gelu", {}, 20), ("Gelu", {"approximate": "tanh"}, 20), ("Swish", {"alpha": 1.5}, 24), ("Relu", {}, 13),
+    ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}, 22), ("Tanh", {}, 23),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "attributes", "opset"), OPTIONS)
+def test_operator_sets(kind: str, attributes: dict[str, Any], opset: int, onnx_model: Build) -> None:
+    nodes = [*HEAD, (kind, ["c"], "y", attributes), ("Flatten", ["y"], "f", {}), ("Gemm", ["f", "last"], "logits", {})]
+    given = {name: array for name, array in constants().items() if name in {n for _, ins, _, _ in nodes for n in ins}}
+    weight = np.random.default_rng(1).normal(0, 1, (6 * 8 * 7, 3))
+    model = onnx_model(nodes, {**given, "last": weight}, SHAPE, 3, opset)
+    try:
+        assert error(model, derive(model).network, noise_images(SHAPE, 40)) < 0.02
+    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented:
+        derive(model)  # a runtime without that operator
+
+
+REFUSED: list[tuple[Nodes, str]] = [
+    ([("AveragePool", ["c"], "y", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]})], "count_include_pad = 1"),
+    ([("ReduceMax", ["c", "one axis"], "y", {})], "both spatial axes"),
+    ([("MaxPool", ["c"], "y", {"kernel_shape": [2, 2], "pads": [2, 2, 0, 0]})], "padding alone"),
+    ([("MaxPool", ["c"], "y", {"kernel_shape": [90, 2]})], "does not fit"),
+    ([("Pad", ["c", "negative"], "y", {})], "pads must be"),
+    ([("Pad", ["c", "pads"], "y", {"mode": "reflect"})], "zeros"),
+    ([("Pad", ["c", "channels"], "y", {})], "rows and columns"),
+    ([("Clip", ["c", "six", "low"], "y", {})], "reversed"),
+    ([("Pow", ["c", "six"], "y", {})], "powers 2 and 3"),
+    ([("Concat", ["c", "image"], "y", {"axis": 1})], "one size"),
+    ([("Concat", ["c", "c"], "y", {"axis": 2})], "only channels"),
+    ([("Relu", ["c"], "r", {}), ("Div", ["c", "r"], "y", {})], "division"),
+    ([("AveragePool", ["c"], "r", {"kernel_shape": [2, 2]}), ("Mul", ["c", "r"], "y", {})], "factors of shapes"),
+    ([("Reshape", ["c", "wrong"], "y", {})], "only views"),
+    ([("Transpose", ["c"], "y", {"perm": [0, 1, 3, 2]})], "keep the order"),
+    ([("Cast", ["c"], "y", {"to": 1})], "float32 throughout"),
+]
+
+
+@pytest.mark.parametrize(("body", "match"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
+def test_refused_with_the_operator_and_advice(body: Nodes, match: str, onnx_model: Build) -> None:
+    nodes = [*HEAD, *body, ("Flatten", ["y"], "f", {}), ("Gemm", ["f", "last"], "logits", {})]
+    used = {name for _, inputs, _, _ in nodes for name in inputs}
+    more = {"one axis": np.array([2]), "negative": np.array([0, 0, -1, 0, 0, 0, 0, 0]), "wrong": np.array([1, 12, -1]),
+            "channels": np.array([0, 1, 0, 0, 0, 0, 0, 0]), "last": np.ones((9, 3))}  # fmt: skip
+    given = {name: array for name, array in (constants() | more).items() if name in used}
+    with pytest.raises(ParameterError, match=f"operator {body[-1][0]} 'y'.*{match}"):
+        derive(onnx_model(nodes, given, SHAPE))
