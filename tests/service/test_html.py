@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -198,7 +199,8 @@ def test_the_commands_give_the_same_result(world, desk, accepted):
     result = CliRunner().invoke(cli, [*again[1:], "--json"])
     assert result.exit_code == 0, result.output
     values = json.loads(result.stdout)
-    printed = subprocess.run(chance, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True).stdout
+    command = [sys.executable, *chance[1:]]
+    printed = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True).stdout
     assert float(printed) == pytest.approx(values["false_claim_bits"])
 
 
