@@ -362,16 +362,17 @@ def weight_at(edge: Edge, rho: Point, point: Point, source: Shape, shape: Shape)
         return field.concat([field.dot(np.ascontiguousarray(table[:, k]), eq) for k in range(kernel)])
 
     a_rows, a_columns = contract(rows, point[1], source[1]), contract(columns, point[2], source[2])
-    o, cg, _, _ = edge.weight.shape
+    o, cg, kh, kw = edge.weight.shape
     eq_out, eq_in = eq_table(rho[0], o), eq_table(point[0], source[0])
     taps = field.outer(a_rows, a_columns)
-    per_group, total = o // edge.groups, field.ZERO
-    weight = field.residues(edge.weight).reshape(edge.groups, per_group, -1)
-    for g in range(edge.groups):
-        inner = field.combine(weight[g], field.outer(np.ascontiguousarray(eq_in[:, g * cg : (g + 1) * cg]), taps))
-        total = field.add(
-            total, field.dot(inner, np.ascontiguousarray(eq_out[:, g * per_group : (g + 1) * per_group])))
-    return total
+    if edge.groups == 1:
+        inner = field.combine(field.residues(edge.weight).reshape(o, -1), field.outer(eq_in, taps))
+        return field.dot(inner, eq_out)
+    # All groups at once: a depthwise convolution has as many as channels.
+    channel = (np.arange(o) // (o // edge.groups))[:, None] * cg + np.arange(cg)[None, :]
+    inner = field.combine(field.residues(edge.weight).reshape(o * cg, kh * kw), taps)
+    factors = field.mul(np.repeat(eq_out, cg, axis=1), np.ascontiguousarray(eq_in[:, channel.reshape(-1)]))
+    return field.dot(inner, factors)
 
 
 # --- the output -----------------------------------------------------------------------------------
