@@ -369,9 +369,8 @@ def weight_at(edge: Edge, rho: Point, point: Point, source: Shape, shape: Shape)
         inner = field.combine(field.residues(edge.weight).reshape(o, -1), field.outer(eq_in, taps))
         return field.dot(inner, eq_out)
     # All groups at once: a depthwise convolution has as many as channels.
-    channel = (np.arange(o) // (o // edge.groups))[:, None] * cg + np.arange(cg)[None, :]
     inner = field.combine(field.residues(edge.weight).reshape(o * cg, kh * kw), taps)
-    factors = field.mul(np.repeat(eq_out, cg, axis=1), np.ascontiguousarray(eq_in[:, channel.reshape(-1)]))
+    factors = field.mul(np.repeat(eq_out, cg, axis=1), np.ascontiguousarray(eq_in[:, edge.channels.reshape(-1)]))
     return field.dot(inner, factors)
 
 

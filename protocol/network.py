@@ -93,6 +93,14 @@ class Edge:
     groups: int = 1
     pool: tuple[Window, Window] | None = None
 
+    @property
+    def channels(self) -> Ints:
+        """[O, C // groups] the source channel that each weight reads."""
+        o, cg = self.weight.shape[:2]
+        group = np.arange(o, dtype=np.int64) // (o // self.groups)
+        channels: Ints = group[:, None] * cg + np.arange(cg, dtype=np.int64)
+        return channels
+
 
 @dataclass(frozen=True)
 class Table:
@@ -401,11 +409,10 @@ def affine_bounds(node: Node, ranges: list[tuple[Ints, Ints]]) -> tuple[Ints, In
         if any(max(w.pad_before, w.pad_after) > 0 for w in windows):
             lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
         factor = edge.pool[0].kernel * edge.pool[1].kernel if edge.pool else 1
-        o, cg = edge.weight.shape[:2]
+        cg = edge.weight.shape[1]
         positive = np.maximum(edge.weight, 0).sum(axis=(2, 3))  # [O, C // groups]
         negative = np.minimum(edge.weight, 0).sum(axis=(2, 3))
-        group = np.arange(o) // (o // edge.groups)
-        channel = group[:, None] * cg + np.arange(cg)[None, :]
+        channel = edge.channels
         most = factor * int(max(positive.max(initial=0), -negative.min(initial=0)))
         small = most * int(max(hi.max(), -lo.min(), 1)) * 2 * cg < 1 << 62
         kind = np.int64 if small else object  # Python integers only where 64 bits could overflow
@@ -426,11 +433,9 @@ def _magnitude(node: Node, ranges: list[tuple[Ints, Ints]]) -> float:
         ], axis=0)
     for edge in node.edges:
         lo, hi = ranges[edge.source]
-        o, cg = edge.weight.shape[:2]
-        channel = (np.arange(o) // (o // edge.groups))[:, None] * cg + np.arange(cg)[None, :]
         factor = float(edge.pool[0].kernel * edge.pool[1].kernel) if edge.pool else 1.0
         taps = np.abs(edge.weight).sum(axis=(2, 3)).astype(np.float64) * factor
-        total = total + (taps * np.maximum(np.abs(lo), np.abs(hi)).astype(np.float64)[channel]).sum(axis=1)
+        total = total + (taps * np.maximum(np.abs(lo), np.abs(hi)).astype(np.float64)[edge.channels]).sum(axis=1)
     return float(total.max())
 
 

@@ -57,7 +57,7 @@ def _transform(matrix: Matrix, inverse: bool) -> Matrix:
     groups = -(-lanes // cpu.LANES)
     cpu.parallel(
         lambda a, b: cpu.transform(
-            out, roots, order, scale, True, a * cpu.LANES, min(b * cpu.LANES, lanes)
+            out, roots, order, scale, a * cpu.LANES, min(b * cpu.LANES, lanes)
         ), groups, out.size)
     return out
 

@@ -403,7 +403,7 @@ def _time_pass(block, size, roots):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def transform(matrix, roots, order, scale, forward, first, last):  # type: ignore[no-untyped-def]
+def transform(matrix, roots, order, scale, first, last):  # type: ignore[no-untyped-def]
     """Transform columns first..last of matrix [size, m] in place, natural order on both sides.
 
     roots: Montgomery powers of the (inverse) root; order: bit reversal; scale: Montgomery factor applied at the end.
