@@ -40,6 +40,7 @@ from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 ROOT = Path(__file__).parents[2]
 NAME = "log.example/keys"
 SEED = bytes(range(32))
+LONG_S = 60.0  # for what takes no time
 
 
 def keys(count: int, start: int = 0) -> list[tuple[bytes, bytes]]:
@@ -169,11 +170,11 @@ def serving(log: Log) -> Iterator[str]:
         await server.start()
         return server
 
-    server = asyncio.run_coroutine_threadsafe(begin(), loop).result(20)
+    server = asyncio.run_coroutine_threadsafe(begin(), loop).result(LONG_S)
     try:
         yield f"127.0.0.1:{server.port}"
     finally:
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(LONG_S)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -226,34 +227,62 @@ def test_only_keys_that_pass_their_checks_are_taken(world, tmp_path, monkeypatch
         assert publish(target, data).index == 0
 
 
-def test_uploads_are_limited(world, tmp_path, monkeypatch):
-    """Clients that stop in the middle take places, and give them back."""
-    monkeypatch.setattr(board, "MAX_UPLOADS", 2)
-    monkeypatch.setattr(board, "UPLOAD_S", 1.5)
-    stop = threading.Event()
+@pytest.fixture
+def stalled(monkeypatch) -> Iterator[Callable[[pb_grpc.BoardStub], grpc.Future]]:
+    """Calls Publish and stops in the middle; returns when the board waits for the rest."""
+    begun, stop, real = threading.Semaphore(0), threading.Event(), board._collect
 
-    def stalled() -> Iterator[pb.KeyChunk]:
+    async def collect(chunks: object) -> bytes:
+        begun.release()
+        return await real(chunks)
+
+    def half() -> Iterator[pb.KeyChunk]:
         yield pb.KeyChunk(data=b"zkmark")
-        stop.wait(20)
+        stop.wait()
 
+    def call(stub: pb_grpc.BoardStub) -> grpc.Future:
+        future = stub.Publish.future(half())
+        assert begun.acquire(timeout=LONG_S)
+        return future
+
+    monkeypatch.setattr(board, "_collect", collect)
+    yield call
+    stop.set()
+
+
+def publish_when_free(target: str, data: bytes) -> Receipt:
+    for _ in range(600):
+        try:
+            return publish(target, data)
+        except ConnectionError as error:
+            assert "too many" in str(error)
+            threading.Event().wait(0.1)
+    raise AssertionError("no place became free")
+
+
+def test_uploads_are_limited(world, tmp_path, monkeypatch, stalled):
+    """Clients that stop in the middle take places, and give them back when they go; readers are not delayed."""
+    monkeypatch.setattr(board, "MAX_UPLOADS", 2)
+    monkeypatch.setattr(board, "UPLOAD_S", 3600.0)
     with serving(open_log(tmp_path / "board", NAME)) as target, grpc.insecure_channel(target) as connection:
         stub = pb_grpc.BoardStub(connection)
-        calls = [stub.Publish.future(stalled()) for _ in range(2)]
-        refused = False
-        for _ in range(200):
-            try:
-                publish(target, b"junk")
-            except ConnectionError as error:
-                refused = "too many" in str(error)
-            except ParameterError:
-                pass
-            if refused:
-                break
-        assert refused
-        assert stub.Checkpoint(pb.CheckpointRequest(), timeout=10).note  # readers are not delayed
-        assert [call.code() for call in calls] == [grpc.StatusCode.DEADLINE_EXCEEDED] * 2
-        stop.set()
-        assert publish(target, world.key.vk.to_bytes()).index == 0
+        calls = [stalled(stub) for _ in range(2)]
+        with pytest.raises(ConnectionError, match="too many"):
+            publish(target, world.key.vk.to_bytes())
+        assert stub.Checkpoint(pb.CheckpointRequest(), timeout=LONG_S).note
+        assert not any(call.done() for call in calls)
+        for call in calls:
+            call.cancel()
+        assert publish_when_free(target, world.key.vk.to_bytes()).index == 0
+
+
+def test_a_stalled_upload_is_ended(world, tmp_path, monkeypatch, stalled):
+    monkeypatch.setattr(board, "MAX_UPLOADS", 1)
+    monkeypatch.setattr(board, "UPLOAD_S", 0.5)
+    with serving(open_log(tmp_path / "board", NAME)) as target, grpc.insecure_channel(target) as connection:
+        assert stalled(pb_grpc.BoardStub(connection)).exception(LONG_S).code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        monkeypatch.setattr(board, "UPLOAD_S", 3600.0)
+        assert publish_when_free(target, world.key.vk.to_bytes()).index == 0
 
 
 def test_requests_of_any_size(world, tmp_path):
@@ -261,12 +290,12 @@ def test_requests_of_any_size(world, tmp_path):
         stub = pb_grpc.BoardStub(connection)
         for digest in (b"", b"x" * 100_000):
             with pytest.raises(grpc.RpcError) as caught:
-                stub.Find(pb.FindRequest(vk_digest=digest, old_size=(1 << 64) - 1), timeout=10)
+                stub.Find(pb.FindRequest(vk_digest=digest, old_size=(1 << 64) - 1), timeout=LONG_S)
             assert caught.value.code() == grpc.StatusCode.NOT_FOUND
         publish(target, world.key.vk.to_bytes())
         for size in (0, 1, 2, 1 << 62, (1 << 64) - 1):
-            assert stub.Find(pb.FindRequest(vk_digest=world.key.vk.digest, old_size=size), timeout=10).index == 0
-            assert not stub.Checkpoint(pb.CheckpointRequest(old_size=size), timeout=10).consistency
+            assert stub.Find(pb.FindRequest(vk_digest=world.key.vk.digest, old_size=size), timeout=LONG_S).index == 0
+            assert not stub.Checkpoint(pb.CheckpointRequest(old_size=size), timeout=LONG_S).consistency
 
 
 # --- boards that lie
@@ -323,7 +352,7 @@ def lying(log: Log, change: Change) -> Iterator[str]:
     try:
         yield f"127.0.0.1:{port}"
     finally:
-        server.stop(0).wait(20)
+        server.stop(0).wait(LONG_S)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +470,7 @@ def test_a_published_key_survives_kill_and_restart(world, others, tmp_path):
         status, values = run(prover_cli, "publish", "--vk", vk, *where)
         assert status == 0 and (values["index"], values["size"]) == (0, 1)
         board.process.send_signal(signal.SIGKILL)
-        board.process.wait(20)
+        board.process.wait(LONG_S)
         assert run(verifier_cli, "key", vk, *where, "--seen", seen)[0] == 2
         board = start(folder)
         assert board.log_key == where[-1]
@@ -458,7 +487,7 @@ def test_a_published_key_survives_kill_and_restart(world, others, tmp_path):
         assert run(verifier_cli, "key", vk, *where[:3], "junk", "--seen", seen)[0] == 2
         assert run(prover_cli, "publish", "--vk", world.path("marked.onnx"), *where)[0] == 2
         board.process.send_signal(signal.SIGTERM)
-        assert board.process.wait(20) == 0
+        assert board.process.wait(LONG_S) == 0
     finally:
         board.process.kill()
         board.process.wait()
