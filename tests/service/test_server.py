@@ -20,6 +20,7 @@ from ml.quantise import Derivation
 from protocol.argument import Cancelled, Context
 from protocol.claim import Claim
 from protocol.errors import DecodingError, ParameterError, Restart, VerificationError
+from prover import server
 from prover.jobs import REFUSAL, Prover, approve, subject
 from prover.server import Limits, Server
 from verifier.client import obtain_claim
@@ -29,6 +30,7 @@ from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 SECRET = b"correct horse battery staple"  # as in conftest.py
 PLAIN = Derivation()
 QUICK = Limits(grace_s=2.0)
+TOO_LONG = "the client or the job took too long"  # said by the server, not by the client's own clock
 
 
 @contextmanager
@@ -39,17 +41,17 @@ def running(prover: Prover, limits: Limits = QUICK) -> Iterator[str]:
     thread.start()
 
     async def start() -> Server:
-        server = Server(prover, "127.0.0.1:0", limits)
-        await server.start()
-        return server
+        made = Server(prover, "127.0.0.1:0", limits)
+        await made.start()
+        return made
 
-    server = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+    started = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
     try:
-        yield f"127.0.0.1:{server.port}"
+        yield f"127.0.0.1:{started.port}"
     finally:
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(60)
+        asyncio.run_coroutine_threadsafe(started.stop(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
         loop.close()
 
@@ -101,6 +103,17 @@ def slow_claim(step: float, steps: int = 200) -> Callable[..., bytes]:
     return claim
 
 
+def patiently(world, target: str) -> None:
+    """A claim from a server whose limits are so short that a busy machine may need several tries."""
+    for _ in range(60):
+        try:
+            obtain_claim(target, world.key.vk, world.marked, PLAIN, context())
+            return
+        except ConnectionError:
+            time.sleep(0.5)
+    raise AssertionError("the server does not serve")
+
+
 @pytest.fixture
 def prover(approved_file: Path) -> Prover:
     return Prover(approved_file, SECRET)
@@ -108,11 +121,11 @@ def prover(approved_file: Path) -> Prover:
 
 def test_key_and_health(world, prover):
     with running(prover) as target, grpc.insecure_channel(target) as channel:
-        data = b"".join(c.data for c in pb_grpc.ProverStub(channel).Key(pb.KeyRequest(), timeout=20))
+        data = b"".join(c.data for c in pb_grpc.ProverStub(channel).Key(pb.KeyRequest(), timeout=60))
         assert data == world.key.vk.to_bytes()
         health = health_pb2_grpc.HealthStub(channel)
         for name in ("", "zkmark.v1.Prover"):
-            answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=20)
+            answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=60)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -202,11 +215,11 @@ def test_bytes_that_are_no_message(world, prover):
     with running(prover) as target, grpc.insecure_channel(target) as channel:
         raw = channel.stream_stream("/zkmark.v1.Prover/Prove")
         with pytest.raises(grpc.RpcError) as caught:
-            list(raw(iter([b"\xff\xff\xff"]), timeout=20))
+            list(raw(iter([b"\xff\xff\xff"]), timeout=60))
         assert caught.value.code() != grpc.StatusCode.OK
         big = channel.stream_stream("/zkmark.v1.Prover/Prove")
         with pytest.raises(grpc.RpcError) as caught:
-            list(big(iter([bytes(5 << 20)]), timeout=20))
+            list(big(iter([bytes(5 << 20)]), timeout=60))
         assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         obtain_claim(target, world.key.vk, world.marked, PLAIN, context())
 
@@ -219,7 +232,7 @@ def test_an_upload_cap_of_the_owner(world, prover):
 
 def silent(first: list[pb.ProveRequest], stop: threading.Event) -> Iterator[pb.ProveRequest]:
     yield from first
-    stop.wait(60)
+    stop.wait(600)
 
 
 def test_a_client_that_falls_silent(world, prover):
@@ -230,7 +243,7 @@ def test_a_client_that_falls_silent(world, prover):
                                                           *chunks(world.marked)]):  # fmt: skip
             code, _ = status(target, silent(first, stop))
             assert code == grpc.StatusCode.DEADLINE_EXCEEDED
-        obtain_claim(target, world.key.vk, world.marked, PLAIN, context())
+        patiently(world, target)
     stop.set()
 
 
@@ -242,9 +255,7 @@ def test_an_upload_that_trickles(world, prover):
             time.sleep(0.2)
 
     with running(prover, replace(QUICK, upload_s=1.5)) as target:
-        start = time.monotonic()
-        assert status(target, trickle())[0] == grpc.StatusCode.DEADLINE_EXCEEDED
-        assert time.monotonic() - start < 10
+        assert status(target, trickle(), timeout=600) == (grpc.StatusCode.DEADLINE_EXCEEDED, TOO_LONG)
 
 
 def test_a_coin_of_the_wrong_size(world, prover):
@@ -283,14 +294,12 @@ def test_a_client_that_is_slow_with_every_coin(world, prover):
             yield pb.ProveRequest(coin=os.urandom(32))
 
     with running(prover, replace(QUICK, coins_s=1.0)) as target:
-        start = time.monotonic()
-        assert status(target, requests())[0] == grpc.StatusCode.DEADLINE_EXCEEDED
-        assert time.monotonic() - start < 15
+        assert status(target, requests(), timeout=600) == (grpc.StatusCode.DEADLINE_EXCEEDED, TOO_LONG)
 
 
 def test_a_dropped_client_cancels_its_job(world, prover, monkeypatch):
     ended = threading.Event()
-    slow = slow_claim(0.05)
+    slow = slow_claim(0.05, 10_000)
 
     def claim(*args, **kwargs) -> bytes:
         try:
@@ -304,7 +313,7 @@ def test_a_dropped_client_cancels_its_job(world, prover, monkeypatch):
             call = stub.Prove(iter([header(world, world.marked), *chunks(world.marked)]), timeout=60)
             assert any(e.WhichOneof("event") == "progress" for e in call)
             call.cancel()
-        assert ended.wait(5)
+        assert ended.wait(60)
 
 
 def test_a_client_that_leaves_in_mid_proof(world, prover, monkeypatch):
@@ -324,13 +333,13 @@ def test_a_client_that_leaves_in_mid_proof(world, prover, monkeypatch):
     monkeypatch.setattr(prover, "claim", claim)
     requests = [header(world, world.marked, interactive=True), *chunks(world.marked)]
     requests += [pb.ProveRequest(coin=os.urandom(32)) for _ in range(20)]
-    with running(prover) as target:
+    with running(prover, replace(QUICK, message_s=600.0)) as target:
         with calling(target) as stub:
-            call = stub.Prove(silent(requests, stop), timeout=60)
+            call = stub.Prove(silent(requests, stop), timeout=600)
             pending = (e for e in call if e.WhichOneof("event") == "pending")
             assert len({next(pending).pending for _ in range(21)}) == 21
             call.cancel()
-        assert done.wait(10) and ended[0] in (Cancelled, DecodingError)  # whichever notices first
+        assert done.wait(60) and ended[0] in (Cancelled, DecodingError)  # whichever notices first
         obtain_claim(target, world.key.vk, world.marked, PLAIN, context())
     stop.set()
 
@@ -402,17 +411,17 @@ def test_a_header_has_its_size(world, prover):
 def test_health_is_asked_for_not_watched(prover):
     with running(prover) as target, grpc.insecure_channel(target) as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            next(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20))
+            next(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60))
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_more_clients_than_may_wait(world, prover, monkeypatch):
-    monkeypatch.setattr(prover, "claim", slow_claim(0.05))
+    monkeypatch.setattr(prover, "claim", slow_claim(0.05, 10_000))
     requests = [header(world, world.marked), *chunks(world.marked)]
     with running(prover, replace(QUICK, waiting=1)) as target, calling(target) as stub:
         calls = []
         for _ in range(2):
-            calls.append(stub.Prove(iter(requests), timeout=60))
+            calls.append(stub.Prove(iter(requests), timeout=600))
             assert next(calls[-1]).WhichOneof("event") == "queued"
         assert status(target, iter(requests))[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
         for call in calls:
@@ -421,14 +430,24 @@ def test_more_clients_than_may_wait(world, prover, monkeypatch):
 
 def test_a_reader_that_reads_nothing(world, prover, monkeypatch):
     """It holds its own answer for a limited time, not the worker."""
+    begun, left, real = threading.Event(), threading.Event(), server.send
+
+    async def send(*args) -> None:
+        begun.set()
+        try:
+            await real(*args)
+        finally:
+            left.set()
+
     monkeypatch.setattr(prover, "claim", lambda *_, **__: bytes(60 << 20))
+    monkeypatch.setattr(server, "send", send)
     requests = [header(world, world.marked), *chunks(world.marked)]
     with running(prover, replace(QUICK, message_s=1.0)) as target, calling(target) as stub:
-        call = stub.Prove(iter(requests), timeout=60)
-        time.sleep(0.5)
+        call = stub.Prove(iter(requests), timeout=600)
+        assert begun.wait(60)
         monkeypatch.undo()
-        obtain_claim(target, world.key.vk, world.marked, PLAIN, context())
-        time.sleep(1.5)
+        patiently(world, target)
+        assert left.wait(60)
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -461,8 +480,6 @@ def test_stopping_cancels_what_does_not_end(world, prover, monkeypatch):
     with running(prover, replace(QUICK, grace_s=0.5)) as target, calling(target) as stub:
         call = stub.Prove(iter([header(world, world.marked), *chunks(world.marked)]), timeout=60)
         assert next(call).WhichOneof("event") == "queued"
-        start = time.monotonic()
-    assert time.monotonic() - start < 20
 
 
 def test_a_restart_forgets_no_approval(world, approved_file, prover):
