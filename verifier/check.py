@@ -128,6 +128,7 @@ def check_owner(
     verdict.shape, verdict.classes, verdict.ell, verdict.h = parameters.shape, parameters.classes, parameters.ell, key.h
     verdict.vk_digest, verdict.owner = key.digest.hex(), key.owner_public_key.hex()
     verdict.label_rule = parameters.label_rule.name.lower()
+    policy.check_owner(key)
     with _timed(verdict, "key"):
         check_key(key)
     policy.check_label_rule(key)

@@ -19,12 +19,19 @@ class Policy:
 
     chosen_labels: accept a key whose owner chose the labels, for which no bound on false claims exists.
     reviewer: the Ed25519 key of the person whose review counts; None to take a review from anybody.
+    owner: the Ed25519 key of the only owner whose keys count; None to take a key from anybody.
     """
 
     min_bits: float = MIN_BITS
     min_agreement: float = DEFAULT_MIN_AGREEMENT
     chosen_labels: bool = False
     reviewer: bytes | None = None
+    owner: bytes | None = None
+
+    def check_owner(self, key: VerificationKey) -> None:
+        """Raises VerificationError `policy.owner`.  That the owner signed the key is left to `check_key`."""
+        if self.owner is not None and key.owner_public_key != self.owner:
+            raise VerificationError("policy.owner", f"the key is signed by {key.owner_public_key.hex()}")
 
     def check_label_rule(self, key: VerificationKey) -> None:
         """Raises VerificationError `policy.label_rule`."""

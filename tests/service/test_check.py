@@ -151,6 +151,16 @@ def test_a_false_key_is_rejected_by_name(suspect, claim):
     assert (verdict.outcome, verdict.failed_check) == ("rejected", "key.signature")
 
 
+def test_only_the_named_owner_counts(world, suspect, claim):
+    assert judge(suspect, claim, Policy(owner=world.key.vk.owner_public_key)).accepted
+    verdict = check(suspect, lambda _: pytest.fail("asked for a proof"), Policy(owner=bytes(32)))
+    assert (verdict.outcome, verdict.failed_check) == ("rejected", "policy.owner")
+    assert verdict.owner == world.key.vk.owner_public_key.hex() and "key" not in verdict.seconds
+    forged = replace(suspect.key, owner_public_key=bytes(32))  # a name that did not sign
+    verdict = judge(replace(suspect, key=forged), claim, Policy(owner=bytes(32)))
+    assert verdict.failed_check == "key.signature"
+
+
 def test_chosen_labels_are_refused_by_default(world, suspect, claim):
     labels = [n % 10 for n in range(160)]
     parameters = KeyParameters((1, 4, 4), 10, 160, LabelRule.CHOSEN)
