@@ -30,12 +30,12 @@ lint: venv
 	$(BIN)/lint-imports --cache-dir build/import-linter
 	mkdir -p build/stubs
 	$(call protoc,build/stubs)
-	diff -r -x '*.proto' -x '__init__.py' -x '__pycache__' -x py.typed build/stubs/zkmark proto/zkmark
+	diff -r -x '*.proto' -x '__init__.py' -x '__pycache__' -x py.typed build/stubs/zkmark/v1 proto/zkmark/v1
 	$(BIN)/python -m benchmarks --check
 
 fuzz: venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]' || true
-	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --report
 
 bench: venv
 	$(BIN)/python -m benchmarks

@@ -24,41 +24,55 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16zkmark/v1/zkmark.proto\x12\tzkmark.v1\"\x0c\n\nKeyRequest\"\x18\n\x08KeyChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"j\n\x0cProveRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.zkmark.v1.ProveHeaderH\x00\x12\x15\n\x0bmodel_chunk\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04\x63oin\x18\x03 \x01(\x0cH\x00\x42\t\n\x07message\"n\n\x0bProveHeader\x12\x11\n\tvk_digest\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63ontext\x18\x02 \x01(\x0c\x12\x12\n\nderivation\x18\x03 \x01(\x0c\x12\x12\n\nmodel_size\x18\x04 \x01(\x04\x12\x13\n\x0binteractive\x18\x05 \x01(\x08\"\xd7\x01\n\nProveEvent\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.zkmark.v1.QueuedH\x00\x12\'\n\x08progress\x18\x02 \x01(\x0b\x32\x13.zkmark.v1.ProgressH\x00\x12\x11\n\x07pending\x18\x03 \x01(\x0cH\x00\x12\'\n\x05\x63laim\x18\x04 \x01(\x0b\x32\x16.zkmark.v1.ClaimHeaderH\x00\x12\x15\n\x0b\x63laim_chunk\x18\x05 \x01(\x0cH\x00\x12\x1f\n\x04\x64one\x18\x06 \x01(\x0b\x32\x0f.zkmark.v1.DoneH\x00\x42\x07\n\x05\x65vent\"\x17\n\x06Queued\x12\r\n\x05\x61head\x18\x01 \x01(\r\"+\n\x08Progress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x02\"+\n\x0b\x43laimHeader\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"\x06\n\x04\x44one\"2\n\x0b\x46indRequest\x12\x11\n\tvk_digest\x18\x01 \x01(\x0c\x12\x10\n\x08old_size\x18\x02 \x01(\x04\"%\n\x11\x43heckpointRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\"5\n\x10SignedCheckpoint\x12\x0c\n\x04note\x18\x01 \x01(\t\x12\x13\n\x0b\x63onsistency\x18\x02 \x03(\x0c\"f\n\x07Receipt\x12\r\n\x05\x65ntry\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04path\x18\x03 \x03(\x0c\x12/\n\ncheckpoint\x18\x04 \x01(\x0b\x32\x1b.zkmark.v1.SignedCheckpoint2z\n\x06Prover\x12\x33\n\x03Key\x12\x15.zkmark.v1.KeyRequest\x1a\x13.zkmark.v1.KeyChunk0\x01\x12;\n\x05Prove\x12\x17.zkmark.v1.ProveRequest\x1a\x15.zkmark.v1.ProveEvent(\x01\x30\x01\x32\xba\x01\n\x05\x42oard\x12\x34\n\x07Publish\x12\x13.zkmark.v1.KeyChunk\x1a\x12.zkmark.v1.Receipt(\x01\x12\x32\n\x04\x46ind\x12\x16.zkmark.v1.FindRequest\x1a\x12.zkmark.v1.Receipt\x12G\n\nCheckpoint\x12\x1c.zkmark.v1.CheckpointRequest\x1a\x1b.zkmark.v1.SignedCheckpointb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16zkmark/v1/zkmark.proto\x12\tzkmark.v1\"\x0c\n\nKeyRequest\"\x18\n\x08KeyChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x88\x01\n\x0bProveHeader\x12\x11\n\tvk_digest\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63ontext\x18\x02 \x01(\x0c\x12\x12\n\nderivation\x18\x03 \x01(\x0c\x12\x12\n\nmodel_size\x18\x04 \x01(\x04\x12\x17\n\x0binteractive\x18\x05 \x01(\x08\x42\x02\x18\x01\x12\x14\n\x0cmodel_sha256\x18\x06 \x01(\x0c\"[\n\rSubmitRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.zkmark.v1.ProveHeaderH\x00\x12\x15\n\x0bmodel_chunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x95\x02\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\x0c\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.zkmark.v1.Job.State\x12\r\n\x05\x61head\x18\x03 \x01(\r\x12\r\n\x05phase\x18\x04 \x01(\t\x12\x10\n\x08\x66raction\x18\x05 \x01(\x02\x12\x12\n\nclaim_size\x18\x06 \x01(\x04\x12\x14\n\x0c\x63laim_sha256\x18\x07 \x01(\x0c\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x11\n\tmalformed\x18\t \x01(\x08\"`\n\x05State\x12\x0b\n\x07UNKNOWN\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0c\n\x08\x44\x45RIVING\x10\x02\x12\x0b\n\x07PROVING\x10\x03\x12\x08\n\x04\x44ONE\x10\x04\x12\n\n\x06\x46\x41ILED\x10\x05\x12\r\n\tCANCELLED\x10\x06\"\x18\n\nJobRequest\x12\n\n\x02id\x18\x01 \x01(\x0c\"-\n\x0f\x44ownloadRequest\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x1a\n\nClaimChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"j\n\x0cProveRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.zkmark.v1.ProveHeaderH\x00\x12\x15\n\x0bmodel_chunk\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04\x63oin\x18\x03 \x01(\x0cH\x00\x42\t\n\x07message\"\xd7\x01\n\nProveEvent\x12#\n\x06queued\x18\x01 \x01(\x0b\x32\x11.zkmark.v1.QueuedH\x00\x12\'\n\x08progress\x18\x02 \x01(\x0b\x32\x13.zkmark.v1.ProgressH\x00\x12\x11\n\x07pending\x18\x03 \x01(\x0cH\x00\x12\'\n\x05\x63laim\x18\x04 \x01(\x0b\x32\x16.zkmark.v1.ClaimHeaderH\x00\x12\x15\n\x0b\x63laim_chunk\x18\x05 \x01(\x0cH\x00\x12\x1f\n\x04\x64one\x18\x06 \x01(\x0b\x32\x0f.zkmark.v1.DoneH\x00\x42\x07\n\x05\x65vent\"\x17\n\x06Queued\x12\r\n\x05\x61head\x18\x01 \x01(\r\"+\n\x08Progress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x02\"+\n\x0b\x43laimHeader\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"\x06\n\x04\x44one\"2\n\x0b\x46indRequest\x12\x11\n\tvk_digest\x18\x01 \x01(\x0c\x12\x10\n\x08old_size\x18\x02 \x01(\x04\"%\n\x11\x43heckpointRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\"5\n\x10SignedCheckpoint\x12\x0c\n\x04note\x18\x01 \x01(\t\x12\x13\n\x0b\x63onsistency\x18\x02 \x03(\x0c\"f\n\x07Receipt\x12\r\n\x05\x65ntry\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04path\x18\x03 \x03(\x0c\x12/\n\ncheckpoint\x18\x04 \x01(\x0b\x32\x1b.zkmark.v1.SignedCheckpoint2\xd5\x02\n\x06Prover\x12\x33\n\x03Key\x12\x15.zkmark.v1.KeyRequest\x1a\x13.zkmark.v1.KeyChunk0\x01\x12\x34\n\x06Submit\x12\x18.zkmark.v1.SubmitRequest\x1a\x0e.zkmark.v1.Job(\x01\x12\x31\n\x06\x46ollow\x12\x15.zkmark.v1.JobRequest\x1a\x0e.zkmark.v1.Job0\x01\x12?\n\x08\x44ownload\x12\x1a.zkmark.v1.DownloadRequest\x1a\x15.zkmark.v1.ClaimChunk0\x01\x12/\n\x06\x43\x61ncel\x12\x15.zkmark.v1.JobRequest\x1a\x0e.zkmark.v1.Job\x12;\n\x05Prove\x12\x17.zkmark.v1.ProveRequest\x1a\x15.zkmark.v1.ProveEvent(\x01\x30\x01\x32\xba\x01\n\x05\x42oard\x12\x34\n\x07Publish\x12\x13.zkmark.v1.KeyChunk\x1a\x12.zkmark.v1.Receipt(\x01\x12\x32\n\x04\x46ind\x12\x16.zkmark.v1.FindRequest\x1a\x12.zkmark.v1.Receipt\x12G\n\nCheckpoint\x12\x1c.zkmark.v1.CheckpointRequest\x1a\x1b.zkmark.v1.SignedCheckpointb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'zkmark.v1.zkmark_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PROVEHEADER'].fields_by_name['interactive']._loaded_options = None
+  _globals['_PROVEHEADER'].fields_by_name['interactive']._serialized_options = b'\030\001'
   _globals['_KEYREQUEST']._serialized_start=37
   _globals['_KEYREQUEST']._serialized_end=49
   _globals['_KEYCHUNK']._serialized_start=51
   _globals['_KEYCHUNK']._serialized_end=75
-  _globals['_PROVEREQUEST']._serialized_start=77
-  _globals['_PROVEREQUEST']._serialized_end=183
-  _globals['_PROVEHEADER']._serialized_start=185
-  _globals['_PROVEHEADER']._serialized_end=295
-  _globals['_PROVEEVENT']._serialized_start=298
-  _globals['_PROVEEVENT']._serialized_end=513
-  _globals['_QUEUED']._serialized_start=515
-  _globals['_QUEUED']._serialized_end=538
-  _globals['_PROGRESS']._serialized_start=540
-  _globals['_PROGRESS']._serialized_end=583
-  _globals['_CLAIMHEADER']._serialized_start=585
-  _globals['_CLAIMHEADER']._serialized_end=628
-  _globals['_DONE']._serialized_start=630
-  _globals['_DONE']._serialized_end=636
-  _globals['_FINDREQUEST']._serialized_start=638
-  _globals['_FINDREQUEST']._serialized_end=688
-  _globals['_CHECKPOINTREQUEST']._serialized_start=690
-  _globals['_CHECKPOINTREQUEST']._serialized_end=727
-  _globals['_SIGNEDCHECKPOINT']._serialized_start=729
-  _globals['_SIGNEDCHECKPOINT']._serialized_end=782
-  _globals['_RECEIPT']._serialized_start=784
-  _globals['_RECEIPT']._serialized_end=886
-  _globals['_PROVER']._serialized_start=888
-  _globals['_PROVER']._serialized_end=1010
-  _globals['_BOARD']._serialized_start=1013
-  _globals['_BOARD']._serialized_end=1199
+  _globals['_PROVEHEADER']._serialized_start=78
+  _globals['_PROVEHEADER']._serialized_end=214
+  _globals['_SUBMITREQUEST']._serialized_start=216
+  _globals['_SUBMITREQUEST']._serialized_end=307
+  _globals['_JOB']._serialized_start=310
+  _globals['_JOB']._serialized_end=587
+  _globals['_JOB_STATE']._serialized_start=491
+  _globals['_JOB_STATE']._serialized_end=587
+  _globals['_JOBREQUEST']._serialized_start=589
+  _globals['_JOBREQUEST']._serialized_end=613
+  _globals['_DOWNLOADREQUEST']._serialized_start=615
+  _globals['_DOWNLOADREQUEST']._serialized_end=660
+  _globals['_CLAIMCHUNK']._serialized_start=662
+  _globals['_CLAIMCHUNK']._serialized_end=688
+  _globals['_PROVEREQUEST']._serialized_start=690
+  _globals['_PROVEREQUEST']._serialized_end=796
+  _globals['_PROVEEVENT']._serialized_start=799
+  _globals['_PROVEEVENT']._serialized_end=1014
+  _globals['_QUEUED']._serialized_start=1016
+  _globals['_QUEUED']._serialized_end=1039
+  _globals['_PROGRESS']._serialized_start=1041
+  _globals['_PROGRESS']._serialized_end=1084
+  _globals['_CLAIMHEADER']._serialized_start=1086
+  _globals['_CLAIMHEADER']._serialized_end=1129
+  _globals['_DONE']._serialized_start=1131
+  _globals['_DONE']._serialized_end=1137
+  _globals['_FINDREQUEST']._serialized_start=1139
+  _globals['_FINDREQUEST']._serialized_end=1189
+  _globals['_CHECKPOINTREQUEST']._serialized_start=1191
+  _globals['_CHECKPOINTREQUEST']._serialized_end=1228
+  _globals['_SIGNEDCHECKPOINT']._serialized_start=1230
+  _globals['_SIGNEDCHECKPOINT']._serialized_end=1283
+  _globals['_RECEIPT']._serialized_start=1285
+  _globals['_RECEIPT']._serialized_end=1387
+  _globals['_PROVER']._serialized_start=1390
+  _globals['_PROVER']._serialized_end=1731
+  _globals['_BOARD']._serialized_start=1734
+  _globals['_BOARD']._serialized_end=1920
 # @@protoc_insertion_point(module_scope)

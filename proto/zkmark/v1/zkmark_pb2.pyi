@@ -9,6 +9,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,11 @@ if sys.version_info >= (3, 11):
     from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -55,6 +61,210 @@ class KeyChunk(_message.Message):
 Global___KeyChunk: _TypeAlias = KeyChunk  # noqa: Y015
 
 @_typing.final
+class ProveHeader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VK_DIGEST_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    DERIVATION_FIELD_NUMBER: _builtins.int
+    MODEL_SIZE_FIELD_NUMBER: _builtins.int
+    INTERACTIVE_FIELD_NUMBER: _builtins.int
+    MODEL_SHA256_FIELD_NUMBER: _builtins.int
+    vk_digest: _builtins.bytes
+    """32 bytes: the key that the client holds"""
+    context: _builtins.bytes
+    """protocol.argument.Context"""
+    derivation: _builtins.bytes
+    """ml.quantise.Derivation: how the model becomes an integer network"""
+    model_size: _builtins.int
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def interactive(self) -> _builtins.bool:
+        """which call it is says so"""
+
+    @interactive.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def interactive(self, value: _builtins.bool) -> None:
+        """which call it is says so"""
+
+    model_sha256: _builtins.bytes
+    """32 bytes"""
+    def __init__(
+        self,
+        *,
+        vk_digest: _builtins.bytes = ...,
+        context: _builtins.bytes = ...,
+        derivation: _builtins.bytes = ...,
+        model_size: _builtins.int = ...,
+        interactive: _builtins.bool = ...,
+        model_sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "derivation", b"derivation", "interactive", b"interactive", "model_sha256", b"model_sha256", "model_size", b"model_size", "vk_digest", b"vk_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProveHeader: _TypeAlias = ProveHeader  # noqa: Y015
+
+@_typing.final
+class SubmitRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    MODEL_CHUNK_FIELD_NUMBER: _builtins.int
+    model_chunk: _builtins.bytes
+    @_builtins.property
+    def header(self) -> Global___ProveHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___ProveHeader | None = ...,
+        model_chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "message", b"message", "model_chunk", b"model_chunk"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "message", b"message", "model_chunk", b"model_chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["header", "model_chunk"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___SubmitRequest: _TypeAlias = SubmitRequest  # noqa: Y015
+
+@_typing.final
+class Job(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Job._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        UNKNOWN: Job._State.ValueType  # 0
+        QUEUED: Job._State.ValueType  # 1
+        DERIVING: Job._State.ValueType  # 2
+        PROVING: Job._State.ValueType  # 3
+        DONE: Job._State.ValueType  # 4
+        FAILED: Job._State.ValueType  # 5
+        CANCELLED: Job._State.ValueType  # 6
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    UNKNOWN: Job.State.ValueType  # 0
+    QUEUED: Job.State.ValueType  # 1
+    DERIVING: Job.State.ValueType  # 2
+    PROVING: Job.State.ValueType  # 3
+    DONE: Job.State.ValueType  # 4
+    FAILED: Job.State.ValueType  # 5
+    CANCELLED: Job.State.ValueType  # 6
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    FRACTION_FIELD_NUMBER: _builtins.int
+    CLAIM_SIZE_FIELD_NUMBER: _builtins.int
+    CLAIM_SHA256_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MALFORMED_FIELD_NUMBER: _builtins.int
+    id: _builtins.bytes
+    """SHA-256 of "zkmark job 1\\n" | vk_digest | model_sha256 | SHA-256 of the derivation | SHA-256 of the context."""
+    state: Global___Job.State.ValueType
+    ahead: _builtins.int
+    """jobs that are served first, while QUEUED"""
+    phase: _builtins.str
+    fraction: _builtins.float
+    """of the phase, 0 to 1"""
+    claim_size: _builtins.int
+    """when DONE"""
+    claim_sha256: _builtins.bytes
+    reason: _builtins.str
+    """when FAILED"""
+    malformed: _builtins.bool
+    """FAILED since the upload is no model of the protocol; else no proof is made for it"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.bytes = ...,
+        state: Global___Job.State.ValueType = ...,
+        ahead: _builtins.int = ...,
+        phase: _builtins.str = ...,
+        fraction: _builtins.float = ...,
+        claim_size: _builtins.int = ...,
+        claim_sha256: _builtins.bytes = ...,
+        reason: _builtins.str = ...,
+        malformed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "claim_sha256", b"claim_sha256", "claim_size", b"claim_size", "fraction", b"fraction", "id", b"id", "malformed", b"malformed", "phase", b"phase", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class JobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobRequest: _TypeAlias = JobRequest  # noqa: Y015
+
+@_typing.final
+class DownloadRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    id: _builtins.bytes
+    offset: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.bytes = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadRequest: _TypeAlias = DownloadRequest  # noqa: Y015
+
+@_typing.final
+class ClaimChunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimChunk: _TypeAlias = ClaimChunk  # noqa: Y015
+
+@_typing.final
 class ProveRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -82,40 +292,6 @@ class ProveRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___ProveRequest: _TypeAlias = ProveRequest  # noqa: Y015
-
-@_typing.final
-class ProveHeader(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    VK_DIGEST_FIELD_NUMBER: _builtins.int
-    CONTEXT_FIELD_NUMBER: _builtins.int
-    DERIVATION_FIELD_NUMBER: _builtins.int
-    MODEL_SIZE_FIELD_NUMBER: _builtins.int
-    INTERACTIVE_FIELD_NUMBER: _builtins.int
-    vk_digest: _builtins.bytes
-    """32 bytes: the key that the client holds"""
-    context: _builtins.bytes
-    """protocol.argument.Context"""
-    derivation: _builtins.bytes
-    """ml.quantise.Derivation: how the model becomes an integer network"""
-    model_size: _builtins.int
-    interactive: _builtins.bool
-    def __init__(
-        self,
-        *,
-        vk_digest: _builtins.bytes = ...,
-        context: _builtins.bytes = ...,
-        derivation: _builtins.bytes = ...,
-        model_size: _builtins.int = ...,
-        interactive: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "derivation", b"derivation", "interactive", b"interactive", "model_size", b"model_size", "vk_digest", b"vk_digest"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ProveHeader: _TypeAlias = ProveHeader  # noqa: Y015
 
 @_typing.final
 class ProveEvent(_message.Message):

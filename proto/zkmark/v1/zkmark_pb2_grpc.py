@@ -26,7 +26,12 @@ if _version_not_supported:
 
 
 class ProverStub:
-    """Missing associated documentation comment in .proto file."""
+    """With a list of tokens, a server wants `authorization: Bearer ...` in the metadata of every call of this service.
+
+    INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  UNAUTHENTICATED: no token that it knows.
+    PERMISSION_DENIED: not this client's job.  NOT_FOUND: no such job; submit it again.  RESOURCE_EXHAUSTED: a quota, a
+    rate, or too much to do; try again later.  UNAVAILABLE: the server stops; try again.  DEADLINE_EXCEEDED: too slow.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -39,6 +44,26 @@ class ProverStub:
                 request_serializer=zkmark_dot_v1_dot_zkmark__pb2.KeyRequest.SerializeToString,
                 response_deserializer=zkmark_dot_v1_dot_zkmark__pb2.KeyChunk.FromString,
                 _registered_method=True)
+        self.Submit = channel.stream_unary(
+                '/zkmark.v1.Prover/Submit',
+                request_serializer=zkmark_dot_v1_dot_zkmark__pb2.SubmitRequest.SerializeToString,
+                response_deserializer=zkmark_dot_v1_dot_zkmark__pb2.Job.FromString,
+                _registered_method=True)
+        self.Follow = channel.unary_stream(
+                '/zkmark.v1.Prover/Follow',
+                request_serializer=zkmark_dot_v1_dot_zkmark__pb2.JobRequest.SerializeToString,
+                response_deserializer=zkmark_dot_v1_dot_zkmark__pb2.Job.FromString,
+                _registered_method=True)
+        self.Download = channel.unary_stream(
+                '/zkmark.v1.Prover/Download',
+                request_serializer=zkmark_dot_v1_dot_zkmark__pb2.DownloadRequest.SerializeToString,
+                response_deserializer=zkmark_dot_v1_dot_zkmark__pb2.ClaimChunk.FromString,
+                _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/zkmark.v1.Prover/Cancel',
+                request_serializer=zkmark_dot_v1_dot_zkmark__pb2.JobRequest.SerializeToString,
+                response_deserializer=zkmark_dot_v1_dot_zkmark__pb2.Job.FromString,
+                _registered_method=True)
         self.Prove = channel.stream_stream(
                 '/zkmark.v1.Prover/Prove',
                 request_serializer=zkmark_dot_v1_dot_zkmark__pb2.ProveRequest.SerializeToString,
@@ -47,7 +72,12 @@ class ProverStub:
 
 
 class ProverServicer:
-    """Missing associated documentation comment in .proto file."""
+    """With a list of tokens, a server wants `authorization: Bearer ...` in the metadata of every call of this service.
+
+    INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  UNAUTHENTICATED: no token that it knows.
+    PERMISSION_DENIED: not this client's job.  NOT_FOUND: no such job; submit it again.  RESOURCE_EXHAUSTED: a quota, a
+    rate, or too much to do; try again later.  UNAVAILABLE: the server stops; try again.  DEADLINE_EXCEEDED: too slow.
+    """
 
     def Key(self, request, context):
         """The verification key of this prover, in chunks.
@@ -56,13 +86,39 @@ class ProverServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Prove(self, request_iterator, context):
-        """One claim about one model.  The first request is the header, then the model follows in chunks; in the interactive
-        channel each `pending` event is answered by one coin.  Client and server may both give up at any time.
+    def Submit(self, request_iterator, context):
+        """A claim in the Fiat-Shamir channel is a job.  The first request is the header, then the model follows in chunks; a
+        server that has the job already may answer before the model.  What it acknowledged survives its crash.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
-        INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  FAILED_PRECONDITION: no proof is made for
-        this model, without a reason.  RESOURCE_EXHAUSTED: try again later.  DEADLINE_EXCEEDED: the client or the job was
-        too slow.  ABORTED, in the interactive channel: rejection sampling asks for a new session with fresh coins.
+    def Follow(self, request, context):
+        """The state of a job whenever it changes, until the job ends.  Clients leave and come back at will.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Download(self, request, context):
+        """The claim of a job that is DONE, from an offset on.  FAILED_PRECONDITION: it is not done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cancel(self, request, context):
+        """Take back a job; one that several clients submitted ends when all of them did.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prove(self, request_iterator, context):
+        """A claim in the interactive channel, as one session: header and model as in Submit, then each `pending` event is
+        answered by one coin.  FAILED_PRECONDITION: no proof is made for this model, without a reason.  ABORTED: rejection
+        sampling asks for a new session with fresh coins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,6 +131,26 @@ def add_ProverServicer_to_server(servicer, server):
                     servicer.Key,
                     request_deserializer=zkmark_dot_v1_dot_zkmark__pb2.KeyRequest.FromString,
                     response_serializer=zkmark_dot_v1_dot_zkmark__pb2.KeyChunk.SerializeToString,
+            ),
+            'Submit': grpc.stream_unary_rpc_method_handler(
+                    servicer.Submit,
+                    request_deserializer=zkmark_dot_v1_dot_zkmark__pb2.SubmitRequest.FromString,
+                    response_serializer=zkmark_dot_v1_dot_zkmark__pb2.Job.SerializeToString,
+            ),
+            'Follow': grpc.unary_stream_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=zkmark_dot_v1_dot_zkmark__pb2.JobRequest.FromString,
+                    response_serializer=zkmark_dot_v1_dot_zkmark__pb2.Job.SerializeToString,
+            ),
+            'Download': grpc.unary_stream_rpc_method_handler(
+                    servicer.Download,
+                    request_deserializer=zkmark_dot_v1_dot_zkmark__pb2.DownloadRequest.FromString,
+                    response_serializer=zkmark_dot_v1_dot_zkmark__pb2.ClaimChunk.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=zkmark_dot_v1_dot_zkmark__pb2.JobRequest.FromString,
+                    response_serializer=zkmark_dot_v1_dot_zkmark__pb2.Job.SerializeToString,
             ),
             'Prove': grpc.stream_stream_rpc_method_handler(
                     servicer.Prove,
@@ -90,7 +166,12 @@ def add_ProverServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Prover:
-    """Missing associated documentation comment in .proto file."""
+    """With a list of tokens, a server wants `authorization: Bearer ...` in the metadata of every call of this service.
+
+    INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  UNAUTHENTICATED: no token that it knows.
+    PERMISSION_DENIED: not this client's job.  NOT_FOUND: no such job; submit it again.  RESOURCE_EXHAUSTED: a quota, a
+    rate, or too much to do; try again later.  UNAVAILABLE: the server stops; try again.  DEADLINE_EXCEEDED: too slow.
+    """
 
     @staticmethod
     def Key(request,
@@ -109,6 +190,114 @@ class Prover:
             '/zkmark.v1.Prover/Key',
             zkmark_dot_v1_dot_zkmark__pb2.KeyRequest.SerializeToString,
             zkmark_dot_v1_dot_zkmark__pb2.KeyChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Submit(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/zkmark.v1.Prover/Submit',
+            zkmark_dot_v1_dot_zkmark__pb2.SubmitRequest.SerializeToString,
+            zkmark_dot_v1_dot_zkmark__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Follow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/zkmark.v1.Prover/Follow',
+            zkmark_dot_v1_dot_zkmark__pb2.JobRequest.SerializeToString,
+            zkmark_dot_v1_dot_zkmark__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Download(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/zkmark.v1.Prover/Download',
+            zkmark_dot_v1_dot_zkmark__pb2.DownloadRequest.SerializeToString,
+            zkmark_dot_v1_dot_zkmark__pb2.ClaimChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zkmark.v1.Prover/Cancel',
+            zkmark_dot_v1_dot_zkmark__pb2.JobRequest.SerializeToString,
+            zkmark_dot_v1_dot_zkmark__pb2.Job.FromString,
             options,
             channel_credentials,
             insecure,

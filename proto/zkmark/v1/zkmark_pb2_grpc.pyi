@@ -29,36 +29,71 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ProverStub:
+    """With a list of tokens, a server wants `authorization: Bearer ...` in the metadata of every call of this service.
+
+    INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  UNAUTHENTICATED: no token that it knows.
+    PERMISSION_DENIED: not this client's job.  NOT_FOUND: no such job; submit it again.  RESOURCE_EXHAUSTED: a quota, a
+    rate, or too much to do; try again later.  UNAVAILABLE: the server stops; try again.  DEADLINE_EXCEEDED: too slow.
+    """
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ProverAsyncStub: ...
     Key: _grpc.UnaryStreamMultiCallable[_zkmark_pb2.KeyRequest, _zkmark_pb2.KeyChunk]
     """The verification key of this prover, in chunks."""
+    Submit: _grpc.StreamUnaryMultiCallable[_zkmark_pb2.SubmitRequest, _zkmark_pb2.Job]
+    """A claim in the Fiat-Shamir channel is a job.  The first request is the header, then the model follows in chunks; a
+    server that has the job already may answer before the model.  What it acknowledged survives its crash.
+    """
+    Follow: _grpc.UnaryStreamMultiCallable[_zkmark_pb2.JobRequest, _zkmark_pb2.Job]
+    """The state of a job whenever it changes, until the job ends.  Clients leave and come back at will."""
+    Download: _grpc.UnaryStreamMultiCallable[_zkmark_pb2.DownloadRequest, _zkmark_pb2.ClaimChunk]
+    """The claim of a job that is DONE, from an offset on.  FAILED_PRECONDITION: it is not done."""
+    Cancel: _grpc.UnaryUnaryMultiCallable[_zkmark_pb2.JobRequest, _zkmark_pb2.Job]
+    """Take back a job; one that several clients submitted ends when all of them did."""
     Prove: _grpc.StreamStreamMultiCallable[_zkmark_pb2.ProveRequest, _zkmark_pb2.ProveEvent]
-    """One claim about one model.  The first request is the header, then the model follows in chunks; in the interactive
-    channel each `pending` event is answered by one coin.  Client and server may both give up at any time.
-
-    INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  FAILED_PRECONDITION: no proof is made for
-    this model, without a reason.  RESOURCE_EXHAUSTED: try again later.  DEADLINE_EXCEEDED: the client or the job was
-    too slow.  ABORTED, in the interactive channel: rejection sampling asks for a new session with fresh coins.
+    """A claim in the interactive channel, as one session: header and model as in Submit, then each `pending` event is
+    answered by one coin.  FAILED_PRECONDITION: no proof is made for this model, without a reason.  ABORTED: rejection
+    sampling asks for a new session with fresh coins.
     """
 
 @_typing.type_check_only
 class ProverAsyncStub(ProverStub):
+    """With a list of tokens, a server wants `authorization: Bearer ...` in the metadata of every call of this service.
+
+    INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  UNAUTHENTICATED: no token that it knows.
+    PERMISSION_DENIED: not this client's job.  NOT_FOUND: no such job; submit it again.  RESOURCE_EXHAUSTED: a quota, a
+    rate, or too much to do; try again later.  UNAVAILABLE: the server stops; try again.  DEADLINE_EXCEEDED: too slow.
+    """
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Key: _aio.UnaryStreamMultiCallable[_zkmark_pb2.KeyRequest, _zkmark_pb2.KeyChunk]  # type: ignore[assignment]
     """The verification key of this prover, in chunks."""
+    Submit: _aio.StreamUnaryMultiCallable[_zkmark_pb2.SubmitRequest, _zkmark_pb2.Job]  # type: ignore[assignment]
+    """A claim in the Fiat-Shamir channel is a job.  The first request is the header, then the model follows in chunks; a
+    server that has the job already may answer before the model.  What it acknowledged survives its crash.
+    """
+    Follow: _aio.UnaryStreamMultiCallable[_zkmark_pb2.JobRequest, _zkmark_pb2.Job]  # type: ignore[assignment]
+    """The state of a job whenever it changes, until the job ends.  Clients leave and come back at will."""
+    Download: _aio.UnaryStreamMultiCallable[_zkmark_pb2.DownloadRequest, _zkmark_pb2.ClaimChunk]  # type: ignore[assignment]
+    """The claim of a job that is DONE, from an offset on.  FAILED_PRECONDITION: it is not done."""
+    Cancel: _aio.UnaryUnaryMultiCallable[_zkmark_pb2.JobRequest, _zkmark_pb2.Job]  # type: ignore[assignment]
+    """Take back a job; one that several clients submitted ends when all of them did."""
     Prove: _aio.StreamStreamMultiCallable[_zkmark_pb2.ProveRequest, _zkmark_pb2.ProveEvent]  # type: ignore[assignment]
-    """One claim about one model.  The first request is the header, then the model follows in chunks; in the interactive
-    channel each `pending` event is answered by one coin.  Client and server may both give up at any time.
-
-    INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  FAILED_PRECONDITION: no proof is made for
-    this model, without a reason.  RESOURCE_EXHAUSTED: try again later.  DEADLINE_EXCEEDED: the client or the job was
-    too slow.  ABORTED, in the interactive channel: rejection sampling asks for a new session with fresh coins.
+    """A claim in the interactive channel, as one session: header and model as in Submit, then each `pending` event is
+    answered by one coin.  FAILED_PRECONDITION: no proof is made for this model, without a reason.  ABORTED: rejection
+    sampling asks for a new session with fresh coins.
     """
 
 class ProverServicer(metaclass=_abc_1.ABCMeta):
+    """With a list of tokens, a server wants `authorization: Bearer ...` in the metadata of every call of this service.
+
+    INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  UNAUTHENTICATED: no token that it knows.
+    PERMISSION_DENIED: not this client's job.  NOT_FOUND: no such job; submit it again.  RESOURCE_EXHAUSTED: a quota, a
+    rate, or too much to do; try again later.  UNAVAILABLE: the server stops; try again.  DEADLINE_EXCEEDED: too slow.
+    """
+
     @_abc_1.abstractmethod
     def Key(
         self,
@@ -68,17 +103,48 @@ class ProverServicer(metaclass=_abc_1.ABCMeta):
         """The verification key of this prover, in chunks."""
 
     @_abc_1.abstractmethod
+    def Submit(
+        self,
+        request_iterator: _MaybeAsyncIterator[_zkmark_pb2.SubmitRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_zkmark_pb2.Job, _abc.Awaitable[_zkmark_pb2.Job]]:
+        """A claim in the Fiat-Shamir channel is a job.  The first request is the header, then the model follows in chunks; a
+        server that has the job already may answer before the model.  What it acknowledged survives its crash.
+        """
+
+    @_abc_1.abstractmethod
+    def Follow(
+        self,
+        request: _zkmark_pb2.JobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_zkmark_pb2.Job], _abc.AsyncIterator[_zkmark_pb2.Job]]:
+        """The state of a job whenever it changes, until the job ends.  Clients leave and come back at will."""
+
+    @_abc_1.abstractmethod
+    def Download(
+        self,
+        request: _zkmark_pb2.DownloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_zkmark_pb2.ClaimChunk], _abc.AsyncIterator[_zkmark_pb2.ClaimChunk]]:
+        """The claim of a job that is DONE, from an offset on.  FAILED_PRECONDITION: it is not done."""
+
+    @_abc_1.abstractmethod
+    def Cancel(
+        self,
+        request: _zkmark_pb2.JobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_zkmark_pb2.Job, _abc.Awaitable[_zkmark_pb2.Job]]:
+        """Take back a job; one that several clients submitted ends when all of them did."""
+
+    @_abc_1.abstractmethod
     def Prove(
         self,
         request_iterator: _MaybeAsyncIterator[_zkmark_pb2.ProveRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_zkmark_pb2.ProveEvent], _abc.AsyncIterator[_zkmark_pb2.ProveEvent]]:
-        """One claim about one model.  The first request is the header, then the model follows in chunks; in the interactive
-        channel each `pending` event is answered by one coin.  Client and server may both give up at any time.
-
-        INVALID_ARGUMENT: malformed, oversized, or a model outside the protocol.  FAILED_PRECONDITION: no proof is made for
-        this model, without a reason.  RESOURCE_EXHAUSTED: try again later.  DEADLINE_EXCEEDED: the client or the job was
-        too slow.  ABORTED, in the interactive channel: rejection sampling asks for a new session with fresh coins.
+        """A claim in the interactive channel, as one session: header and model as in Submit, then each `pending` event is
+        answered by one coin.  FAILED_PRECONDITION: no proof is made for this model, without a reason.  ABORTED: rejection
+        sampling asks for a new session with fresh coins.
         """
 
 def add_ProverServicer_to_server(servicer: ProverServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
