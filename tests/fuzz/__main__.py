@@ -2,6 +2,7 @@
 
 With atheris (pip install atheris) inputs are kept that reach new code; without it they are mutated at random.  What
 misbehaves is written to build/fuzz/TARGET-*, and the exit code is 1.  Put it into tests/fuzz/corpus/TARGET when fixed.
+`--report` puts what was run into the table of tests/fuzz/REPORT.md.
 """
 
 from __future__ import annotations
@@ -9,33 +10,87 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import json
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 OUT = Path("build/fuzz")
+REPORT = Path(__file__).with_name("REPORT.md")
+
+
+class Meter:
+    """Counts the inputs of one target in build/fuzz/TARGET.json, as it goes on: libFuzzer ends the process."""
+
+    def __init__(self, name: str, engine: str, target: Callable[[bytes], bool]) -> None:
+        self._name, self._engine, self._target = name, engine, target
+        target(b"")  # what is built at the first call is not the input's
+        self._started = self._written = time.monotonic()
+        self._base, self._inputs, self._taken, self._slowest = peak(), 0, 0, 0.0
+
+    def __call__(self, data: bytes) -> bool:
+        """As the target."""
+        began, taken = time.monotonic(), False
+        try:
+            taken = self._target(data)
+        finally:
+            now = time.monotonic()
+            self._inputs, self._taken = self._inputs + 1, self._taken + taken
+            self._slowest = max(self._slowest, now - began)
+            if now - self._written > 2 or self._inputs == 1:
+                self._written = now
+                self.write(now)
+        return taken
+
+    def write(self, now: float) -> None:
+        found = {
+            "target": self._name, "engine": self._engine, "seconds": round(now - self._started), "inputs": self._inputs,
+            "taken": self._taken, "failures": 0, "slowest": round(self._slowest, 2),
+            "memory": (peak() - self._base) >> 20,
+        }  # fmt: skip
+        (OUT / f"{self._name}.json").write_text(json.dumps(found))
+
+
+def peak() -> int:
+    """The most memory that this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def report(name: str, failures: int) -> None:
+    """Put the last run of a target into the table."""
+    found = json.loads((OUT / f"{name}.json").read_text()) | {"failures": failures}
+    row = "| " + " | ".join(f"`{name}`" if key == "target" else f"{value}" for key, value in found.items()) + " |"
+    lines = REPORT.read_text().splitlines()
+    kept = [line for line in lines if not line.startswith(f"| `{name}` |")]
+    last = max(k for k, line in enumerate(kept) if line.startswith("|"))
+    table = [k for k, line in enumerate(kept) if line.startswith("| `")]
+    rows = sorted([*(kept[k] for k in table), row])
+    first = table[0] if table else last + 1
+    REPORT.write_text("\n".join([*kept[:first], *rows, *kept[first + len(table) :]]) + "\n")
 
 
 def plain(name: str, seconds: float) -> int:
     """Random mutation of seeds, corpus and whatever was taken."""
     from tests.fuzz.targets import Failure, targets
 
-    target, count, random = targets()[name], 0, Random(time.time_ns())
-    pool, ends = [*target.seeds, *target.corpus()], time.monotonic() + seconds
+    target, random = targets()[name], Random(time.time_ns())
+    meter, pool = Meter(name, "random", target), [*target.seeds, *target.corpus()]
+    ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         data = target.mutate(random, tuple(pool))
-        count += 1
         try:
-            if target(data) and data not in pool and len(pool) < 64:
+            if meter(data) and data not in pool and len(pool) < 64:
                 pool.append(data)
         except Failure as error:
             path = OUT / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}"
             path.write_bytes(data)
             print(f"{path}: {error}")
             return 1
-    print(f"{name}: {count} inputs")
+    meter.write(time.monotonic())
     return 0
 
 
@@ -60,8 +115,10 @@ def guided(name: str, seconds: float) -> int:
             return atheris.Mutate(data, most)[:most]
         return target.mutate(random, (data, data, *target.seeds))[:most]
 
+    meter = Meter(name, "atheris", target)
+
     def one(data: bytes) -> None:
-        target(data)
+        meter(data)
 
     size = 2 * max(map(len, target.seeds)) + 4096
     options = [f"-max_total_time={seconds:.0f}", f"-artifact_prefix={OUT}/{name}-", f"-max_len={size}", "-timeout=60",
@@ -75,6 +132,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600, help="for each target")
     parser.add_argument("--plain", action="store_true", help="without atheris")
+    parser.add_argument("--report", action="store_true", help=f"into the table of {REPORT.name}")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("names", nargs="*", metavar="TARGET")
     arguments = parser.parse_args()
@@ -88,8 +146,11 @@ def main() -> int:
     for name in arguments.names or targets():
         command = [sys.executable, "-m", "tests.fuzz", "--here", "--seconds", str(arguments.seconds), name]
         print(f"== {name}", flush=True)
+        (OUT / f"{name}.json").unlink(missing_ok=True)
         if subprocess.run([*command, *(["--plain"] if not atheris else [])], check=False).returncode:
             failed.append(name)
+        if arguments.report:
+            report(name, int(name in failed))
     print(f"failed: {', '.join(failed)}" if failed else "no target failed")
     return bool(failed)
 
