@@ -15,6 +15,7 @@ import base64
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from hashlib import sha256
 
 from protocol import identity
@@ -239,6 +240,14 @@ def sign_checkpoint(secret_seed: bytes, checkpoint: Checkpoint) -> str:
 def open_checkpoint(note: str, key: LogKey) -> Checkpoint:
     """The checkpoint in a note of the log with this key; signatures of others and extension lines are passed over.
 
+    Raises as `open_note` does.
+    """
+    return open_note(note, key)[0]
+
+
+def open_note(note: str, key: LogKey) -> tuple[Checkpoint, bytes]:
+    """The checkpoint in a note of the log with this key, and the log's signature.
+
     Raises DecodingError for what is no checkpoint in a note, VerificationError `log.signature` without a signature of
     the log.
     """
@@ -258,7 +267,7 @@ def open_checkpoint(note: str, key: LogKey) -> Checkpoint:
     for name, data in signed:
         if name == key.name and data[:4] == key.hash:
             identity.check_text(key.public, text, data[4:], "log.signature")
-            return Checkpoint(lines[0], size, root)
+            return Checkpoint(lines[0], size, root), data[4:]
     raise VerificationError("log.signature", f"no signature of {key.name}")
 
 
@@ -297,30 +306,47 @@ def _unbase64(text: str) -> bytes | None:
 # Entries
 
 
+class EntryKind(IntEnum):
+    """What an entry is about: a published key, or commitments whose coin is yet to be drawn."""
+
+    KEY = 0
+    COMMITMENTS = 1
+
+
 @dataclass(frozen=True)
 class Entry:
-    """What the log holds of a published key.  unix_time: seconds since 1970, when the log took it, by its own clock."""
+    """What the log holds.  digest: of the vk, or of the commitments (`protocol.anchor`).
 
-    vk_digest: bytes
+    owner: the public key of a KEY's owner, nothing for COMMITMENTS.  unix_time: seconds since 1970, when the log took
+    it, by its own clock.
+    """
+
+    kind: EntryKind
+    digest: bytes
     owner: bytes
     unix_time: int
 
     def to_bytes(self) -> bytes:
-        return Writer().raw(b"zkmark log entry 1\n").raw(self.vk_digest).raw(self.owner).u64(self.unix_time).to_bytes()
+        out = Writer().raw(b"zkmark log entry 2\n").u8(self.kind)
+        return out.raw(self.digest).raw(self.owner).u64(self.unix_time).to_bytes()
 
     @staticmethod
     def from_bytes(data: bytes) -> Entry:
         """The entry encoded by `to_bytes`.  Raises DecodingError."""
         r = Reader(data, "log entry")
-        r.magic(b"zkmark log entry 1\n")
-        entry = Entry(r.raw(32), r.raw(identity.PUBLIC_KEY_BYTES), r.u64())
+        r.magic(b"zkmark log entry 2\n")
+        kind = r.u8()
+        if kind not in list(EntryKind):
+            raise r.fail(f"unknown kind {kind}")
+        owner_bytes = identity.PUBLIC_KEY_BYTES if kind == EntryKind.KEY else 0
+        entry = Entry(EntryKind(kind), r.raw(HASH_BYTES), r.raw(owner_bytes), r.u64())
         r.done()
         return entry
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """That a key was published: its entry, where it is, the path to the root of the signed checkpoint."""
+    """That something was logged: its entry, where it is, the path to the root of the signed checkpoint."""
 
     entry: Entry
     index: int
@@ -334,8 +360,8 @@ class Receipt:
         Left to the caller: that others see the same log (`check_consistency` with checkpoints seen elsewhere).
         """
         checkpoint = open_checkpoint(self.note, key)
-        if (self.entry.vk_digest, self.entry.owner) != (vk_digest, owner):
-            raise VerificationError("log.entry", f"the entry is of {self.entry.vk_digest.hex()}")
+        if (self.entry.kind, self.entry.digest, self.entry.owner) != (EntryKind.KEY, vk_digest, owner):
+            raise VerificationError("log.entry", f"the entry is of {self.entry.digest.hex()}")
         leaf = leaf_hash(self.entry.to_bytes())
         check_inclusion(leaf, self.index, checkpoint.size, self.path, checkpoint.root)
         return checkpoint

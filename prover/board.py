@@ -26,12 +26,15 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from protocol.anchor import Anchor, anchor_of
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.identity import SECRET_SEED_BYTES, public_key
 from protocol.keygen import VerificationKey, check_key
 from protocol.log import (
+    HASH_BYTES,
     Checkpoint,
     Entry,
+    EntryKind,
     LogKey,
     Receipt,
     appended,
@@ -58,10 +61,13 @@ GRACE_S = 10.0
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS log (key TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS entries (position INTEGER PRIMARY KEY, vk_digest BLOB NOT NULL UNIQUE, entry BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS entries (position INTEGER PRIMARY KEY, kind INTEGER NOT NULL, digest BLOB NOT NULL,
+  entry BLOB NOT NULL, UNIQUE (kind, digest));
 CREATE TABLE IF NOT EXISTS nodes (level INTEGER, position INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, position))
   WITHOUT ROWID;
 """
+
+Item = tuple[EntryKind, bytes, bytes]  # kind, digest, owner
 
 
 class Log:
@@ -91,8 +97,8 @@ class Log:
         last: int | None = self._db.execute("SELECT MAX(position) FROM entries").fetchone()[0]
         return 0 if last is None else last + 1
 
-    def append(self, keys: Sequence[tuple[bytes, bytes]]) -> None:
-        """Take keys (vk digest, owner), all or none; those that the log holds stay where they are.  On disk at return.
+    def append(self, items: Sequence[Item]) -> None:
+        """Take items, all or none; those that the log holds stay where they are.  On disk at return.
 
         The times of entries never go back, whatever the clock does.
         """
@@ -100,9 +106,9 @@ class Log:
         try:
             size = self.size
             now = max(int(self._clock()), self._entry(size - 1).unix_time if size else 0)
-            for vk_digest, owner in keys:
-                if self._position(vk_digest) is None:
-                    self._append(size, Entry(vk_digest, owner, now))
+            for kind, digest, owner in items:
+                if self._position(kind, digest) is None:
+                    self._append(size, Entry(kind, digest, owner, now))
                     size += 1
             self._db.execute("COMMIT")
         except BaseException:
@@ -110,9 +116,9 @@ class Log:
             self._read.cache_clear()
             raise
 
-    def receipt(self, vk_digest: bytes, old_size: int) -> pb.Receipt | None:
-        """Where the key is at the newest checkpoint; None if the log does not hold it."""
-        position, size = self._position(vk_digest), self.size
+    def receipt(self, kind: EntryKind, digest: bytes, old_size: int) -> pb.Receipt | None:
+        """Where an item is at the newest checkpoint; None if the log does not hold it."""
+        position, size = self._position(kind, digest), self.size
         if position is None:
             return None
         path = inclusion_path(self._read, position, size)
@@ -130,11 +136,12 @@ class Log:
 
     def _append(self, size: int, entry: Entry) -> None:
         data = entry.to_bytes()
-        self._db.execute("INSERT INTO entries VALUES (?, ?, ?)", (size, entry.vk_digest, data))
+        self._db.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", (size, entry.kind, entry.digest, data))
         self._db.executemany("INSERT INTO nodes VALUES (?, ?, ?)", appended(self._read, size, leaf_hash(data)))
 
-    def _position(self, vk_digest: bytes) -> int | None:
-        row = self._db.execute("SELECT position FROM entries WHERE vk_digest = ?", (vk_digest,)).fetchone()
+    def _position(self, kind: EntryKind, digest: bytes) -> int | None:
+        query = "SELECT position FROM entries WHERE kind = ? AND digest = ?"
+        row = self._db.execute(query, (kind, digest)).fetchone()
         return None if row is None else int(row[0])
 
     def _entry(self, position: int) -> Entry:
@@ -175,7 +182,7 @@ class Servicer(pb_grpc.BoardServicer):
         self._log = log
         self._reader, self._checker = ThreadPoolExecutor(1, "log"), ThreadPoolExecutor(1, "keys")
         self._uploads = 0
-        self._waiting: list[tuple[tuple[bytes, bytes], asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Item, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
 
     async def Publish(self, request_iterator: Any, context: Any) -> pb.Receipt:
@@ -187,19 +194,24 @@ class Servicer(pb_grpc.BoardServicer):
             async with asyncio.timeout(UPLOAD_S):
                 data = await _collect(request_iterator)
                 key = await loop.run_in_executor(self._checker, _checked, data)
-            await self._append(key.digest, key.owner_public_key)
-            receipt = await loop.run_in_executor(self._reader, self._log.receipt, key.digest, 0)
+            receipt = await self._append(EntryKind.KEY, key.digest, key.owner_public_key)
         except (DecodingError, ParameterError, VerificationError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the upload took too long")
         finally:
             self._uploads -= 1
-        return receipt or pb.Receipt()
+        return receipt
+
+    async def Anchor(self, request: pb.AnchorRequest, context: Any) -> pb.Receipt:
+        if len(request.digest) != HASH_BYTES:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a digest has {HASH_BYTES} bytes")
+        return await self._append(EntryKind.COMMITMENTS, request.digest, b"")
 
     async def Find(self, request: pb.FindRequest, context: Any) -> pb.Receipt:
         loop = asyncio.get_running_loop()
-        receipt = await loop.run_in_executor(self._reader, self._log.receipt, request.vk_digest, request.old_size)
+        wanted = EntryKind.KEY, request.vk_digest, request.old_size
+        receipt = await loop.run_in_executor(self._reader, self._log.receipt, *wanted)
         if receipt is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "the log does not hold this key")
         return receipt or pb.Receipt()
@@ -208,21 +220,23 @@ class Servicer(pb_grpc.BoardServicer):
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._reader, self._log.checkpoint, request.old_size)
 
-    async def _append(self, vk_digest: bytes, owner: bytes) -> None:
-        """Have a key appended, together with all that wait when the log is free."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(((vk_digest, owner), done))
+    async def _append(self, kind: EntryKind, digest: bytes, owner: bytes) -> pb.Receipt:
+        """Have an item appended, together with all that wait when the log is free."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(((kind, digest, owner), done))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
         await done
+        return await loop.run_in_executor(self._reader, self._log.receipt, kind, digest, 0) or pb.Receipt()
 
     async def _write(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-            keys = [key for key, _ in batch]
+            items = [item for item, _ in batch]
             failure: Exception | None = None
             try:
-                await asyncio.get_running_loop().run_in_executor(self._reader, self._log.append, keys)
+                await asyncio.get_running_loop().run_in_executor(self._reader, self._log.append, items)
             except Exception as error:
                 failure = error
             for _, done in batch:
@@ -294,12 +308,27 @@ def publish(target: str, data: bytes, timeout_s: float = UPLOAD_S) -> Receipt:
     cannot be reached or is busy.
     """
     chunks = (pb.KeyChunk(data=data[at : at + CHUNK]) for at in range(0, len(data), CHUNK))
+    return _receipt(target, lambda board: board.Publish(chunks, timeout=timeout_s))
+
+
+def anchor(target: str, log: LogKey, digest: bytes, timeout_s: float = UPLOAD_S) -> Anchor:
+    """Have the digest of a key's commitments logged on the board at `target`, whose log has this key; checked.
+
+    The same digest again gives an anchor with the same entry at a later checkpoint.
+
+    Raises as `publish` and `protocol.anchor.anchor_of` do.
+    """
+    request = pb.AnchorRequest(digest=digest)
+    return anchor_of(_receipt(target, lambda board: board.Anchor(request, timeout=timeout_s)), log, digest)
+
+
+def _receipt(target: str, call: Callable[[pb_grpc.BoardStub], pb.Receipt]) -> Receipt:
     with grpc.insecure_channel(target) as connection:
         try:
-            answer = pb_grpc.BoardStub(connection).Publish(chunks, timeout=timeout_s)
+            answer = call(pb_grpc.BoardStub(connection))
         except grpc.RpcError as error:
             details = "".join(c if c.isprintable() else "?" for c in (error.details() or "")[:MAX_DETAILS])
             if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
-                raise ParameterError(f"the board at {target} does not take this key: {details}") from None
+                raise ParameterError(f"the board at {target} does not take this: {details}") from None
             raise ConnectionError(f"no answer from the board at {target}: {details}") from None
     return Receipt(Entry.from_bytes(answer.entry), answer.index, tuple(answer.path), answer.checkpoint.note)

@@ -35,12 +35,13 @@ from ml.inputs import image_folder, read_derivation
 from ml.onnx_reader import SUPPORTED
 from ml.quantise import Derivation, derive
 from protocol import argument, field, identity, link
+from protocol.anchor import Anchor
 from protocol.argument import Context, Statement
 from protocol.claim import Claim
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.group import POINT_BYTES
 from protocol.keygen import MarkingKey, VerificationKey, check_key
-from protocol.log import Checkpoint, Entry, LogKey, open_checkpoint, sign_checkpoint
+from protocol.log import Checkpoint, Entry, EntryKind, LogKey, open_checkpoint, sign_checkpoint
 from protocol.network import Network
 from prover import board, keys
 from prover.jobs import Prover
@@ -308,7 +309,10 @@ def derive_model(data: bytes) -> None:
 
 LOG_SEED = bytes(range(32))
 LOG = LogKey("log.example/keys", identity.public_key(LOG_SEED))
+ANCHOR = Anchor(LOG, 5, 1, (bytes(32),) * 3, 9, bytes(32), bytes(64))
 NOTE = sign_checkpoint(LOG_SEED, Checkpoint(LOG.name, 9, bytes(range(32))))
+LOG_ENTRIES = (Entry(EntryKind.KEY, bytes(32), bytes(32), 1).to_bytes(),
+               Entry(EntryKind.COMMITMENTS, bytes(32), b"", 1).to_bytes())  # fmt: skip
 
 
 def read_note(data: bytes) -> None:
@@ -533,7 +537,8 @@ def targets() -> dict[str, Target]:
         Target("key", check_verification_key, (vk,), mutated, examples=60),
         Target("marking-key", decoder(MarkingKey.from_bytes), (key.to_bytes(),), mutated, examples=60),
         Target("review", read_review, (reviewed(),), mutated, examples=100),
-        Target("log-entry", decoder(Entry.from_bytes), (Entry(bytes(32), bytes(32), 1).to_bytes(),), mutated),
+        Target("log-entry", decoder(Entry.from_bytes), LOG_ENTRIES, mutated),
+        Target("anchor", decoder(Anchor.from_bytes), (ANCHOR.to_bytes(),), mutated),
         Target("log-note", read_note, (NOTE.encode(),), mutated, examples=200),
         Target("log-key", read_log_key, (LOG.to_text().encode(),), mutated, examples=200),
         Target("owner-file", open_owner_file, (sealed,), mutated, examples=30),

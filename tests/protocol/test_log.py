@@ -10,11 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.anchor import MAX_ANCHOR_BYTES, WINDOW, Anchor, anchor_of
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.identity import public_key
 from protocol.log import (
+    MAX_NAME,
+    MAX_PATH,
+    MAX_SIZE,
     Checkpoint,
     Entry,
+    EntryKind,
     LogKey,
     Receipt,
     appended,
@@ -267,7 +272,7 @@ def test_keys_as_text():
 
 
 def receipt(index: int = 3, size: int = 6) -> Receipt:
-    entries = [Entry(bytes([n]) * 32, public_key(SEED), 1_700_000_000 + n) for n in range(size)]
+    entries = [Entry(EntryKind.KEY, bytes([n]) * 32, public_key(SEED), 1_700_000_000 + n) for n in range(size)]
     tree = Tree([entry.to_bytes() for entry in entries])
     path = tuple(inclusion_path(tree.read, index, size))
     return Receipt(entries[index], index, path, sign_checkpoint(SEED, tree.checkpoint(size)))
@@ -280,8 +285,9 @@ def test_receipts():
     for bad, check in (
         (replace(good, index=2), "log.inclusion"), (replace(good, path=good.path[1:]), "log.inclusion"),
         (replace(good, entry=replace(good.entry, unix_time=1)), "log.inclusion"),
-        (replace(good, entry=replace(good.entry, vk_digest=bytes(32))), "log.entry"),
+        (replace(good, entry=replace(good.entry, digest=bytes(32))), "log.entry"),
         (replace(good, entry=replace(good.entry, owner=bytes(32))), "log.entry"),
+        (replace(good, entry=replace(good.entry, kind=EntryKind.COMMITMENTS)), "log.entry"),
         (replace(good, note=sign_checkpoint(SEED[::-1], TREE.checkpoint(6))), "log.signature"),
         (replace(good, note=sign_checkpoint(SEED, TREE.checkpoint(6))), "log.inclusion"),
     ):  # fmt: skip
@@ -292,7 +298,100 @@ def test_receipts():
 
 def test_entries():
     entry = receipt().entry
-    assert Entry.from_bytes(entry.to_bytes()) == entry
-    for bad in (b"", entry.to_bytes()[:-1], entry.to_bytes() + b"\0", b"x" + entry.to_bytes()[1:]):
+    anchored = Entry(EntryKind.COMMITMENTS, entry.digest, b"", entry.unix_time)
+    tag, time = b"zkmark log entry 2\n", entry.unix_time.to_bytes(8, "little")
+    assert entry.to_bytes() == tag + b"\0" + entry.digest + entry.owner + time
+    assert anchored.to_bytes() == tag + b"\1" + entry.digest + time
+    for good in (entry, anchored):
+        data = good.to_bytes()
+        assert Entry.from_bytes(data) == good
+        kinds = [data[:19] + bytes([kind]) + data[20:] for kind in (1 - data[19], 2, 255)]
+        for bad in (b"", data[:-1], data + b"\0", b"x" + data[1:], *kinds):
+            with pytest.raises(DecodingError):
+                Entry.from_bytes(bad)
+
+
+# --- anchors
+
+DIGEST = bytes(range(100, 132))
+BEFORE = [Entry(EntryKind.KEY, bytes([n]) * 32, public_key(SEED), n) for n in range(5)]
+ANCHORED = Entry(EntryKind.COMMITMENTS, DIGEST, b"", 1_700_000_000)
+LOGGED = Tree([entry.to_bytes() for entry in [*BEFORE, ANCHORED, *BEFORE, *BEFORE]])
+
+
+def anchor_receipt(size: int = 8, index: int = 5, entry: Entry = ANCHORED) -> Receipt:
+    path = tuple(inclusion_path(LOGGED.read, index, size))
+    return Receipt(entry, index, path, sign_checkpoint(SEED, LOGGED.checkpoint(size)))
+
+
+def test_an_anchor():
+    for size in range(6, 17):
+        found = anchor_of(anchor_receipt(size), KEY, DIGEST)
+        assert found.checkpoint == LOGGED.checkpoint(size) and found.log == KEY
+        assert Anchor.from_bytes(found.to_bytes()) == found and len(found.to_bytes()) <= MAX_ANCHOR_BYTES
+        found.check(DIGEST)
+    longest = replace(found, log=LogKey("\U00010348" * MAX_NAME, KEY.public), path=(bytes(32),) * MAX_PATH)
+    assert Anchor.from_bytes(longest.to_bytes()) == longest and len(longest.to_bytes()) <= MAX_ANCHOR_BYTES
+
+
+def test_no_other_anchor_holds():
+    good = anchor_of(anchor_receipt(), KEY, DIGEST)
+    later, at_five = sign_checkpoint(SEED, LOGGED.checkpoint(9)), LOGGED.checkpoint(5)
+    text = base64.b64decode(sign_checkpoint(SEED, at_five).split()[-1])[4:]
+    for bad, check in (
+        (replace(good, signature=bytes(64)), "log.signature"),
+        (replace(good, log=LogKey("another", KEY.public)), "log.signature"),
+        (replace(good, log=LogKey(KEY.name, public_key(SEED[::-1]))), "log.signature"),
+        (replace(good, size=9), "log.signature"),
+        (replace(good, size=9, root=LOGGED.checkpoint(9).root), "log.signature"),
+        (replace(good, root=bytes(32)), "log.signature"),
+        (replace(good, size=5, root=at_five.root, signature=text), "log.inclusion"),  # a checkpoint before the entry
+        (replace(good, index=4), "log.inclusion"),
+        (replace(good, unix_time=0), "log.inclusion"),
+        (replace(good, path=good.path[1:]), "log.inclusion"),
+        (replace(good, path=(*good.path, bytes(32))), "log.inclusion"),
+    ):
+        with pytest.raises(VerificationError) as caught:
+            bad.check(DIGEST)
+        assert caught.value.check == check
+    with pytest.raises(VerificationError, match=r"log\.inclusion"):
+        good.check(bytes(32))
+    with pytest.raises(VerificationError, match=r"log\.inclusion"):  # what is logged as a key anchors nothing
+        replace(good, index=1, path=tuple(inclusion_path(LOGGED.read, 1, 8)), unix_time=1).check(b"\1" * 32)
+    for receipt, check in (
+        (anchor_receipt(entry=BEFORE[0]), "log.entry"),
+        (replace(anchor_receipt(), index=6), "log.inclusion"),
+        (replace(anchor_receipt(), note=later), "log.inclusion"),
+        (replace(anchor_receipt(), note=sign_checkpoint(SEED[::-1], LOGGED.checkpoint(8))), "log.signature"),
+    ):
+        with pytest.raises(VerificationError) as caught:
+            anchor_of(receipt, KEY, DIGEST)
+        assert caught.value.check == check
+
+
+def test_a_checkpoint_anchors_for_a_while():
+    """Each later checkpoint is another coin; their number is bounded."""
+    tree = Tree([ANCHORED.to_bytes(), *(b"%d" % n for n in range(WINDOW))])
+    for size, good in ((WINDOW, True), (WINDOW + 1, False)):
+        path = tuple(inclusion_path(tree.read, 0, size))
+        found = Receipt(ANCHORED, 0, path, sign_checkpoint(SEED, tree.checkpoint(size)))
+        if good:
+            anchor_of(found, KEY, DIGEST)
+        else:
+            with pytest.raises(VerificationError) as caught:
+                anchor_of(found, KEY, DIGEST)
+            assert caught.value.check == "log.window"
+
+
+def test_malformed_anchors():
+    good = anchor_of(anchor_receipt(), KEY, DIGEST)
+    data = good.to_bytes()
+    at = len(b"zkmark anchor 1\n")
+    for bad in (
+        b"", data[:-1], data + b"\0", b"x" + data[1:], data[:at] + b"\xff\xff" + data[at + 2 :],
+        data.replace(KEY.name.encode(), b"log example/keys"), data.replace(KEY.public, bytes(32)),
+        replace(good, path=(bytes(32),) * (MAX_PATH + 1)).to_bytes(), replace(good, index=8).to_bytes(),
+        replace(good, size=MAX_SIZE + 1).to_bytes(),
+    ):  # fmt: skip
         with pytest.raises(DecodingError):
-            Entry.from_bytes(bad)
+            Anchor.from_bytes(bad)

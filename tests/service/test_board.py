@@ -26,10 +26,10 @@ from ml.triggers import abstract_images
 from protocol.argument import Context
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.keygen import KeyParameters, VerificationKey, generate_key
-from protocol.log import Entry, LogKey, Receipt, check_consistency, open_checkpoint
+from protocol.log import Entry, EntryKind, LogKey, Receipt, check_consistency, open_checkpoint
 from protocol.soundness import smallest_k_min
 from prover import board
-from prover.board import Log, Server, open_log, publish
+from prover.board import Item, Log, Server, anchor, open_log, publish
 from prover.cli import cli as prover_cli
 from prover.jobs import make_claim, subject
 from verifier.board import find
@@ -40,11 +40,12 @@ from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 ROOT = Path(__file__).parents[2]
 NAME = "log.example/keys"
 SEED = bytes(range(32))
+KEY = EntryKind.KEY
 LONG_S = 60.0  # for what takes no time
 
 
-def keys(count: int, start: int = 0) -> list[tuple[bytes, bytes]]:
-    return [(bytes([n // 256, n % 256]) * 16, bytes([n % 256]) * 32) for n in range(start, start + count)]
+def keys(count: int, start: int = 0) -> list[Item]:
+    return [(KEY, bytes([n // 256, n % 256]) * 16, bytes([n % 256]) * 32) for n in range(start, start + count)]
 
 
 @pytest.fixture
@@ -54,8 +55,8 @@ def log(tmp_path) -> Iterator[Log]:
     found.close()
 
 
-def checked(log: Log, vk_digest: bytes, owner: bytes, old_size: int = 0) -> Receipt:
-    answer = log.receipt(vk_digest, old_size)
+def checked(log: Log, kind: EntryKind, vk_digest: bytes, owner: bytes, old_size: int = 0) -> Receipt:
+    answer = log.receipt(kind, vk_digest, old_size)
     note = answer.checkpoint.note
     receipt = Receipt(Entry.from_bytes(answer.entry), answer.index, tuple(answer.path), note)
     receipt.check(log.key, vk_digest, owner)
@@ -72,17 +73,17 @@ def test_every_key_stays_where_it_was_taken(log):
         log.append(known[size : size + 4])
         seen.append(open_checkpoint(log.checkpoint(0).note, log.key))
     assert [checkpoint.size for checkpoint in seen] == [*range(4, 37, 4), 37] and log.size == 37
-    for index, (vk_digest, owner) in enumerate(known):
-        assert checked(log, vk_digest, owner).index == index
+    for index, key in enumerate(known):
+        assert checked(log, *key).index == index
     for old in seen:
         answer = log.checkpoint(old.size)
         check_consistency(old, open_checkpoint(answer.note, log.key), answer.consistency)
-    assert log.receipt(bytes(31), 0) is None and list(log.checkpoint(38).consistency) == []
+    assert log.receipt(KEY, bytes(31), 0) is None and list(log.checkpoint(38).consistency) == []
 
 
 def test_an_empty_log(log):
     assert log.size == 0 and open_checkpoint(log.checkpoint(0).note, log.key).size == 0
-    assert log.receipt(bytes(32), 0) is None
+    assert log.receipt(KEY, bytes(32), 0) is None
 
 
 def test_a_key_is_taken_once(log):
@@ -285,6 +286,26 @@ def test_a_stalled_upload_is_ended(world, tmp_path, monkeypatch, stalled):
         assert publish_when_free(target, world.key.vk.to_bytes()).index == 0
 
 
+def test_commitments_are_anchored(world, tmp_path):
+    """The same digest may be the one of a key and of commitments; each is logged once."""
+    log, vk = open_log(tmp_path / "board", NAME), world.key.vk
+    with serving(log) as target:
+        first = anchor(target, log.key, vk.digest)
+        assert (first.index, first.size) == (0, 1)
+        assert publish(target, vk.to_bytes()).index == 1
+        again = anchor(target, log.key, vk.digest)
+        assert (again.index, again.size, again.unix_time) == (0, 2, first.unix_time)
+        assert again.signature != first.signature  # another coin
+        with pytest.raises(VerificationError, match=r"log\.signature"):
+            anchor(target, LogKey(NAME, vk.owner_public_key), vk.digest)
+        for bad in (b"", bytes(31), bytes(33)):
+            with pytest.raises(ParameterError, match="32 bytes"):
+                anchor(target, log.key, bad)
+        find(target, log.key, vk, tmp_path / "seen")
+    with pytest.raises(ConnectionError):
+        anchor(target, log.key, bytes(32))
+
+
 def test_requests_of_any_size(world, tmp_path):
     with serving(open_log(tmp_path / "board", NAME)) as target, grpc.insecure_channel(target) as connection:
         stub = pb_grpc.BoardStub(connection)
@@ -341,7 +362,7 @@ Change = Callable[[pb.Receipt], object]
 def lying(log: Log, change: Change) -> Iterator[str]:
     class Servicer(pb_grpc.BoardServicer):
         def Find(self, request, context):
-            answer = log.receipt(request.vk_digest, request.old_size)
+            answer = log.receipt(KEY, request.vk_digest, request.old_size)
             change(answer)
             return answer
 
@@ -377,7 +398,7 @@ def lying(log: Log, change: Change) -> Iterator[str]:
 def test_no_lie_passes(world, tmp_path, change, error):
     key, seen = world.key.vk, tmp_path / "seen"
     log = Log(tmp_path / "log.sqlite", NAME, SEED)
-    log.append([*keys(4), (key.digest, key.owner_public_key)])
+    log.append([*keys(4), (KEY, key.digest, key.owner_public_key)])
     with lying(log, lambda answer: None) as target:
         find(target, log.key, key, seen)
     log.append(keys(4, 4))

@@ -352,6 +352,11 @@ class BoardStub:
                 request_serializer=zkmark_dot_v1_dot_zkmark__pb2.KeyChunk.SerializeToString,
                 response_deserializer=zkmark_dot_v1_dot_zkmark__pb2.Receipt.FromString,
                 _registered_method=True)
+        self.Anchor = channel.unary_unary(
+                '/zkmark.v1.Board/Anchor',
+                request_serializer=zkmark_dot_v1_dot_zkmark__pb2.AnchorRequest.SerializeToString,
+                response_deserializer=zkmark_dot_v1_dot_zkmark__pb2.Receipt.FromString,
+                _registered_method=True)
         self.Find = channel.unary_unary(
                 '/zkmark.v1.Board/Find',
                 request_serializer=zkmark_dot_v1_dot_zkmark__pb2.FindRequest.SerializeToString,
@@ -377,6 +382,13 @@ class BoardServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Anchor(self, request, context):
+        """Log the digest of a key's commitments, before the key's coin is drawn.  INVALID_ARGUMENT: not 32 bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Find(self, request, context):
         """Where a published key is.  NOT_FOUND: the log does not hold it.
         """
@@ -397,6 +409,11 @@ def add_BoardServicer_to_server(servicer, server):
             'Publish': grpc.stream_unary_rpc_method_handler(
                     servicer.Publish,
                     request_deserializer=zkmark_dot_v1_dot_zkmark__pb2.KeyChunk.FromString,
+                    response_serializer=zkmark_dot_v1_dot_zkmark__pb2.Receipt.SerializeToString,
+            ),
+            'Anchor': grpc.unary_unary_rpc_method_handler(
+                    servicer.Anchor,
+                    request_deserializer=zkmark_dot_v1_dot_zkmark__pb2.AnchorRequest.FromString,
                     response_serializer=zkmark_dot_v1_dot_zkmark__pb2.Receipt.SerializeToString,
             ),
             'Find': grpc.unary_unary_rpc_method_handler(
@@ -438,6 +455,33 @@ class Board:
             target,
             '/zkmark.v1.Board/Publish',
             zkmark_dot_v1_dot_zkmark__pb2.KeyChunk.SerializeToString,
+            zkmark_dot_v1_dot_zkmark__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Anchor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zkmark.v1.Board/Anchor',
+            zkmark_dot_v1_dot_zkmark__pb2.AnchorRequest.SerializeToString,
             zkmark_dot_v1_dot_zkmark__pb2.Receipt.FromString,
             options,
             channel_credentials,

@@ -162,6 +162,8 @@ class BoardStub:
     """Publish a key, in chunks.  A key that the log holds already gets its old entry.  INVALID_ARGUMENT: malformed, over
     the cap, or a key that fails its checks.  RESOURCE_EXHAUSTED: try again later.
     """
+    Anchor: _grpc.UnaryUnaryMultiCallable[_zkmark_pb2.AnchorRequest, _zkmark_pb2.Receipt]
+    """Log the digest of a key's commitments, before the key's coin is drawn.  INVALID_ARGUMENT: not 32 bytes."""
     Find: _grpc.UnaryUnaryMultiCallable[_zkmark_pb2.FindRequest, _zkmark_pb2.Receipt]
     """Where a published key is.  NOT_FOUND: the log does not hold it."""
     Checkpoint: _grpc.UnaryUnaryMultiCallable[_zkmark_pb2.CheckpointRequest, _zkmark_pb2.SignedCheckpoint]
@@ -178,6 +180,8 @@ class BoardAsyncStub(BoardStub):
     """Publish a key, in chunks.  A key that the log holds already gets its old entry.  INVALID_ARGUMENT: malformed, over
     the cap, or a key that fails its checks.  RESOURCE_EXHAUSTED: try again later.
     """
+    Anchor: _aio.UnaryUnaryMultiCallable[_zkmark_pb2.AnchorRequest, _zkmark_pb2.Receipt]  # type: ignore[assignment]
+    """Log the digest of a key's commitments, before the key's coin is drawn.  INVALID_ARGUMENT: not 32 bytes."""
     Find: _aio.UnaryUnaryMultiCallable[_zkmark_pb2.FindRequest, _zkmark_pb2.Receipt]  # type: ignore[assignment]
     """Where a published key is.  NOT_FOUND: the log does not hold it."""
     Checkpoint: _aio.UnaryUnaryMultiCallable[_zkmark_pb2.CheckpointRequest, _zkmark_pb2.SignedCheckpoint]  # type: ignore[assignment]
@@ -197,6 +201,14 @@ class BoardServicer(metaclass=_abc_1.ABCMeta):
         """Publish a key, in chunks.  A key that the log holds already gets its old entry.  INVALID_ARGUMENT: malformed, over
         the cap, or a key that fails its checks.  RESOURCE_EXHAUSTED: try again later.
         """
+
+    @_abc_1.abstractmethod
+    def Anchor(
+        self,
+        request: _zkmark_pb2.AnchorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_zkmark_pb2.Receipt, _abc.Awaitable[_zkmark_pb2.Receipt]]:
+        """Log the digest of a key's commitments, before the key's coin is drawn.  INVALID_ARGUMENT: not 32 bytes."""
 
     @_abc_1.abstractmethod
     def Find(
