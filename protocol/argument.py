@@ -33,7 +33,7 @@ from protocol.multilinear import lg
 from protocol.network import GATHER_BYTES, Forward, Network
 from protocol.pads import Form, Need, Party, System, Wire
 from protocol.soundness import LINK_REPETITIONS, SESSIONS, Counts, Ledger, argument_ledger, choose_parameters
-from protocol.transcript import Channel, FiatShamir, Transcript
+from protocol.transcript import Channel, FiatShamir, Masked, MaskedElements, Messages, Public, Transcript
 
 VERSION = "zkmark argument 1"
 MAGIC = b"zkmark proof 1\n"
@@ -176,16 +176,17 @@ class Statement:
 def _open_transcript(statement: Statement, channel: Channel) -> Transcript:
     channel.open()
     transcript = Transcript(VERSION, channel)
-    transcript.absorb("statement", statement.digest)
-    transcript.absorb("vk", statement.key.digest)
-    transcript.absorb("owner", statement.key.owner_public_key)
-    transcript.absorb("network", statement.network.digest)
-    transcript.absorb("context", statement.context.to_bytes())
+    transcript.absorb("statement", Public(statement.digest))
+    transcript.absorb("vk", Public(statement.key.digest))
+    transcript.absorb("owner", Public(statement.key.owner_public_key))
+    transcript.absorb("network", Public(statement.network.digest))
+    transcript.absorb("context", Public(statement.context.to_bytes()))
     return transcript
 
 
 def _parties(
-    statement: Statement, transcript: Transcript, pads: Vector | None = None, messages: list[Vector] | None = None
+    statement: Statement, transcript: Transcript, pads: Vector | None = None,
+    messages: list[MaskedElements] | None = None,
 ) -> list[Party]:
     """One party per fork, each with its own range of pads."""
     parties, at, triples = [], Need(), statement.shape.need.triples
@@ -200,7 +201,7 @@ def _parties(
 def _join(transcript: Transcript, parties: list[Party], sums: list[Wire]) -> System:
     """Absorb all forks; the sums of the lookup trees add up to the tables'."""
     for party in parties:
-        transcript.absorb("fork", party.transcript.digest())
+        transcript.absorb("fork", Public(party.transcript.digest()))
     balance = Form()
     for wire in sums[:-1]:
         balance.add(wire, field.ONE)
@@ -260,18 +261,20 @@ def _session(
     pads = _draw_pads(statement, expander)
     report("commit", 0.05)
     committed = ligero.Committed(shape, values.images, values.arrays, pads, expander)
-    link_commitments = masks.commit()
+    link_commitments = Masked(b"".join(masks.commit()))
 
     transcript = _open_transcript(statement, channel)
-    out = Writer().raw(MAGIC).raw(committed.root).raw(b"".join(link_commitments))
+    out = Messages()
+    out.send(committed.root)
+    out.send(link_commitments)
     transcript.absorb("root", committed.root)
-    transcript.absorb("link.commitments", b"".join(link_commitments))
+    transcript.absorb("link.commitments", link_commitments)
     alpha, beta = transcript.challenge("alpha"), transcript.challenge("beta")
     gamma = link.draw_challenge(layout, transcript)
     answer = link.answer(layout, key, masks, gamma)
     if answer is None:
         raise Restart
-    out.raw(answer.to_bytes(layout))
+    out.send(answer.to_bytes(layout))
     transcript.absorb("link.answer", answer.to_bytes(layout))
     systems = [link.equations(layout, key.vk, gamma, answer, transcript)]
 
@@ -281,13 +284,13 @@ def _session(
     for index, party in enumerate(parties):
         report("nodes", 0.25 + 0.6 * sum(weight[:index]) / sum(weight))
         sums.append(layers.run(party, context, index))
-        out.raw(field.to_bytes(party.finish()))
+        out.send_elements(party.finish())
     systems += [party.system for party in parties]
     systems.append(_join(transcript, parties, sums))
     report("open", 0.85)
     ligero.prove(committed, systems, transcript, out, lambda fraction: report("open", 0.85 + 0.15 * fraction))
     report("done", 1.0)
-    return out.to_bytes()
+    return MAGIC + out.to_bytes()
 
 
 def _draw_pads(statement: Statement, expander: ligero.Expander) -> Vector:
@@ -332,14 +335,15 @@ def verify(
         statement.key.owner_public_key, SIGNATURE_LABEL, hashlib.sha256(statement.digest + body).digest(), signature,
         "owner.signature",
     )
-    root = reader.raw(32)
+    root = Public(reader.raw(32))
     link_commitments = [reader.raw(POINT_BYTES) for _ in range(2 * LINK_REPETITIONS)]
-    answer_bytes = reader.raw(link.answer_bytes(layout))
-    messages = [field.from_bytes(reader.raw(need.sent * field.ELEMENT_BYTES)) for need in statement.needs]
+    answer_bytes = Public(reader.raw(link.answer_bytes(layout)))
+    messages = [MaskedElements(field.from_bytes(reader.raw(need.sent * field.ELEMENT_BYTES)))
+                for need in statement.needs]  # fmt: skip
 
     transcript = _open_transcript(statement, channel)
     transcript.absorb("root", root)
-    transcript.absorb("link.commitments", b"".join(link_commitments))
+    transcript.absorb("link.commitments", Public(b"".join(link_commitments)))
     alpha, beta = transcript.challenge("alpha"), transcript.challenge("beta")
     gamma = link.draw_challenge(layout, transcript)
     answer = link.Answer.read(Reader(answer_bytes, "proof"), layout)

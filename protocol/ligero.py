@@ -27,12 +27,12 @@ import numpy as np
 from Crypto.Cipher import AES
 
 from protocol import field, merkle, reed_solomon
-from protocol.encoding import Reader, Writer
+from protocol.encoding import Reader
 from protocol.errors import VerificationError
 from protocol.field import Vector
 from protocol.matrix import LinearTest, Matrix, Shape, coefficient_rows, combine, fill, pad_matrix, stacked
 from protocol.pads import System
-from protocol.transcript import BaseStream, Transcript
+from protocol.transcript import BaseStream, Masked, MaskedElements, Messages, Transcript
 
 _BATCH = 16  # rows of K that are transformed together
 BLOCK_BYTES = 1 << 28  # of codewords that are hashed together
@@ -90,8 +90,8 @@ class Committed:
         self._tree = merkle.Tree(leaves.digests())
 
     @property
-    def root(self) -> bytes:
-        return self._tree.root
+    def root(self) -> Masked:
+        return Masked(self._tree.root)
 
     def _salt(self, column: int) -> bytes:
         return self._salts[merkle.SALT_BYTES * column : merkle.SALT_BYTES * (column + 1)]
@@ -124,7 +124,7 @@ class Committed:
             coefficients[: canonical.shape[1], field.DEGREE * i : field.DEGREE * (i + 1)] = canonical.T
         yield reed_solomon.evaluate_domain(coefficients, self.shape.size, rate)
 
-    def proximity(self, coefficients: Vector) -> Vector:
+    def proximity(self, coefficients: Vector) -> MaskedElements:
         """p [5, k] for coefficients [5, rows]."""
         total, masks, at = field.zeros(self.shape.size), field.zeros(self.shape.queries), 0
         for values, mask in zip(self._values(), self._masks, strict=True):
@@ -133,9 +133,9 @@ class Committed:
             masks = field.add(masks, field.combine(mask, part))
             at += values.shape[1]
         row = reed_solomon.row_coefficients(total.T, masks.T).T
-        return field.add(np.ascontiguousarray(row), self._blinding[0])
+        return MaskedElements(field.add(np.ascontiguousarray(row), self._blinding[0]))
 
-    def linear(self, test: LinearTest) -> Vector:
+    def linear(self, test: LinearTest) -> MaskedElements:
         """p [5, N + k - 1]."""
         shape, size = self.shape, self.shape.size
         keys, chunks, arrays, pads = coefficient_rows(shape, test)
@@ -163,9 +163,9 @@ class Committed:
             for i in range(right.shape[1] // 5):
                 total = field.add(total, field.mul(_five(left, i), _lane(right, i)))
         product = reed_solomon.interpolate_subgroup(np.ascontiguousarray(total.T)).T
-        return field.add(np.ascontiguousarray(product[:, : shape.blinding[1]]), self._blinding[1])
+        return MaskedElements(field.add(np.ascontiguousarray(product[:, : shape.blinding[1]]), self._blinding[1]))
 
-    def quadratic(self, coefficients: Vector) -> Vector:
+    def quadratic(self, coefficients: Vector) -> MaskedElements:
         """p [5, 2 k - 1] for coefficients [5, products + triple rows]."""
         shape, size = self.shape, self.shape.size
         products = shape.products()
@@ -180,14 +180,14 @@ class Committed:
             at = len(products) + r
             total = field.add(total, field.mul(gap, np.ascontiguousarray(coefficients[:, at : at + 1])))
         product = reed_solomon.interpolate_subgroup(np.ascontiguousarray(total.T)).T
-        return field.add(np.ascontiguousarray(product[:, : shape.blinding[2]]), self._blinding[2])
+        return MaskedElements(field.add(np.ascontiguousarray(product[:, : shape.blinding[2]]), self._blinding[2]))
 
-    def open(self, columns: list[int], out: Writer) -> None:
-        """Write the columns, their salts and the siblings."""
+    def open(self, columns: list[int], out: Messages) -> None:
+        """Send the columns, their salts and the siblings."""
         parts = [block[columns] for block in (self._encode() if self._kept is None else self._kept)]
-        out.raw(np.ascontiguousarray(np.concatenate(parts, axis=1)).astype("<u4").tobytes())
-        out.raw(b"".join(self._salt(i) for i in columns))
-        out.raw(b"".join(self._tree.open(columns)))
+        out.send(Masked(np.ascontiguousarray(np.concatenate(parts, axis=1)).astype("<u4").tobytes()))
+        out.send(Masked(b"".join(self._salt(i) for i in columns)))
+        out.send(Masked(b"".join(self._tree.open(columns))))
 
 
 def _values_at(coefficients: Matrix, size: int) -> Matrix:
@@ -220,9 +220,9 @@ def _test_challenges(shape: Shape, transcript: Transcript) -> Challenges:
     return transcript.challenge("proximity", shape.rows), transcript.challenge("quadratic", products)
 
 
-def prove(committed: Committed, systems: Sequence[System], transcript: Transcript, out: Writer,
+def prove(committed: Committed, systems: Sequence[System], transcript: Transcript, out: Messages,
           progress: Callable[[float], None] = lambda fraction: None) -> None:
-    """Write the commitment's part of the proof: three polynomials, then the opened columns."""
+    """Send the commitment's part of the proof: three polynomials, then the opened columns."""
     shape = committed.shape
     test = combine(shape, systems, transcript.challenge("equations"))
     proximity, quadratic = _test_challenges(shape, transcript)
@@ -231,7 +231,7 @@ def prove(committed: Committed, systems: Sequence[System], transcript: Transcrip
     progress(0.6)
     for name, polynomial in zip(("proximity", "linear", "quadratic"), polynomials, strict=True):
         transcript.absorb_elements(f"{name}.polynomial", polynomial)
-        out.raw(field.to_bytes(polynomial))
+        out.send_elements(polynomial)
     committed.open(transcript.challenge_indices("columns", shape.queries, shape.columns), out)
     progress(1.0)
 
@@ -245,7 +245,8 @@ def verify(shape: Shape, root: bytes, systems: Sequence[System], transcript: Tra
     size = shape.size
     test = combine(shape, systems, transcript.challenge("equations"))
     proximity, quadratic = _test_challenges(shape, transcript)
-    polynomials = [field.from_bytes(reader.raw(count * field.ELEMENT_BYTES)) for count in shape.blinding]
+    polynomials = [MaskedElements(field.from_bytes(reader.raw(count * field.ELEMENT_BYTES)))
+                   for count in shape.blinding]  # fmt: skip
     for name, polynomial in zip(("proximity", "linear", "quadratic"), polynomials, strict=True):
         transcript.absorb_elements(f"{name}.polynomial", polynomial)
     _, p_lin, p_quad = polynomials

@@ -30,7 +30,7 @@ from protocol.layout import Layout
 from protocol.multilinear import eq_tensor, lg
 from protocol.pads import Form, System
 from protocol.soundness import LINK_REPETITIONS
-from protocol.transcript import Transcript
+from protocol.transcript import Masked, Transcript
 
 Ints = npt.NDArray[np.int64]
 _SLACK_BITS = 10  # a restart is needed with probability 2^-10 at most
@@ -110,13 +110,13 @@ class Answer:
     pixel_blindings: list[int]
     share_blindings: list[int]
 
-    def to_bytes(self, layout: Layout) -> bytes:
+    def to_bytes(self, layout: Layout) -> Masked:
         pixel, share = bounds(layout)
         out = Writer()
         out.raw(b"".join(z.to_bytes(pixel.width // 8, "little") for row in self.pixels for z in row))
         out.raw(b"".join(z.to_bytes(share.width // 8, "little") for z in self.shares))
-        return out.raw(b"".join(t.to_bytes(32, "little") for t in (*self.pixel_blindings, *self.share_blindings))) \
-            .to_bytes()
+        out.raw(b"".join(t.to_bytes(32, "little") for t in (*self.pixel_blindings, *self.share_blindings)))
+        return Masked(out.to_bytes())
 
     @staticmethod
     def read(r: Reader, layout: Layout) -> Answer:

@@ -11,7 +11,8 @@ pads, whose product relation the commitment proves.  Pad numbers: x of triple i 
 triples in all; free pads follow from 3 T.
 
 One code path serves both parties: a `Party` exchanges messages in the order of the protocol, and only the prover's has
-values to give.  There is no other way to send, so an unpadded value that depends on the witness cannot leave.
+values to give.  There is no other way to send (`transcript.MaskedElements`), so an unpadded value that depends on the
+witness cannot leave.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from protocol import field
 from protocol.errors import VerificationError
 from protocol.field import Vector
 from protocol.multilinear import Point
-from protocol.transcript import Transcript
+from protocol.transcript import MaskedElements, Transcript
 
 Indices = npt.NDArray[np.int64]
 
@@ -145,7 +146,7 @@ class Party:
 
     def __init__(
         self, transcript: Transcript, need: Need, first: Need, triples: int, *,
-        pads: Vector | None = None, messages: Vector | None = None,
+        pads: Vector | None = None, messages: MaskedElements | None = None,
     ) -> None:
         self.transcript = transcript
         self.system = System()
@@ -155,7 +156,7 @@ class Party:
         self._pads = pads
         self._messages = messages
         self._at = 0
-        self._sent: list[Vector] = []
+        self._sent: list[MaskedElements] = []
 
     @property
     def proving(self) -> bool:
@@ -207,12 +208,12 @@ class Party:
         if self._pads is not None:
             if values is None or values.shape[1] != count:
                 raise RuntimeError(f"{label}: the prover has no value to send")
-            sent = field.sub(values, self._pads[:, index])
+            sent = MaskedElements(field.sub(values, self._pads[:, index]))
             self._sent.append(sent)
         else:
             if self._messages is None or self._at + count > self._messages.shape[1]:
                 raise VerificationError("messages.count", "the proof has too few messages")
-            sent = np.ascontiguousarray(self._messages[:, self._at : self._at + count])
+            sent = MaskedElements(np.ascontiguousarray(self._messages[:, self._at : self._at + count]))
             self._at += count
         self.transcript.absorb_elements(label, sent)
         return Wire(index, sent)
@@ -220,8 +221,8 @@ class Party:
     def challenge(self, label: str, count: int = 1) -> Vector:
         return self.transcript.challenge(label, count)
 
-    def finish(self) -> Vector:
+    def finish(self) -> MaskedElements:
         """All messages of this fork [5, n], once every pad and message was used."""
         if self._free != self._free_end or self._triple != self._triple_end:
             raise RuntimeError("pad count does not match the messages")
-        return field.concat(self._sent)
+        return MaskedElements(field.concat(self._sent))

@@ -21,7 +21,7 @@ from protocol.layout import PRODUCTS, Layout
 from protocol.multilinear import eq_tensor
 from protocol.pads import Form, Need
 from protocol.soundness import Parameters
-from protocol.transcript import FiatShamir, Transcript
+from protocol.transcript import FiatShamir, Public, Transcript
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def run(
 
     def start() -> Transcript:
         transcript = Transcript("ideal", FiatShamir())
-        transcript.absorb_int("seed", seed)
+        transcript.absorb("seed", Public(seed.to_bytes(8, "little")))
         return transcript
 
     sides, messages = [], None

@@ -7,13 +7,13 @@ import pytest
 from Crypto.Cipher import AES
 
 from protocol import argument, field, ligero, link, witness
-from protocol.encoding import Reader, Writer
+from protocol.encoding import Reader
 from protocol.errors import DecodingError, VerificationError
 from protocol.layout import PRODUCTS
 from protocol.multilinear import lg
 from protocol.pads import Form, Need, System
 from protocol.soundness import Parameters
-from protocol.transcript import FiatShamir, Transcript
+from protocol.transcript import FiatShamir, Messages, Transcript
 from tests.adversary import faults, ideal
 
 P = field.P
@@ -71,7 +71,7 @@ def systems(shape, values, pads, seed=1):
 
 
 def proven(committed, parts):
-    out = Writer()
+    out = Messages()
     ligero.prove(committed, parts, Transcript("t", FiatShamir()), out)
     return out.to_bytes()
 

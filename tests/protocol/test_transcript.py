@@ -32,7 +32,7 @@ def fold(state, *frames):
 def test_plain_twin():
     t = fresh()
     t.absorb("a", b"xyz")
-    t.absorb_int("b", 258)
+    t.absorb("b", struct.pack("<Q", 258))
     state = fold(bytes(32), frame(b"P", b"protocol", b"test"), frame(b"A", b"a", b"xyz"),
                  frame(b"A", b"b", struct.pack("<Q", 258)), frame(b"C", b"c", b""))  # fmt: skip
     stream = cSHAKE256.new(state, custom=b"zkmark/challenge")
@@ -108,12 +108,10 @@ def test_forks_are_independent():
 
 def test_elements_are_absorbed_in_their_wire_form():
     values = np.arange(10, dtype=np.uint32).reshape(5, 2)
-    one, two, base = fresh(), fresh(), fresh()
+    one, two = fresh(), fresh()
     one.absorb_elements("e", field.from_base(values))
     two.absorb("e", values.T.astype("<u4").tobytes())
     assert one.digest() == two.digest()
-    base.absorb_elements("e", values.T.reshape(-1))
-    assert base.digest() == two.digest()
 
 
 def base_twin(read, count):
@@ -181,7 +179,7 @@ def test_indices_look_uniform():
     seen = Counter()
     for k in range(400):
         t = fresh()
-        t.absorb_int("k", k)
+        t.absorb("k", struct.pack("<Q", k))
         seen.update(t.challenge_indices("c", 8, 32))
     assert set(seen) == set(range(32)) and all(50 < n < 150 for n in seen.values())
 
