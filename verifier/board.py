@@ -16,7 +16,7 @@ import grpc
 from protocol.errors import DecodingError, VerificationError
 from protocol.keygen import VerificationKey
 from protocol.log import MAX_NOTE_BYTES, Checkpoint, Entry, LogKey, Receipt, check_consistency, open_checkpoint
-from verifier.client import printable
+from zkmark.terminal import printable
 from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 

@@ -11,18 +11,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ml.quantise import Derivation, Derived, Fidelity, derive, fidelity
+from protocol import keygen
 from protocol.argument import Context, Statement, verify
 from protocol.claim import Claim, compare
 from protocol.errors import ParameterError, VerificationError
-from protocol.keygen import VerificationKey, check_key
-from protocol.soundness import bits, hidden_bad
-from protocol.transcript import Channel
+from protocol.keygen import LabelRule, VerificationKey
+from protocol.soundness import NO_BOUND, bits, hidden_bad, p_value
+from protocol.transcript import Channel, FiatShamir
 from verifier.ground_truth import check_ground_truth, check_review
 from verifier.policy import Policy
 from verifier.review import Review
@@ -54,6 +56,7 @@ class Subject:
     floor; None to go without.  What the opened triggers show is known from `reference`, ONNX bytes of a classifier of
     such images, or from a person's `review`, if any.  publication: finds log, index and time of the key on a board; its
     VerificationError is a verdict.
+    model_date, claim_date: of the files, where they are files; shown, not believed.
     """
 
     key: VerificationKey
@@ -65,6 +68,8 @@ class Subject:
     reference: bytes | None = None
     review: Review | None = None
     publication: Publication | None = None
+    model_date: datetime | None = None
+    claim_date: datetime | None = None
 
 
 @dataclass
@@ -73,6 +78,8 @@ class Verdict:
 
     outcome: accepted, rejected, or undecided (the fidelity floor failed: nothing is known about the mark).
     failed_check: its name in SPEC.md.  bits: -log2 of probabilities.  digests: hexadecimal.  seconds: per phase.
+    times: of the model's file, of the claim (its file's, or when it came), of the check; by this verifier's clock.
+    no_bound: why there are no false_claim_bits; then there is a p-value for strangers of the given null_probability.
     """
 
     outcome: str = "rejected"
@@ -88,6 +95,9 @@ class Verdict:
     ledger: list[tuple[str, float]] | None = None
     cut_and_choose_b: int | None = None
     label_rule: str | None = None
+    no_bound: str | None = None
+    null_probability: str | None = None
+    p_value_bits: float | None = None
     published: dict[str, str | int] | None = None
     void_items: int | None = None
     reviewer: str | None = None
@@ -102,6 +112,7 @@ class Verdict:
     interactive: bool = False
     context: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    times: dict[str, str] = field(default_factory=dict)
     assumptions: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
 
@@ -130,8 +141,10 @@ def check_owner(
     verdict.label_rule = parameters.label_rule.name.lower()
     policy.check_owner(key)
     with _timed(verdict, "key"):
-        check_key(key)
+        keygen.check_key(key)
     policy.check_label_rule(key)
+    if parameters.label_rule is LabelRule.CHOSEN:
+        verdict.no_bound = NO_BOUND
     verdict.cut_and_choose_b = hidden_bad(key.parameters.ell, CUT_AND_CHOOSE_WORK)
     if reference is not None:
         verdict.void_items = check_ground_truth(key, derive(reference, Derivation()).network)
@@ -139,6 +152,35 @@ def check_owner(
         verdict.reviewer = review.reviewer.hex()
         policy.check_reviewer(review)
         verdict.void_items = check_review(key, review)
+
+
+def check_key(
+    key: VerificationKey,
+    policy: Policy | None = None,
+    *,
+    reference: bytes | None = None,
+    review: Review | None = None,
+    publication: Publication | None = None,
+) -> Verdict:
+    """Check a verification key and what its owner opened; the verdict says what it is for.
+
+    Checks: those of `protocol.keygen.check_key`, `key.ground_truth`, `policy.*` of keys.  The arguments are those of
+    `Subject`.  Raises DecodingError or ParameterError for a malformed reference, and what `publication` raises besides.
+    """
+    verdict = Verdict()
+    try:
+        check_owner(key, reference, policy or Policy(), verdict, review)
+        if publication is not None:
+            verdict.published = publication(key)
+        verdict.outcome = "accepted"
+    except VerificationError as error:
+        verdict.failed_check, verdict.message = error.check, str(error)
+    return verdict
+
+
+def check_claim(subject: Subject, claim: bytes, policy: Policy | None = None) -> Verdict:
+    """Check the bytes of a claim about `subject`: see `check`.  Raises DecodingError or ParameterError."""
+    return check(subject, lambda _: (claim, FiatShamir()), policy)
 
 
 def check(
@@ -159,6 +201,8 @@ def check(
     """
     policy = policy or Policy()
     verdict = Verdict(model_digest=hashlib.sha256(subject.model).hexdigest())
+    if subject.model_date is not None:
+        verdict.times["model"] = time_text(subject.model_date)
     context = subject.context
     verdict.context = {
         "purpose": context.purpose, "claimant": context.claimant, "verifier": context.verifier,
@@ -178,6 +222,7 @@ def check(
     except VerificationError as error:
         verdict.failed_check, verdict.message = error.check, str(error)
         verdict.outcome = "undecided" if error.check == "policy.fidelity" else "rejected"
+    verdict.times["checked"] = time_text(datetime.now(UTC))
     return verdict
 
 
@@ -197,13 +242,15 @@ def _check(subject: Subject, obtain: Obtain, policy: Policy, verdict: Verdict) -
         )
     _check_fidelity(subject, derived, policy, verdict)
     data, channel = obtain(key)
+    verdict.times["claim"] = time_text(subject.claim_date or datetime.now(UTC))
     claim, verdict.interactive = Claim.from_bytes(data), channel.interactive
     verdict.k_min, verdict.proof_bytes = claim.k_min, len(claim.proof)
     verdict.false_claim_bits = policy.check_k_min(key, claim.k_min, derived.freedom_bits)
+    if verdict.no_bound is not None:
+        verdict.null_probability = str(policy.null)
+        verdict.p_value_bits = bits(p_value(key.h, claim.k_min, policy.null))
     model_digest = hashlib.sha256(subject.model).digest()
-    statement = Statement(
-        key, derived.network, claim.k_min, subject.context, model_digest, subject.derivation.digest
-    )
+    statement = Statement(key, derived.network, claim.k_min, subject.context, model_digest, subject.derivation.digest)
     compare(claim, statement)
     with _timed(verdict, "verify"):
         ledger = verify(statement, claim.proof, channel)
@@ -220,6 +267,11 @@ def _check_fidelity(subject: Subject, derived: Derived, policy: Policy, verdict:
         except ImportError:
             raise ParameterError("the float model needs onnxruntime: install zkmark[fidelity]") from None
     policy.check_fidelity(verdict.fidelity)
+
+
+def time_text(when: datetime) -> str:
+    """A time as verdicts show it; as text in the order of time."""
+    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @contextmanager

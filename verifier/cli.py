@@ -1,4 +1,6 @@
-"""`zkmark-verifier`: check a key or a claim.  Exit status 0 accepted, 1 rejected or undecided, 2 malformed or misuse.
+"""`zkmark-verifier`: check a key or a claim.
+
+Exit status 0 accepted, 1 rejected or undecided, 2 malformed input, misuse, or a server that is unavailable.
 
 Heavy modules are imported when a command needs them, so that --help answers at once.
 """
@@ -8,31 +10,36 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from protocol.errors import DecodingError, ParameterError, VerificationError
+from protocol.errors import ParameterError, VerificationError
+from verifier.options import (
+    FILE,
+    NEW_FILE,
+    Reach,
+    case_options,
+    check_new,
+    connection_options,
+    json_option,
+    key_policy_options,
+    outcome,
+    policy_options,
+    read,
+    write_new,
+)
+from zkmark.terminal import Report, progress
 
 if TYPE_CHECKING:
     from protocol.keygen import VerificationKey
     from protocol.transcript import Channel
-    from verifier.check import Obtain, Publication, Subject, Verdict
+    from verifier.case import Case
+    from verifier.check import Obtain, Subject, Verdict
+    from verifier.policy import Policy
 
-P = ParamSpec("P")
-Command = TypeVar("Command", bound=Callable[..., Any])
-Report = Callable[[str, float], None]
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-NEW_FILE = click.Path(dir_okay=False, path_type=Path)
-MAX_MODEL_BYTES = 256 << 20
-MAX_PHASES = 32  # lines of progress
 MAX_NAMES_BYTES = 1 << 20
-MAX_UNIX_TIME = 253402300799  # the year 9999
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,67 +47,27 @@ def cli() -> None:
     """Check that a suspect's model carries an owner's secret watermark, without learning the watermark."""
 
 
-def outcome(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn the errors of a command into one line (or JSON) and the exit status."""
-
-    @wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except (DecodingError, ParameterError, OSError, MemoryError, UnicodeError) as error:
-            if kwargs.get("as_json"):
-                kinds = {DecodingError: "malformed", OSError: "unavailable", ConnectionError: "unavailable"}
-                result = {"accepted": False, "outcome": kinds.get(type(error), "misuse"), "error": str(error)}
-                click.echo(json.dumps(result))
-            click.echo(f"zkmark-verifier: {error}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            sys.exit(130)
-
-    return wrapper
-
-
-def board_options(command: Command) -> Command:
-    """The options that say on which board a key must have been published."""
-    for option in (
-        click.option("--seen", type=NEW_FILE, help="File of the last checkpoint that you saw of it; kept up to date."),
-        click.option("--log-key", metavar="TEXT", help="The public key of the board's log."),
-        click.option("--board", metavar="HOST:PORT", help="A board on which the key must have been published."),
-    ):
-        command = option(command)
-    return command
-
-
 @cli.command("key")
+@outcome
 @click.argument("vk", type=FILE)
 @click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG of the opened triggers.")
 @click.option("--reference", type=FILE, help="ONNX classifier that knows what natural triggers really show.")
-@board_options
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@outcome
+@key_policy_options
+@connection_options
+@json_option
 def key_command(
-    vk: Path, sheet: Path | None, reference: Path | None, board: str | None, log_key: str | None, seen: Path | None,
-    as_json: bool,
-) -> None:  # fmt: skip
+    vk: Path, sheet: Path | None, reference: Path | None, policy: Policy, reach: Reach, as_json: bool
+) -> None:
     """Check a verification key, show what its owner opened, and when it was published."""
     from protocol.keygen import MAX_KEY_BYTES, VerificationKey
-    from verifier.check import Verdict, check_owner
-    from verifier.policy import Policy
-
-    verdict, ask = Verdict(), _publication(board, log_key, seen)
-    known = None if reference is None else _read(reference, MAX_MODEL_BYTES, "model")
-    key = VerificationKey.from_bytes(_read(vk, MAX_KEY_BYTES, "verification key"))
-    try:
-        check_owner(key, known, Policy(), verdict)
-        if ask is not None:
-            verdict.published = ask(key)
-        verdict.outcome = "accepted"
-    except VerificationError as error:
-        verdict.failed_check, verdict.message = error.check, str(error)
-        _finish(verdict, as_json)
+    from verifier.case import MAX_MODEL_BYTES
+    from verifier.check import check_key
     from verifier.report import contact_sheet
 
-    if sheet is not None:
+    known = None if reference is None else read(reference, MAX_MODEL_BYTES, "model")
+    key = VerificationKey.from_bytes(read(vk, MAX_KEY_BYTES, "verification key"))
+    verdict = check_key(key, policy, reference=known, publication=reach.publication)
+    if verdict.accepted and sheet is not None:
         contact_sheet(key, sheet)
     _finish(verdict, as_json)
 
@@ -111,7 +78,7 @@ def key_command(
 @click.option("--out", required=True, type=NEW_FILE, help="New file for the review.")
 @click.option("--names", type=FILE, help="Text file with the names of the classes, one a line.")
 @click.option("--open", "show", is_flag=True, help="Open the page in your browser.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 @outcome
 def review_command(vk: Path, secret: Path, out: Path, names: Path | None, show: bool, as_json: bool) -> None:
     """Judge the opened triggers of a key, on a page in the browser of this machine, and sign what you found."""
@@ -122,13 +89,13 @@ def review_command(vk: Path, secret: Path, out: Path, names: Path | None, show: 
     from verifier.review import MAX_REVIEW_BYTES, Judgment, Review, reviewer_secret, sign_review
     from verifier.review_page import Desk, collect
 
-    _check_new(out)
-    key = VerificationKey.from_bytes(_read(vk, MAX_KEY_BYTES, "verification key"))
-    lines = _read(names, MAX_NAMES_BYTES, "names").decode().splitlines() if names else []
+    check_new(out)
+    key = VerificationKey.from_bytes(read(vk, MAX_KEY_BYTES, "verification key"))
+    lines = read(names, MAX_NAMES_BYTES, "names").decode().splitlines() if names else []
     verdict, seed = Verdict(), reviewer_secret(secret)
 
     def save(judgments: tuple[Judgment, ...]) -> None:
-        _write_new(out, sign_review(seed, key, judgments).to_bytes())
+        write_new(out, sign_review(seed, key, judgments).to_bytes())
 
     def ready(address: str) -> None:
         click.echo(f"judge {len(key.opened)} triggers at {address}", err=True)
@@ -138,7 +105,7 @@ def review_command(vk: Path, secret: Path, out: Path, names: Path | None, show: 
     try:
         check_owner(key, None, Policy(), verdict)
         collect(Desk(key, lines, save), ready)
-        review = Review.from_bytes(_read(out, MAX_REVIEW_BYTES, "review"))
+        review = Review.from_bytes(read(out, MAX_REVIEW_BYTES, "review"))
         verdict.reviewer, verdict.void_items = review.reviewer.hex(), check_review(key, review)
         verdict.outcome = "accepted"
     except VerificationError as error:
@@ -147,128 +114,81 @@ def review_command(vk: Path, secret: Path, out: Path, names: Path | None, show: 
 
 
 @cli.command("verify")
-@click.option("--vk", required=True, type=FILE, help="The owner's verification key.")
-@click.option("--model", required=True, type=FILE, help="The suspect's model, ONNX, as you got it from the suspect.")
-@click.option("--proof", type=FILE, help="A claim file, to check offline.")
-@click.option("--prover", metavar="HOST:PORT", help="A prover server, to ask for a claim.")
+@outcome
+@case_options
 @click.option("--interactive", is_flag=True, help="Draw the challenges while the prover proves (with --prover).")
-@click.option("--nonce", metavar="HEX", help="32 bytes that you drew for this claim; with --prover new ones.")
-@click.option("--purpose", default="", help="What the claim is for; part of the statement.")
-@click.option("--claimant", default="", help="Who claims; part of the statement.")
-@click.option("--verifier", default="", help="Who you are; part of the statement.")
-@click.option("--calibration", type=FOLDER, help="Images to calibrate the integer network with, instead of noise.")
-@click.option("--preprocess", type=FILE, help="JSON: scale, shift per channel, outputs of the model that count.")
-@click.option("--images", type=FOLDER, help="Your images of the task (200 are enough), for the fidelity floor.")
-@click.option("--without-fidelity", is_flag=True, help="Do not compare the integer network with the float model.")
-@click.option("--reference", type=FILE, help="ONNX classifier that knows what natural triggers really show.")
-@click.option("--review", type=FILE, help="Signed review of the opened triggers, made with `review`.")
-@click.option("--reviewer", metavar="HEX", help="Public key of the one whose review you trust.")
-@board_options
-@click.option("--min-bits", type=click.FloatRange(min=0), default=128.0, show_default=True,
-              help="Bits of the false-claim bound that you ask for.")  # fmt: skip
+@click.option("--timeout", type=click.FloatRange(min=1), default=900.0, show_default=True,
+              help="Seconds to wait for the claim of a prover, with all tries.")  # fmt: skip
+@policy_options
+@connection_options
 @click.option("--html", type=NEW_FILE, help="New file for the verdict as a page for people.")
 @click.option("--save-claim", type=NEW_FILE, help="New file for the claim of the prover (--prover), to check it again.")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+@json_option
 @click.pass_context
-@outcome
 def verify_command(
-    call: click.Context, /, vk: Path, model: Path, proof: Path | None, prover: str | None, interactive: bool,
-    nonce: str | None, purpose: str, claimant: str, verifier: str, calibration: Path | None,
-    preprocess: Path | None, images: Path | None, without_fidelity: bool, reference: Path | None, review: Path | None,
-    reviewer: str | None, board: str | None, log_key: str | None, seen: Path | None, min_bits: float,
+    call: click.Context, /, case: Case, interactive: bool, timeout: float, policy: Policy, reach: Reach,
     html: Path | None, save_claim: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Check a claim about a model: from a file (--proof) or from a prover (--prover)."""
-    if (proof is None) == (prover is None):
-        raise click.UsageError("give one of --proof and --prover")
-    if (images is None) != without_fidelity:
-        raise click.UsageError("give one of --images and --without-fidelity")
-    if proof is not None and (nonce is None or interactive):
-        raise click.UsageError("--proof needs the --nonce that you gave the owner, and is not interactive")
-    if save_claim is not None and (proof is not None or interactive):
-        raise click.UsageError("--save-claim keeps what a prover sends, and an interactive claim convinces only once")
-    if (review is None and reviewer is not None) or (review is not None and reference is not None):
-        raise click.UsageError("--reviewer says whose --review counts; a --reference judges without one")
-    _check_new(html, save_claim)
-    fresh = os.urandom(32) if nonce is None else _bytes32(nonce, "--nonce")
-    ask = _publication(board, log_key, seen)
-    trusted = None if reviewer is None else _bytes32(reviewer, "--reviewer")
+    if case.proof is not None and interactive:
+        raise ParameterError("--proof is not interactive")
+    if save_claim is not None and (case.proof is not None or interactive):
+        raise ParameterError("--save-claim keeps what a prover sends, and an interactive claim convinces only once")
+    if case.review is None and policy.reviewer is not None:
+        raise ParameterError("--reviewer says whose --review counts")
+    check_new(html, save_claim)
 
-    from ml.inputs import image_folder, read_derivation
-    from protocol.argument import Context
-    from protocol.claim import MAX_CLAIM_BYTES
-    from protocol.keygen import MAX_KEY_BYTES, VerificationKey
-    from protocol.transcript import FiatShamir
-    from verifier.check import Subject, check
-    from verifier.policy import Policy
-    from verifier.review import MAX_REVIEW_BYTES, Review
+    from verifier.check import check
 
-    policy = Policy(min_bits, reviewer=trusted)
-    key = VerificationKey.from_bytes(_read(vk, MAX_KEY_BYTES, "verification key"))
-    shape = key.parameters.shape
-    derivation, calibration_images = read_derivation(calibration, preprocess, shape)
-    subject = Subject(
-        key=key,
-        model=_read(model, MAX_MODEL_BYTES, "model"),
-        context=Context(purpose, claimant, verifier, fresh),
-        derivation=derivation,
-        calibration=calibration_images,
-        images=image_folder(images, shape) if images else None,
-        reference=_read(reference, MAX_MODEL_BYTES, "model") if reference else None,
-        review=Review.from_bytes(_read(review, MAX_REVIEW_BYTES, "review")) if review else None,
-        publication=ask,
-    )
+    subject = case.subject(case.nonce or os.urandom(32), reach.publication)
+    claim = case.claim()
     _warm_up()
-    if proof is not None:
-        claim = _read(proof, MAX_CLAIM_BYTES, "claim")
-        verdict = check(subject, lambda key: (claim, FiatShamir()), policy)
-    else:
-        with _progress(as_json) as report:
-            verdict = check(subject, _online(subject, str(prover), interactive, save_claim, report), policy)
+    with progress(as_json or claim is not None) as report:
+        if claim is not None:
+            obtain = _offline(claim)
+        elif interactive:
+            obtain = _interactive(case, subject, reach, timeout, report)
+        else:
+            obtain = _online(case, subject, reach, timeout, save_claim, report)
+        verdict = check(subject, obtain, policy)
     if html is not None:
-        from datetime import UTC, datetime
-
         from verifier.html import verdict_page
 
-        page = verdict_page(verdict, key, _evidence(call, verdict), datetime.now(UTC))
-        _write_new(html, page.encode())
+        page = verdict_page(verdict, subject.key, _evidence(call, verdict))
+        write_new(html, page.encode())
     _finish(verdict, as_json)
 
 
-def _publication(board: str | None, log_key: str | None, seen: Path | None) -> Publication | None:
-    """What finds out where and when a key was published, if the options ask for it."""
-    if board is None and log_key is None and seen is None:
-        return None
-    if board is None or log_key is None or seen is None:
-        raise click.UsageError("--board, --log-key and --seen go together")
-    from datetime import UTC, datetime
+def _offline(claim: bytes) -> Obtain:
+    from protocol.transcript import FiatShamir
 
-    from protocol.log import LogKey
-    from verifier.board import find
-
-    log = LogKey.from_text(log_key)
-
-    def ask(key: VerificationKey) -> dict[str, str | int]:
-        receipt = find(board, log, key, seen)
-        when = datetime.fromtimestamp(min(receipt.entry.unix_time, MAX_UNIX_TIME), UTC)
-        return {"log": log_key, "index": receipt.index, "time": f"{when:%Y-%m-%d %H:%M:%S} UTC"}
-
-    return ask
+    return lambda _: (claim, FiatShamir())
 
 
-def _online(subject: Subject, target: str, interactive: bool, keep: Path | None, report: Report) -> Obtain:
-    """How `check` gets a claim from the prover at `target`; the claim goes to the file `keep`, too."""
+def _online(case: Case, subject: Subject, reach: Reach, timeout: float, keep: Path | None, report: Report) -> Obtain:
+    """How `check` gets a claim from the prover of the case as a job; the claim goes to the file `keep`, too."""
+    from protocol.transcript import FiatShamir
     from verifier.client import obtain_claim
 
     def obtain(key: VerificationKey) -> tuple[bytes, Channel]:
-        claim, channel = obtain_claim(
-            target, key, subject.model, subject.derivation, subject.context, interactive, progress=report
-        )
+        try:
+            claim = obtain_claim(reach.remote(str(case.prover)), subject, progress=report, timeout_s=timeout)
+        except ConnectionError as error:
+            again = f"--nonce {subject.context.nonce.hex()}"
+            raise ConnectionError(f"{error}; to go on with the same job, try again with {again}") from None
         if keep is not None:
-            _write_new(keep, claim)
-        return claim, channel
+            write_new(keep, claim)
+        return claim, FiatShamir()
 
     return obtain
+
+
+def _interactive(case: Case, subject: Subject, reach: Reach, timeout: float, report: Report) -> Obtain:
+    """How `check` gets a claim from the prover of the case while it draws the coins."""
+    from verifier.interactive import obtain_interactively
+
+    remote = reach.remote(str(case.prover))
+    return lambda _: obtain_interactively(remote, subject, progress=report, timeout_s=timeout)
 
 
 def _evidence(call: click.Context, verdict: Verdict) -> list[tuple[str, str]]:
@@ -324,60 +244,6 @@ def _finish(verdict: Verdict, as_json: bool) -> NoReturn:
 
         print_verdict(verdict, Console(highlight=False))
     sys.exit(0 if verdict.accepted else 1)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Report]:
-    """Where progress goes: a bar on a terminal, a line per phase elsewhere, nowhere when quiet."""
-    if not quiet and sys.stderr.isatty():
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=1.0)
-            yield lambda phase, fraction: bar.update(task, description=escape(phase), completed=fraction)
-        return
-    seen: list[str] = []
-
-    def line(phase: str, fraction: float) -> None:
-        if not quiet and phase not in seen and len(seen) < MAX_PHASES:
-            seen.append(phase)
-            click.echo(f"{phase} ...", err=True)
-
-    yield line
-
-
-def _read(path: Path, cap: int, what: str) -> bytes:
-    with open(path, "rb") as file:
-        data = file.read(cap + 1)
-    if len(data) > cap:
-        raise DecodingError(f"{what}: more than {cap} bytes")
-    return data
-
-
-def _check_new(*paths: Path | None) -> None:
-    """Before any work: results that can be written at its end, and that overwrite nothing."""
-    for path in paths:
-        if path is not None and path.exists():
-            raise ParameterError(f"{path} exists; it is not overwritten")
-        if path is not None and not path.resolve().parent.is_dir():
-            raise ParameterError(f"{path.parent} is not a folder")
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(data)
-
-
-def _bytes32(text: str, option: str) -> bytes:
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
-    if len(value) != 32:
-        raise click.UsageError(f"{option} is 64 hexadecimal digits")
-    return value
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ import base64
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from math import comb, floor, log10
 from pathlib import Path
@@ -80,8 +79,8 @@ def _round_number(least: float) -> int:
         scale *= 10
 
 
-def verdict_page(verdict: Verdict, key: VerificationKey, commands: Sequence[tuple[str, str]], when: datetime) -> str:
-    """The page.  commands: pairs of what a command shows and the command; `when`: an aware time."""
+def verdict_page(verdict: Verdict, key: VerificationKey, commands: Sequence[tuple[str, str]]) -> str:
+    """The page.  commands: pairs of what a command shows and the command."""
     sheet = _sheet(key) if verdict.cut_and_choose_b is not None else []  # of a key that passed its checks
     context = verdict.context
     chart = None
@@ -118,9 +117,31 @@ def verdict_page(verdict: Verdict, key: VerificationKey, commands: Sequence[tupl
         sessions=SESSIONS,
         work=CUT_AND_CHOOSE_WORK,
         commands=commands,
-        when=f"{when:%Y-%m-%d %H:%M} {when:%Z}",
+        events=_events(verdict),
         version=_version(),
     )
+
+
+@dataclass(frozen=True)
+class Event:
+    """When something happened, and who says so."""
+
+    time: str
+    what: str
+    source: str
+
+
+def _events(verdict: Verdict) -> list[Event]:
+    """What happened, in the order of the times."""
+    known = verdict.times
+    when = verdict.published or {}
+    events = [
+        Event(str(when.get("time", "")), "Key published", "by the clock of the log"),
+        Event(known.get("model", ""), "Model seen", "the date of the verifier's file"),
+        Event(known.get("claim", ""), "Proof made", "at the latest: the file's date, or when it came from the prover"),
+        Event(known.get("checked", ""), "Proof checked", "by the clock of the verifier's computer"),
+    ]
+    return sorted((event for event in events if event.time), key=lambda event: event.time)
 
 
 def _sheet(key: VerificationKey) -> list[dict[str, str | int]]:

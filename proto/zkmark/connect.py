@@ -23,7 +23,7 @@ OPTIONS = [("grpc.keepalive_time_ms", 60_000), ("grpc.keepalive_timeout_ms", 20_
 
 @dataclass(frozen=True)
 class Tls:
-    """roots: PEM of the authorities to believe, None for those of the system.  certificate, key: PEM, of this client."""
+    """roots: PEM of the authorities to believe, None for those of the system.  certificate, key: PEM of this client."""
 
     roots: bytes | None = None
     certificate: bytes | None = None
@@ -119,7 +119,7 @@ class _Bearer(
         )
         return continuation(changed, request)
 
-    intercept_unary_unary = _call
-    intercept_unary_stream = _call
-    intercept_stream_unary = _call
-    intercept_stream_stream = _call
+    intercept_unary_unary = _call  # type: ignore[assignment]
+    intercept_unary_stream = _call  # type: ignore[assignment]
+    intercept_stream_unary = _call  # type: ignore[assignment]
+    intercept_stream_stream = _call  # type: ignore[assignment]

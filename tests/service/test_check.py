@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from ml.quantise import Derivation, Fidelity, images_digest
 from ml.triggers import abstract_images
-from protocol.argument import Context
+from protocol import soundness
+from protocol.argument import Context, Statement, verify
 from protocol.claim import Claim
 from protocol.errors import DecodingError, ParameterError, VerificationError
+from protocol.identity import public_key
 from protocol.keygen import KeyParameters, LabelRule, VerificationKey, generate_key
 from protocol.soundness import smallest_k_min, void_limit
 from protocol.transcript import FiatShamir
 from prover.jobs import make_claim, subject
+from tests.service.conftest import memorize, two_layers
 from verifier import check as checking
 from verifier.check import Subject, Verdict, check
 from verifier.ground_truth import check_ground_truth, void_items
@@ -156,8 +160,9 @@ def test_only_the_named_owner_counts(world, suspect, claim):
     verdict = check(suspect, lambda _: pytest.fail("asked for a proof"), Policy(owner=bytes(32)))
     assert (verdict.outcome, verdict.failed_check) == ("rejected", "policy.owner")
     assert verdict.owner == world.key.vk.owner_public_key.hex() and "key" not in verdict.seconds
-    forged = replace(suspect.key, owner_public_key=bytes(32))  # a name that did not sign
-    verdict = judge(replace(suspect, key=forged), claim, Policy(owner=bytes(32)))
+    other = public_key(bytes(32))
+    forged = replace(suspect.key, owner_public_key=other)  # somebody who did not sign
+    verdict = judge(replace(suspect, key=forged), claim, Policy(owner=other))
     assert verdict.failed_check == "key.signature"
 
 
@@ -167,9 +172,59 @@ def test_chosen_labels_are_refused_by_default(world, suspect, claim):
     key = generate_key(parameters, world.key.images, labels=labels)
     chosen = replace(suspect, key=key.vk)
     verdict = judge(chosen, claim)
-    assert (verdict.failed_check, verdict.label_rule) == ("policy.label_rule", "chosen")
+    assert (verdict.failed_check, verdict.label_rule) == ("policy.chosen_labels", "chosen")
     verdict = judge(chosen, claim, Policy(chosen_labels=True))
     assert verdict.failed_check == "statement.key" and verdict.false_claim_bits is None
+
+
+@pytest.fixture(scope="module")
+def chosen(world):
+    """(key, model, claim): a key with chosen labels that a model keeps, and a claim about it."""
+    labels = [3 - n % 2 for n in range(160)]
+    key = generate_key(KeyParameters((1, 4, 4), 10, 160, LabelRule.CHOSEN), world.key.images, labels=labels)
+    model = two_layers(*memorize(key.hidden_images, key.hidden_labels, 3))
+    return key, model, make_claim(key, subject(model, PLAIN, None, key.vk), 60, CONTEXT)
+
+
+def test_chosen_labels_have_a_p_value_and_no_bound(chosen):
+    key, model, claim = chosen
+    suspect, h = Subject(key.vk, model, CONTEXT), key.vk.h
+    verdict = judge(suspect, claim, Policy(chosen_labels=True))
+    assert verdict.accepted and verdict.false_claim_bits is None and verdict.no_bound == soundness.NO_BOUND
+    assert verdict.null_probability == "1/2"
+    assert verdict.p_value_bits == soundness.bits(soundness.p_value(h, 60, Fraction(1, 2)))
+    verdict = judge(suspect, claim, Policy(chosen_labels=True, null=Fraction(1, 10)))
+    assert verdict.p_value_bits == soundness.bits(soundness.tail(h, 10, 60)) > 60
+    lenient = Policy(chosen_labels=True, null=Fraction(9, 10))  # strangers match nearly all: the claim says nothing
+    assert judge(suspect, claim, lenient).failed_check == "policy.k_min"
+    assert json.loads(json.dumps(verdict.to_json()))["no_bound"] == soundness.NO_BOUND
+
+
+def test_chosen_labels_may_be_the_true_ones(chosen):
+    """A frontier key keeps the classes that its images show: void items are counted, and no fault."""
+    key, model, claim = chosen
+    truth = Subject(key.vk, model, CONTEXT, reference=two_layers(*memorize(key.images, key.labels, 4)))
+    verdict = judge(truth, claim, Policy(chosen_labels=True))
+    assert verdict.accepted and verdict.void_items > void_limit(len(key.vk.opened), 10)
+
+
+def test_a_proof_under_chosen_labels_is_none_under_the_coin(chosen):
+    """The same commitments under the other rule are another key, and the proof is of another statement."""
+    key, model, claim = chosen
+    joint = replace(key.vk, parameters=replace(key.vk.parameters, label_rule=LabelRule.JOINT_COIN))
+    suspect = Subject(joint, model, CONTEXT)
+    assert judge(suspect, claim).failed_check == "key.signature"
+    about = subject(model, PLAIN, None, joint)
+    statement = Statement(joint, about.network, 60, CONTEXT, about.model_digest, about.derivation_digest)
+    with pytest.raises(VerificationError) as error:
+        verify(statement, claim.proof)
+    assert error.value.check == "owner.signature"
+
+
+@pytest.mark.parametrize("null", [Fraction(0), Fraction(1), Fraction(-1, 2), Fraction(1, 10**7)])
+def test_null_probabilities_out_of_range(null):
+    with pytest.raises(ParameterError, match="between 0 and 1"):
+        Policy(null=null)
 
 
 def test_malformed_models(world, suspect, claim):
@@ -255,4 +310,5 @@ def test_a_reference_model(world, suspect, claim):
 
 def test_a_claim_can_be_checked_again(suspect, claim):
     first, again = (judge(suspect, claim).to_json() for _ in range(2))
-    assert first | {"seconds": None} == again | {"seconds": None}
+    when = {"seconds": None, "times": None}
+    assert first | when == again | when

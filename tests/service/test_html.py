@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime
 from fractions import Fraction
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -26,7 +25,6 @@ from ml.quantise import Derivation, Fidelity
 from protocol.argument import Context
 from protocol.keygen import LabelRule
 from protocol.soundness import smallest_k_min
-from protocol.transcript import FiatShamir
 from prover.jobs import make_claim, subject
 from verifier.check import CAVEATS, Subject, Verdict, check
 from verifier.cli import cli
@@ -35,7 +33,6 @@ from verifier.html import Chart, chance_chart, quote, verdict_page, visible
 NONCE = "cd" * 32
 PURPOSE = "it's <b>a</b> \"test\" & `more`"
 CLAIMANT = "the owner\n\u202e$(reboot)\\"
-WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 VOID = {"meta", "img", "rect", "path", "line", "link", "br", "input", "hr"}
 
 
@@ -180,7 +177,7 @@ def test_names_of_files_and_messages_are_escaped(world):
     evil = "<img src=x onerror=alert(1)>"
     verdict = Verdict(message=f"x.y: {evil}", failed_check="x.y", context={"purpose": evil, "claimant": "</td>"})
     verdict.void_items, verdict.reviewer, verdict.cut_and_choose_b = 3, evil, 9
-    page = verdict_page(verdict, world.key.vk, [(evil, evil)], WHEN)
+    page = verdict_page(verdict, world.key.vk, [(evil, evil)])
     assert evil not in page and not any("onerror" in found for _, found in Page(page).elements)
 
 
@@ -241,21 +238,36 @@ def test_rejected_and_undecided_say_what_does_not_follow(world, desk, tmp_path):
     assert "Chance of a false" not in page.words  # numbers of a claim that failed would look like evidence
     assert "That the model is free of the watermark does not follow" in page.words
     undecided = Verdict("undecided", "policy.fidelity", "policy.fidelity: they differ", fidelity=Fidelity(9, 0.5, True))
-    words = Page(verdict_page(undecided, world.key.vk, [], WHEN)).words
+    undecided.times["checked"] = "2026-01-02 03:04:05 UTC"
+    words = Page(verdict_page(undecided, world.key.vk, [])).words
     assert "Undecided" in words and "Nothing is known about the watermark" in words and "50.00 %" in words
-    assert "they differ" in words and "2026-01-02 03:04 UTC" in words
+    assert "they differ" in words and "2026-01-02 03:04:05 UTC" in words
 
 
 def test_chosen_labels_have_no_histogram(world):
     verdict = Verdict("accepted", ell=160, h=80, classes=10, k_min=70, label_rule="chosen")
     key = replace(world.key.vk, parameters=replace(world.key.vk.parameters, label_rule=LabelRule.CHOSEN))
-    page = Page(verdict_page(verdict, key, [], WHEN))
+    page = Page(verdict_page(verdict, key, []))
     assert not page.all("svg") and "The owner chose the labels" in page.words and "expected" not in page.words
+
+
+@pytest.mark.parametrize("published", ["2026-01-02 03:04:05 UTC", "2026-03-02 03:04:05 UTC"])
+def test_the_time_line_is_in_the_order_of_the_times(world, published):
+    """And says so if the key is younger than the model."""
+    verdict = Verdict("accepted", published={"log": "a log", "index": 3, "time": published})
+    verdict.times = {"model": "2026-02-01 00:00:00 UTC", "claim": "2026-02-02 00:00:00 UTC"}
+    verdict.times["checked"] = "2026-02-03 00:00:00 UTC"
+    page = Page(verdict_page(verdict, world.key.vk, []))
+    times = [found["datetime"] for found in page.all("time")]
+    assert len(times) == 4 and times == sorted(times)
+    late = published > verdict.times["model"]
+    assert times.index(published[:10] + "T03:04:05Z") == (3 if late else 0)
+    assert ("after the date of the model file" in page.words) == late and "entry 3 of the log" in page.words
 
 
 def test_an_interactive_claim_says_whom_it_convinces(world):
     verdict = Verdict("accepted", interactive=True, ledger=[("x", 125.0)], argument_bits=122.0)
-    words = Page(verdict_page(verdict, world.key.vk, [], WHEN)).words
+    words = Page(verdict_page(verdict, world.key.vk, [])).words
     assert "it convinces only this verifier" in words and "over 8 sessions" in words
 
 
@@ -263,7 +275,7 @@ def test_large_images_are_reduced(world):
     count = len(world.key.vk.opened)
     openings = replace(world.key.vk.openings, images=np.zeros((count, 3, 99, 200), np.uint8))
     key = replace(world.key.vk, openings=openings)
-    found = Page(verdict_page(Verdict(cut_and_choose_b=9), key, [], WHEN)).all("img")
+    found = Page(verdict_page(Verdict(cut_and_choose_b=9), key, [])).all("img")
     data = base64.b64decode(found[0]["src"].split(",")[1])
     assert len(found) == count and Image.open(io.BytesIO(data)).size == (64, 32)
 
@@ -272,7 +284,7 @@ def test_a_false_key_has_a_page(world):
     """Also one that opens fewer triggers than it must."""
     key = replace(world.key.vk, openings=world.key.openings(world.key.vk.opened[:3]))
     verdict = check(Subject(key, world.marked, Context("", "", "", bytes(32))), lambda _: pytest.fail("asked"))
-    page = Page(verdict_page(verdict, key, [], WHEN))
+    page = Page(verdict_page(verdict, key, []))
     assert "key.openings" in page.words or "key.signature" in page.words
     assert not page.all("img")
 
@@ -280,7 +292,7 @@ def test_a_false_key_has_a_page(world):
 def test_a_claim_from_a_prover_can_be_kept(world, desk, tmp_path, monkeypatch):
     """With --save-claim the page says how to check the file, without it how to ask again."""
     claim = (desk / "claim.proof").read_bytes()
-    monkeypatch.setattr("verifier.client.obtain_claim", lambda *args, **_: (claim, FiatShamir()))
+    monkeypatch.setattr("verifier.client.obtain_claim", lambda *args, **_: claim)
 
     def online(page: Path, *args: object) -> Result:
         words = [

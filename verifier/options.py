@@ -1,0 +1,268 @@
+"""What the commands of `zkmark-verifier` share: options, files, and how a command ends.  Light to import."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import wraps
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+
+from protocol.errors import DecodingError, ParameterError
+
+if TYPE_CHECKING:
+    from protocol.keygen import VerificationKey
+    from verifier.case import Case
+    from verifier.check import Publication
+    from verifier.client import Remote
+    from verifier.policy import Policy
+    from zkmark.connect import Tls
+
+P = ParamSpec("P")
+Command = TypeVar("Command", bound=Callable[..., Any])
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+MAX_UNIX_TIME = 253402300799  # the year 9999
+ERRORS = (DecodingError, ParameterError, OSError, MemoryError, UnicodeError)  # which end with status 2
+
+
+def outcome(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn the errors of a command into one line (or JSON) and the exit status."""
+
+    @wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except ERRORS as error:
+            if kwargs.get("as_json"):
+                click.echo(json.dumps({"accepted": False, "outcome": kind(error), "error": str(error)}))
+            click.echo(f"zkmark-verifier: {kind(error)}: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    return wrapper
+
+
+def kind(error: BaseException) -> str:
+    """The word for an error that is no verdict."""
+    if isinstance(error, DecodingError):
+        return "malformed"
+    return "unavailable" if isinstance(error, ConnectionError) or type(error) is OSError else "misuse"
+
+
+def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order of --help."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(given):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def grouped(build: Callable[..., Any], name: str, *given: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Options that reach the command as one argument `name`: what `build` makes of those that it has parameters for."""
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            values = {option: kwargs.pop(option) for option in signature(build).parameters}
+            return command(*args, **kwargs, **{name: build(**values)})
+
+        return options(*given)(wrapper)  # type: ignore[arg-type]
+
+    return decorate
+
+
+def _fraction(call: click.Context, option: click.Parameter, text: str | None) -> Fraction | None:
+    """The value of an option such as 1/2 or 0.5."""
+    if text is not None and not re.fullmatch("[0-9]{1,6}/[1-9][0-9]{0,5}|0?[.][0-9]{1,6}", text):
+        raise click.BadParameter("a fraction, as 1/2 or 0.5", call, option)
+    return None if text is None else Fraction(text)
+
+
+def _policy(
+    min_bits: float = 128.0, owner: str | None = None, reviewer: str | None = None,
+    accept_chosen_labels: bool = False, null_probability: Fraction | None = None,
+) -> Policy:  # fmt: skip
+    from verifier.policy import NULL, Policy
+
+    return Policy(
+        min_bits,
+        owner=None if owner is None else bytes32(owner, "--owner"),
+        reviewer=None if reviewer is None else bytes32(reviewer, "--reviewer"),
+        chosen_labels=accept_chosen_labels,
+        null=NULL if null_probability is None else null_probability,
+    )
+
+
+def _key_policy(owner: str | None, accept_chosen_labels: bool) -> Policy:
+    return _policy(owner=owner, accept_chosen_labels=accept_chosen_labels)
+
+
+_owner = click.option("--owner", metavar="HEX", help="Public key of the only owner whose keys count.")
+_chosen_labels = click.option(
+    "--accept-chosen-labels", is_flag=True,
+    help="Accept a key whose owner chose the labels: nothing bounds false claims then.",
+)  # fmt: skip
+key_policy_options = grouped(_key_policy, "policy", _owner, _chosen_labels)
+policy_options = grouped(
+    _policy, "policy", _owner,
+    click.option("--reviewer", metavar="HEX", help="Public key of the one whose review you trust."),
+    click.option("--min-bits", type=click.FloatRange(min=0), default=128.0, show_default=True,
+                 help="Bits of the false-claim bound that you ask for."),
+    _chosen_labels,
+    click.option("--null-probability", callback=_fraction, metavar="FRACTION",
+                 help="With chosen labels: how likely you take a stranger to match a trigger [default: 1/2]."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How servers are reached, and what finds out where and when a key was published, if the options ask for it."""
+
+    tls: Tls | None
+    token: str
+    publication: Publication | None
+
+    def remote(self, target: str) -> Remote:
+        from verifier.client import Remote
+
+        return Remote(target, self.tls, self.token)
+
+
+def _reach(
+    board: str | None, log_key: str | None, seen: Path | None, tls: bool, tls_ca: Path | None, tls_cert: Path | None,
+    tls_key: Path | None, token_file: Path | None,
+) -> Reach:  # fmt: skip
+    from zkmark.connect import read_tls, read_token
+
+    secure = read_tls(tls_ca, tls_cert, tls_key) if tls or tls_ca or tls_cert or tls_key else None
+    token = read_token(token_file) if token_file else ""
+    return Reach(secure, token, _publication(board, log_key, seen))
+
+
+def _publication(board: str | None, log_key: str | None, seen: Path | None) -> Publication | None:
+    if board is None and log_key is None and seen is None:
+        return None
+    if board is None or log_key is None or seen is None:
+        raise click.UsageError("--board, --log-key and --seen go together")
+    from datetime import UTC, datetime
+
+    from protocol.log import LogKey
+    from verifier.board import find
+
+    log = LogKey.from_text(log_key)
+
+    def ask(key: VerificationKey) -> dict[str, str | int]:
+        receipt = find(board, log, key, seen)
+        when = datetime.fromtimestamp(min(receipt.entry.unix_time, MAX_UNIX_TIME), UTC)
+        return {"log": log_key, "index": receipt.index, "time": f"{when:%Y-%m-%d %H:%M:%S} UTC"}
+
+    return ask
+
+
+connection_options = grouped(
+    _reach, "reach",
+    click.option("--board", metavar="HOST:PORT", help="A board on which the key must have been published."),
+    click.option("--log-key", metavar="TEXT", help="The public key of the board's log."),
+    click.option("--seen", type=NEW_FILE, help="File of the last checkpoint that you saw of it; kept up to date."),
+    click.option("--tls", is_flag=True, help="Speak TLS, and trust the authorities of this system."),
+    click.option("--tls-ca", type=FILE, help="PEM file of the authorities to trust instead; implies --tls."),
+    click.option("--tls-cert", type=FILE, help="PEM file of your certificate, for a server that asks for one."),
+    click.option("--tls-key", type=FILE, help="PEM file of its key."),
+    click.option("--token-file", type=FILE, help="File with the token that the server gave you."),
+)  # fmt: skip
+
+
+def _case(
+    vk: Path, model: Path, proof: Path | None, prover: str | None, nonce: str | None, purpose: str, claimant: str,
+    verifier: str, calibration: Path | None, preprocess: Path | None, images: Path | None, without_fidelity: bool,
+    reference: Path | None, review: Path | None,
+) -> Case:  # fmt: skip
+    from verifier.case import Case
+
+    return Case(
+        vk, model, proof, prover, None if nonce is None else bytes32(nonce, "--nonce"), purpose, claimant, verifier,
+        calibration, preprocess, images, without_fidelity, reference, review,
+    )  # fmt: skip
+
+
+case_options = grouped(
+    _case, "case",
+    click.option("--vk", required=True, type=FILE, help="The owner's verification key."),
+    click.option("--model", required=True, type=FILE, help="The suspect's model, ONNX, as the suspect gave it out."),
+    click.option("--proof", type=FILE, help="A claim file, to check offline."),
+    click.option("--prover", metavar="HOST:PORT", help="A prover server, to ask for a claim."),
+    click.option("--nonce", metavar="HEX", help="32 bytes that you drew for this claim; with --prover new ones."),
+    click.option("--purpose", default="", help="What the claim is for; part of the statement."),
+    click.option("--claimant", default="", help="Who claims; part of the statement."),
+    click.option("--verifier", default="", help="Who you are; part of the statement."),
+    click.option("--calibration", type=FOLDER, help="Images to calibrate the integer network with, instead of noise."),
+    click.option("--preprocess", type=FILE, help="JSON: scale, shift per channel, outputs of the model that count."),
+    click.option("--images", type=FOLDER, help="Your images of the task (200 are enough), for the fidelity floor."),
+    click.option("--without-fidelity", is_flag=True, help="Do not compare the integer network with the float model."),
+    click.option("--reference", type=FILE, help="ONNX classifier that knows what natural triggers really show."),
+    click.option("--review", type=FILE, help="Signed review of the opened triggers, made with `review`."),
+)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def bytes32(text: str, option: str) -> bytes:
+    """32 bytes in hexadecimal.  Raises click.UsageError."""
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != 32:
+        raise click.UsageError(f"{option} is 64 hexadecimal digits")
+    return value
+
+
+def read(path: Path, cap: int, what: str) -> bytes:
+    """A file of at most `cap` bytes.  Raises DecodingError for a longer one, OSError."""
+    with open(path, "rb") as file:
+        data = file.read(cap + 1)
+    if len(data) > cap:
+        raise DecodingError(f"{what}: more than {cap} bytes")
+    return data
+
+
+def check_new(*paths: Path | None) -> None:
+    """Before any work: results that can be written at its end, and that overwrite nothing."""
+    for path in paths:
+        if path is not None and path.exists():
+            raise ParameterError(f"{path} exists; it is not overwritten")
+        if path is not None and not path.resolve().parent.is_dir():
+            raise ParameterError(f"{path.parent} is not a folder")
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """A file that was not there.  Raises OSError."""
+    with open(path, "xb") as file:
+        file.write(data)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """All or nothing, also if the machine stops in the middle.  Raises OSError."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
