@@ -19,7 +19,7 @@ from protocol.kernels import cpu
 from protocol.layout import LIMB_BITS, Layout
 from protocol.lookup import TreeEnd, TreeWitness, fractional_tree, tree_need, variables
 from protocol.multilinear import Point, eq_table, eq_tensor, lg, real
-from protocol.network import Edge, Node, Product, Window, rounding_offset
+from protocol.network import Edge, Node, P, Product, Window, rounding_offset
 from protocol.pads import Form, Need, Party, Wire
 from protocol.sumcheck import Sums, eq_sumcheck, product_sumcheck
 
@@ -309,17 +309,28 @@ def _axis_table(window: Window, pool: Window | None, point: Vector, outputs: int
     eq = eq_table(point, outputs)
     inner = pool.outputs(length) if pool else length
     taps = window.taps(inner)
-    table = np.zeros((field.DEGREE, window.kernel, inner), np.uint32)
-    for k in range(window.kernel):
-        valid = taps[k] >= 0
-        table[:, k, taps[k][valid]] = eq[:, valid]
+    table = np.stack([_scattered(eq, taps[k], inner, window.repeat > 1) for k in range(window.kernel)], axis=1)
     if pool is None:
         return table
     spread = np.zeros((field.DEGREE, window.kernel, length), np.uint32)
     for positions in pool.taps(length):
-        valid = positions >= 0
-        spread[:, :, positions[valid]] = field.add(spread[:, :, positions[valid]], table[:, :, valid])
+        spread = field.add(spread, _scattered(table, positions, length, pool.repeat > 1))
     return spread
+
+
+def _scattered(values: Vector, positions: npt.NDArray[np.int64], length: int, repeated: bool) -> Vector:
+    """[..., length]: each of the values [..., n] added at its position, none at -1.
+
+    repeated: whether two may have one position; sums of 2^16 residues stay below 2^64.
+    """
+    valid = positions >= 0
+    if not repeated:
+        table = np.zeros((*values.shape[:-1], length), np.uint32)
+        table[..., positions[valid]] = values[..., valid]
+        return table
+    sums = np.zeros((*values.shape[:-1], length), np.uint64)
+    np.add.at(sums, (..., positions[valid]), values[..., valid])
+    return np.asarray(sums % P, np.uint32)
 
 
 def _axis_tables(edge: Edge, rho: Point, source: Shape, shape: Shape) -> tuple[Vector, Vector]:

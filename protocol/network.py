@@ -54,7 +54,8 @@ def rounding_offset(shift: int) -> int:
 class Window:
     """One axis of a sliding window: output p and tap k read input stride*p + dilation*k - pad_before, if it exists.
 
-    A negative pad crops.
+    A negative pad crops.  With repeat > 1 the window slides over the axis with each input so many times in a row, and
+    the padding repeats the border, which resamples an axis at any rational step (`ml.resampling`).
     """
 
     kernel: int
@@ -62,17 +63,20 @@ class Window:
     pad_before: int = 0
     pad_after: int = 0
     dilation: int = 1
+    repeat: int = 1
 
     def outputs(self, length: int) -> int:
         """Number of output positions over an input axis of `length`."""
         reach = self.dilation * (self.kernel - 1) + 1
-        return (length + self.pad_before + self.pad_after - reach) // self.stride + 1
+        return (length * self.repeat + self.pad_before + self.pad_after - reach) // self.stride + 1
 
     def taps(self, length: int) -> Ints:
         """[kernel, outputs] input index read by tap k at output p; -1 where it falls into the padding."""
         k = np.arange(self.kernel, dtype=np.int64)[:, None]
         p = np.arange(self.outputs(length), dtype=np.int64)[None, :]
         index = self.stride * p + self.dilation * k - self.pad_before
+        if self.repeat > 1:
+            return np.clip(index // self.repeat, 0, length - 1)
         return np.where((index >= 0) & (index < length), index, -1)
 
 
@@ -214,7 +218,7 @@ class Network:
                 windows = (edge.rows, edge.columns, *(edge.pool or ()))
                 out.u8(len(windows))
                 for w in windows:
-                    for n in (w.kernel, w.stride, w.pad_before, w.pad_after, w.dilation):
+                    for n in (w.kernel, w.stride, w.pad_before, w.pad_after, w.dilation, w.repeat):
                         out.i64(n)
                 out.raw(edge.weight.astype("<i8").tobytes())
         return out.to_bytes()
@@ -248,7 +252,7 @@ class Network:
                 count = r.u8()
                 if count not in (2, 4):
                     raise r.fail("an edge has two or four windows")
-                windows = [Window(*(_small(r) for _ in range(5))) for _ in range(count)]
+                windows = [Window(*(_small(r) for _ in range(6))) for _ in range(count)]
                 weight = r.array("<i8", prod(dims)).reshape(dims)
                 pool = (windows[2], windows[3]) if count == 4 else None
                 edges.append(Edge(source, weight, windows[0], windows[1], groups, pool))
@@ -333,8 +337,8 @@ def pooled_shape(edge: Edge, shape: tuple[int, int, int]) -> tuple[int, int, int
 def _usable(windows: tuple[Window, Window] | None, lengths: tuple[int, ...]) -> bool:
     """Whether every window has an output and stays under MAX_TAPS."""
     return windows is None or all(
-        min(w.kernel, w.stride, w.dilation) >= 1
-        and max(w.kernel, w.stride, w.dilation) <= MAX_DIMENSION
+        min(w.kernel, w.stride, w.dilation, w.repeat) >= 1
+        and max(w.kernel, w.stride, w.dilation, w.repeat) <= MAX_DIMENSION
         and max(abs(w.pad_before), abs(w.pad_after)) <= MAX_DIMENSION
         and 1 <= w.outputs(n)
         and w.kernel * max(n, w.outputs(n)) <= MAX_TAPS

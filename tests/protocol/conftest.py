@@ -123,7 +123,7 @@ def windows(draw: Callable[..., Any], length: int) -> Window:
     """A window that gives at least one output over an axis of `length`."""
     kernel, stride, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
     before, after = draw(st.integers(-1, 2)), draw(st.integers(-1, 2))  # a negative pad crops
-    window = Window(kernel, stride, before, after, dilation)
+    window = Window(kernel, stride, before, after, dilation, draw(st.sampled_from([1, 1, 2, 3])))
     return window if window.outputs(length) >= 1 else Window(1, stride)
 
 

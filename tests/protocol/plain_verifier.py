@@ -223,7 +223,7 @@ class Network:
             node["bias"], node["edges"] = r.i64(r.int(4)), []
             for _ in range(r.int(4)):
                 edge = {"source": r.int(4), "groups": r.int(4), "axes": [r.int(4) for _ in range(4)]}
-                edge["windows"] = [tuple(r.i64(5)) for _ in range(r.int(1))]
+                edge["windows"] = [tuple(r.i64(6)) for _ in range(r.int(1))]
                 edge["weight"] = r.i64(prod(edge["axes"]))
                 node["edges"].append(edge)
             self.nodes.append(node)
@@ -242,14 +242,16 @@ class Network:
 
 
 def positions(window, n):
-    kernel, stride, before, after, dilation = window
-    return (n + before + after - dilation * (kernel - 1) - 1) // stride + 1
+    kernel, stride, before, after, dilation, repeat = window
+    return (n * repeat + before + after - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def read_at(window, n, k):
     """[(position, input)] of tap k, inside the input."""
-    _, stride, before, _, dilation = window
+    _, stride, before, _, dilation, repeat = window
     pairs = ((a, stride * a + dilation * k - before) for a in range(positions(window, n)))
+    if repeat > 1:
+        return [(a, min(max(i // repeat, 0), n - 1)) for a, i in pairs]
     return [(a, i) for a, i in pairs if 0 <= i < n]
 
 

@@ -33,8 +33,11 @@ def at(x, c, r, k):
     return x[c][r][k] if 0 <= r < len(x[0]) and 0 <= k < len(x[0][0]) else 0
 
 
-def positions(window, p):
-    return [window.stride * p + window.dilation * k - window.pad_before for k in range(window.kernel)]
+def positions(window, p, length):
+    found = [window.stride * p + window.dilation * k - window.pad_before for k in range(window.kernel)]
+    if window.repeat > 1:
+        return [min(max(i // window.repeat, 0), length - 1) for i in found]
+    return found
 
 
 def pool(x, windows):
@@ -42,7 +45,7 @@ def pool(x, windows):
         return x
     rows, columns = windows
     h, w = rows.outputs(len(x[0])), columns.outputs(len(x[0][0]))
-    return [[[sum(at(x, c, r, k) for r in positions(rows, p) for k in positions(columns, q)) for q in range(w)]
+    return [[[sum(at(x, c, r, k) for r in positions(rows, p, len(x[0])) for k in positions(columns, q, len(x[0][0]))) for q in range(w)]
              for p in range(h)] for c in range(len(x))]  # fmt: skip
 
 
@@ -53,8 +56,8 @@ def linear(edge, x):
     weight, group = edge.weight.tolist(), o // edge.groups
     return [[[sum(weight[n][c][i][j] * at(x, n // group * cg + c, r, k)
                   for c in range(cg)
-                  for i, r in enumerate(positions(edge.rows, p))
-                  for j, k in enumerate(positions(edge.columns, q)))
+                  for i, r in enumerate(positions(edge.rows, p, len(x[0])))
+                  for j, k in enumerate(positions(edge.columns, q, len(x[0][0]))))
               for q in range(w)] for p in range(h)] for n in range(o)]  # fmt: skip
 
 
