@@ -44,9 +44,10 @@ def pool(x, windows):
     if windows is None:
         return x
     rows, columns = windows
-    h, w = rows.outputs(len(x[0])), columns.outputs(len(x[0][0]))
-    return [[[sum(at(x, c, r, k) for r in positions(rows, p, len(x[0])) for k in positions(columns, q, len(x[0][0]))) for q in range(w)]
-             for p in range(h)] for c in range(len(x))]  # fmt: skip
+    height, width = len(x[0]), len(x[0][0])
+    h, w = rows.outputs(height), columns.outputs(width)
+    return [[[sum(at(x, c, r, k) for r in positions(rows, p, height) for k in positions(columns, q, width))
+              for q in range(w)] for p in range(h)] for c in range(len(x))]  # fmt: skip
 
 
 def linear(edge, x):

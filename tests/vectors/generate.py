@@ -43,7 +43,7 @@ def stream(name: str) -> Any:
 
 
 def network(head: np.ndarray) -> Network:
-    """Padding, groups, a scaled shortcut, a stride, a pool, shift 0, two edges, two tables, a product."""
+    """Padding, groups, a scaled shortcut, a stride, a pool that resamples, shift 0, two edges, two tables, a product."""
     rng = np.random.default_rng(1)
     relu = Table(10, np.clip(np.arange(-512, 512), 0, 255).astype(np.int64))
     wide = Table(11, np.clip(np.arange(-1024, 1024), 0, 700).astype(np.int64))
@@ -61,9 +61,10 @@ def network(head: np.ndarray) -> Network:
     third = Node((Edge(2, difference, ONE, half, 12),), np.zeros(12, np.int64), 0, relu)
     gate = Node((Edge(2, rng.integers(-9, 10, (12, 12, 4, 4)), Window(4), Window(4)),), np.full(12, 9000), 9, relu)
     gated = Node((), np.zeros(12, np.int64), 7, relu, product=Product(2, 4))
+    finer = Window(3, 4, 2, -4, 1, 3)  # reads inputs 0 0 0 and 0 1 1
     last = Node(
         (
-            Edge(5, rng.integers(-12, 13, (FEATURES, 12, 2, 2)), Window(2), Window(2), 1, (half, half)),
+            Edge(5, rng.integers(-12, 13, (FEATURES, 12, 2, 2)), Window(2), Window(2), 1, (finer, half)),
             Edge(3, rng.integers(-12, 13, (FEATURES, 3, 4, 2)), Window(4), Window(2), 4),
         ),
         rng.integers(-2000, 2000, FEATURES), 10, wide,
