@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise, product
 from math import comb, isqrt, prod
 from typing import Any
@@ -73,7 +74,14 @@ class K:
         return (self * self) ** (n // 2) * (self if n & 1 else one) if n else one
 
     def inverse(self):
-        return self if self == one else self ** (p**5 - 2)
+        """The product of the other four conjugates over the norm; x^p = 2^((p-1)/5) x."""
+        if self == one:
+            return self
+        others, conjugate = one, self
+        for _ in range(4):
+            conjugate = K(*(a * pow(2, (p - 1) // 5 * j, p) % p for j, a in enumerate(conjugate.c)))
+            others = others * conjugate
+        return others * pow((self * others).c[0], -1, p)
 
     def __eq__(self, o):
         return self.c == lift(o).c
@@ -186,6 +194,14 @@ def combination(points, scalars):
     for a, s in zip(points, scalars, strict=True):
         out = out + a * Scalar.from_le_bytes((s % q).to_bytes(32, "little"))
     return out
+
+
+@cache
+def pixel_generators(n):
+    return [G1Point.hash_to_curve(b"pixel" + u32(i), DOMAIN) for i in range(n)]
+
+
+SHARE, BLINDING = (G1Point.hash_to_curve(m, DOMAIN) for m in (b"share", b"blinding"))
 
 
 def signed(public, label, digest, signature, check):
@@ -306,7 +322,7 @@ def below(bound, stream):
 
 
 class Key:
-    """A verification key, checked but for its openings (which other tests cover)."""
+    """A verification key, checked."""
 
     def __init__(self, data):
         r = Bytes(data)
@@ -317,10 +333,15 @@ class Key:
         self.triggers, self.shares = ([r.raw(48) for _ in range(self.ell)] for _ in range(2))
         beacon = r.blob()
         opened = r.int(4)
-        r.raw(opened * (prod(self.shape) + 4 + 64))
-        self.digest = sha(data[:-64])
-        signed(self.owner, "verification key", self.digest, r.raw(64), "key.signature")
+        images = [r.raw(prod(self.shape)) for _ in range(opened)]
+        shares = [r.int(4) for _ in range(opened)]
+        blindings = [[r.int(32) for _ in range(opened)] for _ in range(2)]
+        signature = r.raw(64)
         r.done()
+        require(len(beacon) <= 1024 and all(value < q for part in blindings for value in part), "malformed")
+        points = [[point(c) for c in part] for part in (self.triggers, self.shares)]
+        self.digest = sha(data[:-64])
+        signed(self.owner, "verification key", self.digest, signature, "key.signature")
         seed = blob(b"BLS12-381 G1") + blob(DOMAIN) + u32(self.classes, *self.shape) + self.owner + bytes([rule])
         seed += blob(beacon) + u32(self.ell) + b"".join(self.triggers) + b"".join(self.shares)
         self.seed = shake(seed, "zkmark/pkeygen-v1").read(32)
@@ -330,9 +351,17 @@ class Key:
             0 if rule else below(self.classes, shake(self.seed + u32(i), "zkmark/label")) for i in range(self.ell)
         ]
         self.hidden = [i for i, bit in enumerate(self.bits) if not bit]
-        require(opened == sum(self.bits), "key.openings")
         reach = isqrt(9 * self.ell // 4)
         require(abs(len(self.hidden) - self.ell // 2) <= reach, "key.window")
+        shown = [i for i, bit in enumerate(self.bits) if bit]
+        require(opened == len(shown), "key.openings")
+        for i, image, share, *rs in zip(shown, images, shares, *blindings, strict=True):  # one by one: plain
+            for public, bases, values, blinding in (
+                (points[0][i], pixel_generators(len(image)), image, rs[0]), (points[1][i], [SHARE], [share], rs[1])
+            ):  # fmt: skip
+                require(combination([*bases, BLINDING], [*values, blinding]) == public, "key.openings")
+        require(all(share < self.classes for share in shares), "key.range")
+        require(len({*images}) == opened and len({*self.triggers, *self.shares}) == 2 * self.ell, "key.duplicates")
 
 
 # --- 6: the transcript ---------------------------------------------------------------------------
@@ -681,12 +710,10 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
     taus = [reader.int(32) for _ in range(10)]
     require(max(taus) < q, "malformed")
     require(min(map(min, z)) >= largest[0] and min(z_share) >= largest[1], "link.range")
-    generators = [G1Point.hash_to_curve(b"pixel" + u32(i), DOMAIN) for i in range(d)]
-    share, blinding = (G1Point.hash_to_curve(m, DOMAIN) for m in (b"share", b"blinding"))
     published = [[point(source[i]) for i in key.hidden] for source in (key.triggers, key.shares)]
     for b, j in product(range(2), range(5)):  # one by one: plain
-        opened = combination([*generators, blinding], [*z[j], taus[j]]) if b == 0 else combination(
-            [share, blinding], [z_share[j], taus[5 + j]])  # fmt: skip
+        opened = combination([*pixel_generators(d), BLINDING], [*z[j], taus[j]]) if b == 0 else combination(
+            [SHARE, BLINDING], [z_share[j], taus[5 + j]])  # fmt: skip
         committed = point(commitments[5 * b + j]) + combination(published[b], gamma[b][j])
         require(opened == committed, "link.opening")
     weights, system = {f"link{j}": [lift(g) for g in gamma[0][j]] for j in range(5)}, []
