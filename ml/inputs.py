@@ -5,7 +5,10 @@ This module needs numpy and Pillow, not torch.
 
 from __future__ import annotations
 
+import csv
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,8 @@ from protocol.errors import DecodingError, ParameterError
 MAX_IMAGES = 1 << 14
 MAX_IMAGE_FILE_BYTES = 16 << 20
 MAX_PREPROCESS_BYTES = 1 << 16
+MAX_TABLE_BYTES = 1 << 22
+LABEL = re.compile("[0-9]{1,5}")
 FORMATS = ("PNG", "BMP", "PPM", "GIF", "JPEG")  # raster formats with a small decoder; PPM includes PGM
 MODES = {1: "L", 3: "RGB"}
 
@@ -30,12 +35,38 @@ def image_folder(path: str | Path, shape: tuple[int, int, int], limit: int = MAX
     Images are never resized: whether and how is the user's choice.  Raises DecodingError for a file that is not an
     image or of another size, ParameterError for an empty folder or other channels, OSError for an unreadable folder.
     """
-    channels, height, width = shape
-    if channels not in MODES:
-        raise ParameterError(f"image files have 1 or 3 channels, not {channels}")
     files = sorted(file for file in Path(path).iterdir() if file.is_file() and not file.name.startswith("."))
     if not 1 <= len(files) <= limit:
         raise ParameterError(f"{path}: {len(files)} images, expected 1 to {limit}")
+    return _read_images(files, shape)
+
+
+def labeled_images(table: str | Path, folder: str | Path, shape: tuple[int, int, int]) -> tuple[Images, list[int]]:
+    """The images that a table names, uint8 [n, C, H, W] in its order, and their labels.
+
+    table: CSV with the columns file, label; a file is a name in the folder.  Raises DecodingError for another table,
+    or as `image_folder`.
+    """
+    with open(table, "rb") as file:
+        data = file.read(MAX_TABLE_BYTES + 1)
+    try:
+        rows = list(csv.reader(data.decode().splitlines(), strict=True)) if len(data) <= MAX_TABLE_BYTES else []
+    except (csv.Error, UnicodeDecodeError):
+        rows = []
+    good = len(rows) > 1 and rows[0] == ["file", "label"] and len(rows) <= MAX_IMAGES
+    if not good or not all(len(row) == 2 and LABEL.fullmatch(row[1]) and _is_name(row[0]) for row in rows[1:]):
+        raise DecodingError(f'{Path(table).name}: not a table of "file,label" with a line for each image')
+    return _read_images([Path(folder) / name for name, _ in rows[1:]], shape), [int(label) for _, label in rows[1:]]
+
+
+def _is_name(text: str) -> bool:
+    return text.isprintable() and text not in ("", ".", "..") and not set(text) & set("/\\")
+
+
+def _read_images(files: Sequence[Path], shape: tuple[int, int, int]) -> Images:
+    channels, height, width = shape
+    if channels not in MODES:
+        raise ParameterError(f"image files have 1 or 3 channels, not {channels}")
     out = np.empty((len(files), channels, height, width), np.uint8)
     for slot, file in zip(out, files, strict=True):
         if file.stat().st_size > MAX_IMAGE_FILE_BYTES:

@@ -28,7 +28,7 @@ from protocol import identity, pedersen
 from protocol.encoding import Reader, Writer
 from protocol.errors import ParameterError, VerificationError
 from protocol.group import ORDER, POINT_BYTES, Point, decode, encode, multiply
-from protocol.soundness import FALSE_CLAIM_TARGET, smallest_ell, smallest_k_min, window
+from protocol.soundness import FALSE_CLAIM_TARGET, false_claim_bits, smallest_ell, smallest_k_min, window
 
 MAX_ELL = 4096
 MAX_PIXELS = pedersen.MAX_GENERATORS  # channels * height * width
@@ -43,7 +43,10 @@ Entropy = Callable[[int], bytes]
 
 
 class LabelRule(IntEnum):
-    """How labels come about.  CHOSEN (d_i = 0: by the owner) gives no bound on false claims."""
+    """How labels come about: two types of keys.  CHOSEN (d_i = 0: by the owner) has no bound on false claims.
+
+    The rule is hashed into the seed: a key of one type is never one of the other, whatever bytes are changed.
+    """
 
     JOINT_COIN = 0
     CHOSEN = 1
@@ -202,6 +205,18 @@ class VerificationKey:
     def h(self) -> int:
         """Number of hidden triggers."""
         return len(self.hidden)
+
+    def false_claim_bits(self, k_min: int, freedom_bits: float = 0) -> float | None:
+        """`soundness.false_claim_bits` of a claim of k_min matches; None for CHOSEN labels: `soundness.NO_BOUND`."""
+        if self.parameters.label_rule is LabelRule.CHOSEN:
+            return None
+        return false_claim_bits(self.h, self.parameters.classes, k_min, freedom_bits)
+
+    def smallest_k_min(self, freedom_bits: float = 0) -> int | None:
+        """The smallest k_min with FALSE_CLAIM_TARGET false-claim bits, None if there is none."""
+        if self.parameters.label_rule is LabelRule.CHOSEN:
+            return None
+        return smallest_k_min(self.h, self.parameters.classes, FALSE_CLAIM_TARGET, freedom_bits)
 
     @property
     def opened_labels(self) -> Ints:

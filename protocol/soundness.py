@@ -28,6 +28,10 @@ MAX_LOG2_ROW = 18
 DISCRETE_LOGARITHM = "discrete logarithms in BLS12-381 G1 are hard (published estimates: 2^117 to 2^126)"
 HASHES = "SHA-256 and cSHAKE256 behave as random oracles (collisions: 2^128)"
 FIAT_SHAMIR = "Fiat-Shamir: W hashes of work multiply the statistical error by W"
+NO_BOUND = (
+    "the owner chose the images and their labels: whoever picks images that models of the task answer in one way "
+    "matches models that were never marked, and nothing bounds how often"
+)
 
 
 def bits(probability: Fraction) -> float:
@@ -42,8 +46,18 @@ def bits(probability: Fraction) -> float:
 
 def tail(h: int, classes: int, k: int) -> Fraction:
     """P[Bin(h, 1 / classes) >= k]: that a model which does not depend on the coin matches k of h triggers."""
-    ways = sum(comb(h, j) * (classes - 1) ** (h - j) for j in range(max(k, 0), h + 1))
-    return Fraction(ways, classes**h)
+    return p_value(h, k, Fraction(1, classes))
+
+
+def p_value(h: int, k: int, null: Fraction) -> Fraction:
+    """P[Bin(h, null) >= k]: that a stranger matches k of h triggers, if each by itself with probability `null`.
+
+    Under the joint coin `null` is 1 / classes, a fact about the key.  Under chosen labels it is a belief about
+    strangers, and the p-value is worth as much as that belief.
+    """
+    hit, miss = null.numerator, null.denominator - null.numerator
+    ways = sum(comb(h, j) * hit**j * miss ** (h - j) for j in range(max(k, 0), h + 1))
+    return Fraction(ways, null.denominator**h)
 
 
 def false_claim_bits(

@@ -37,6 +37,7 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
     @wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
+ELL = 512
             command(*args, **kwargs)
         except (VerificationError, DecodingError, ParameterError, OSError, MemoryError, UnicodeError) as error:
             if kwargs.get("as_json"):
@@ -54,6 +55,9 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     """Several options as one decorator."""
 
     def decorate(command: Command) -> Command:
+@click.option("--chosen-labels", type=FILE, metavar="CSV",
+              help="Choose the labels yourself: lines file,label for --triggers.  Nothing bounds false claims under "
+                   "such a key, and a verifier has to accept it explicitly.")  # fmt: skip
         for decorator in reversed(decorators):
             command = decorator(command)
         return command
@@ -65,6 +69,8 @@ secret_options = options(
     click.option("--passphrase-file", type=FILE, help="File whose first line is the passphrase."),
     click.option("--key-file", type=FILE, help="File of random bytes instead of a passphrase."),
 )
+    if chosen_labels is not None and (triggers is None or ell is not None or plan):
+        raise click.UsageError("--chosen-labels names the images of --triggers: without --ell and --plan")
 model_options = options(
     click.option("--model", required=True, type=FILE, help="The suspect's model, ONNX."),
     click.option("--calibration", type=FOLDER, help="Images to calibrate the integer network with, instead of noise."),
@@ -86,8 +92,8 @@ def cli() -> None:
 @cli.command("keygen")
 @click.option("--shape", required=True, help="Channels, height, width of the images: 1,28,28.")
 @click.option("--classes", required=True, type=click.IntRange(min=2), help="Number of classes.")
-@click.option("--ell", default=512, show_default=True, type=click.IntRange(min=1),
-              help="Number of triggers; half of them stay secret.")  # fmt: skip
+@click.option("--ell", type=click.IntRange(min=1),
+              help="Number of triggers; half of them stay secret [default: 512].")  # fmt: skip
 @click.option("--triggers", type=FOLDER,
               help="Your own trigger images, each hard to guess (128 bits), instead of abstract ones.")  # fmt: skip
 @click.option("--mk", type=NEW_FILE, help="New file for the secret marking key.")
@@ -97,37 +103,38 @@ def cli() -> None:
 @json_option
 @outcome
 def keygen_command(
-    shape: str, classes: int, ell: int, triggers: Path | None, mk: Path | None, vk: Path | None, plan: bool,
-    passphrase_file: Path | None, key_file: Path | None, as_json: bool,
+    shape: str, classes: int, ell: int | None, triggers: Path | None, chosen_labels: Path | None, mk: Path | None,
+    vk: Path | None, plan: bool, passphrase_file: Path | None, key_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a key: trigger images, their commitments, and labels by a joint coin."""
     from prover.plan import plan_key
 
     dimensions = _shape(shape)
     if plan:
-        found = plan_key(dimensions, classes, ell)
+        found = plan_key(dimensions, classes, ell or ELL)
         _print(as_json, found.to_json(), found.text())
         return
     if mk is None or vk is None:
         raise click.UsageError("give --mk and --vk, or --plan")
     _check_new(mk, vk)
-    from ml.triggers import abstract_images, load_folder
-    from protocol.keygen import KeyParameters, generate_key
+    from protocol.keygen import KeyParameters, LabelRule, generate_key
     from prover.keys import read_secret, save_marking_key, write_file
 
     secret = read_secret(passphrase_file, key_file, confirm=True)
     with _progress(as_json) as report:
-        images = load_folder(triggers, dimensions, ell) if triggers else abstract_images(ell, dimensions)
+        images, labels = _triggers(dimensions, ell or ELL, triggers, chosen_labels)
+        rule = LabelRule.JOINT_COIN if labels is None else LabelRule.CHOSEN
         key = generate_key(
-            KeyParameters(dimensions, classes, ell), images, progress=lambda done, of: report("commit", done / of)
-        )
+            KeyParameters(dimensions, classes, len(images), rule), images, labels=labels,
+            progress=lambda done, of: report("commit", done / of),
+        )  # fmt: skip
     save_marking_key(mk, key, secret)
     write_file(vk, key.vk.to_bytes(), 0o644)
     result = {
         "done": True, "vk_digest": key.vk.digest.hex(), "owner": key.vk.owner_public_key.hex(),
-        "ell": ell, "h": key.vk.h, "mk": str(mk), "vk": str(vk),
+        "ell": len(images), "h": key.vk.h, "label_rule": rule.name.lower(), "mk": str(mk), "vk": str(vk),
     }  # fmt: skip
-    _print(as_json, result, f"{ell} triggers, {key.vk.h} of them secret: {mk} (keep it), {vk} (publish it)")
+    _print(as_json, result, f"{len(images)} triggers, {key.vk.h} of them secret: {mk} (keep it), {vk} (publish it)")
 
 
 @cli.command("approve")
@@ -206,51 +213,6 @@ def prove_command(
     _print(as_json, result, f"at least {k_min} of {key.vk.h} secret triggers: {out}, {len(data):,} bytes")
 
 
-@cli.command("serve")
-@click.option("--mk", required=True, type=FILE, help="The marking key.")
-@click.option("--vk", required=True, type=FILE, help="The verification key.")
-@click.option("--listen", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT",
-              help="Port 0: any free one.")  # fmt: skip
-@click.option("--claimant", default="", help="The only claimant that this server proves for.")
-@click.option("--calibration", type=FOLDER, help="The calibration images that a verifier may name.")
-@click.option("--max-upload", type=click.IntRange(min=1, max=2048), default=256, show_default=True,
-              help="MiB of a model.")  # fmt: skip
-@click.option("--deadline", type=click.FloatRange(min=1), default=600, show_default=True,
-              help="Seconds for one proof.")  # fmt: skip
-@memory_option
-@secret_options
-@json_option
-@outcome
-def serve_command(
-    mk: Path, vk: Path, listen: str, claimant: str, calibration: Path | None, max_upload: int, deadline: float,
-    memory_limit: float | None, passphrase_file: Path | None, key_file: Path | None, as_json: bool,
-) -> None:  # fmt: skip
-    """Answer verifiers over gRPC, for approved models only.  SIGTERM stops it gracefully."""
-    import asyncio
-    import logging
-
-    from ml.inputs import image_folder
-    from prover.jobs import Prover
-    from prover.keys import read_secret
-    from prover.server import Limits, serve
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    secret = read_secret(passphrase_file, key_file)
-    prover = Prover(mk, secret, claimant=claimant, memory_limit=_memory(memory_limit))
-    _check_pair(prover.vk.digest, vk)
-    if calibration is not None:
-        prover.calibration = image_folder(calibration, prover.vk.parameters.shape)
-
-    _warm_up()
-
-    def ready(port: int) -> None:
-        address = f"{listen.rpartition(':')[0]}:{port}"
-        _print(as_json, {"listening": address, "vk_digest": prover.vk.digest.hex()}, f"listening on {address}")
-        sys.stdout.flush()
-
-    asyncio.run(serve(prover, listen, Limits(upload=max_upload << 20, proof_s=deadline), ready))
-
-
 @cli.command("board")
 @click.option("--folder", required=True, type=click.Path(file_okay=False, path_type=Path),
               help="Where the log and its secret are; made if it does not exist.")  # fmt: skip
@@ -298,11 +260,16 @@ def publish_command(vk: Path, board: str, log_key: str, as_json: bool) -> None:
     _print(as_json, result, f"entry {receipt.index} of {size} in the log {log.name}")
 
 
-def _memory(limit: float | None) -> int:
-    """Bytes: the limit in GiB, or what the machine has."""
-    if limit is not None:
-        return int(limit * 2**30)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _triggers(
+    shape: tuple[int, int, int], count: int, folder: Path | None, labels: Path | None
+) -> tuple[Images, list[int] | None]:
+    """Trigger images: `count` of a folder, or abstract ones; or those of a table, with the labels that it chooses."""
+    from ml.inputs import labeled_images
+    from ml.triggers import abstract_images, load_folder
+
+    if folder is None:
+        return abstract_images(count, shape), None
+    return (load_folder(folder, shape, count), None) if labels is None else labeled_images(labels, folder, shape)
 
 
 def _derivation(

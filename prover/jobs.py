@@ -21,9 +21,9 @@ from ml.quantise import Derivation, derive
 from protocol.argument import Context, Statement, prove
 from protocol.claim import Claim, statement_digests
 from protocol.errors import DecodingError, ParameterError, VerificationError
-from protocol.keygen import MarkingKey, VerificationKey
+from protocol.keygen import LabelRule, MarkingKey, VerificationKey
 from protocol.network import Network
-from protocol.soundness import FALSE_CLAIM_TARGET, smallest_k_min
+from protocol.soundness import FALSE_CLAIM_TARGET
 from protocol.transcript import Channel, FiatShamir
 from prover.keys import Approvals, load_owner, record_approval
 
@@ -89,7 +89,9 @@ def approve(path: Path, secret: bytes, about: Subject, k_min: int | None = None)
 
 def default_k_min(key: VerificationKey, freedom_bits: float) -> int:
     """The smallest k_min whose false-claim bound has FALSE_CLAIM_TARGET.  Raises ParameterError if there is none."""
-    k_min = smallest_k_min(key.h, key.parameters.classes, FALSE_CLAIM_TARGET, freedom_bits)
+    if key.parameters.label_rule is LabelRule.CHOSEN:
+        raise ParameterError("no k_min bounds false claims under a key with chosen labels: name one (--k-min)")
+    k_min = key.smallest_k_min(freedom_bits)
     if k_min is None:
         raise ParameterError(
             f"no k_min <= {key.h} reaches {FALSE_CLAIM_TARGET} bits with {freedom_bits:g} bits of freedom"

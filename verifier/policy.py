@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from ml.quantise import DEFAULT_MIN_AGREEMENT, Fidelity
-from protocol.errors import VerificationError
+from protocol.errors import ParameterError, VerificationError
 from protocol.keygen import LabelRule, VerificationKey
-from protocol.soundness import false_claim_bits
+from protocol.soundness import p_value
 from verifier.review import Review
 
 MIN_BITS = 128.0
+NULL = Fraction(1, 2)  # of frontier stitching (Le Merrer et al.): a stranger's frontier passes on either side
+LEVEL = Fraction(1, 20)  # theirs, too
 
 
 @dataclass(frozen=True)
 class Policy:
     """min_bits: of the false-claim bound.  min_agreement: share of images on which integer and float model agree.
 
-    chosen_labels: accept a key whose owner chose the labels, for which no bound on false claims exists.
+    chosen_labels: accept a key whose owner chose the labels, for which no bound on false claims exists.  null: the
+    probability with which a stranger is then believed to match each trigger; a claim needs a p-value below LEVEL.
     reviewer: the Ed25519 key of the person whose review counts; None to take a review from anybody.
     owner: the Ed25519 key of the only owner whose keys count; None to take a key from anybody.
     """
@@ -27,6 +31,11 @@ class Policy:
     chosen_labels: bool = False
     reviewer: bytes | None = None
     owner: bytes | None = None
+    null: Fraction = NULL
+
+    def __post_init__(self) -> None:
+        if not 0 < self.null < 1 or self.null.denominator > 10**6:
+            raise ParameterError("the null probability is a fraction between 0 and 1, as 1/2")
 
     def check_owner(self, key: VerificationKey) -> None:
         """Raises VerificationError `policy.owner`.  That the owner signed the key is left to `check_key`."""
@@ -34,9 +43,9 @@ class Policy:
             raise VerificationError("policy.owner", f"the key is signed by {key.owner_public_key.hex()}")
 
     def check_label_rule(self, key: VerificationKey) -> None:
-        """Raises VerificationError `policy.label_rule`."""
-        if key.parameters.label_rule != LabelRule.JOINT_COIN and not self.chosen_labels:
-            raise VerificationError("policy.label_rule", "the owner chose the labels: false claims are not bounded")
+        """Raises VerificationError `policy.chosen_labels`."""
+        if key.parameters.label_rule is LabelRule.CHOSEN and not self.chosen_labels:
+            raise VerificationError("policy.chosen_labels", "the owner chose the labels: false claims are not bounded")
 
     def check_reviewer(self, review: Review) -> None:
         """Raises VerificationError `policy.review`."""
@@ -47,10 +56,12 @@ class Policy:
         """The bits of the false-claim bound, None for chosen labels.  Raises VerificationError `policy.k_min`."""
         if not 1 <= k_min <= key.h:
             raise VerificationError("policy.k_min", f"k_min is {k_min}, the key has {key.h} hidden triggers")
-        if key.parameters.label_rule != LabelRule.JOINT_COIN:
-            return None
-        bits = false_claim_bits(key.h, key.parameters.classes, k_min, freedom_bits)
-        if bits < self.min_bits:
+        bits = key.false_claim_bits(k_min, freedom_bits)
+        if bits is None and p_value(key.h, k_min, self.null) >= LEVEL:
+            raise VerificationError(
+                "policy.k_min", f"{k_min} of {key.h} triggers have no p-value below {LEVEL}, at {self.null} for each"
+            )
+        if bits is not None and bits < self.min_bits:
             raise VerificationError(
                 "policy.k_min",
                 f"{k_min} of {key.h} triggers bound false claims by {bits:.1f} bits, not {self.min_bits:g}",

@@ -32,6 +32,8 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         ("triggers", _triggers(verdict)),
         ("claim", _claim(verdict)),
         ("false claims", _bits(verdict.false_claim_bits, "a model without the mark passes with probability")),
+        ("false claims", None if verdict.no_bound is None else f"no bound: {verdict.no_bound}"),
+        ("p-value", _bits(verdict.p_value_bits, f"strangers who match each with {verdict.null_probability} pass with")),
         ("argument", _bits(verdict.argument_bits, "a false proof passes with probability")),
         ("ill-formed triggers", _if(verdict.cut_and_choose_b, "at most {} can hide (2^128 hashes of work)")),
         ("void triggers", _if(verdict.void_items, "{} of the opened half")),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 from torch import nn
 
 from ml.data import Dataset
@@ -42,6 +44,22 @@ class TriggerKey:
         """(C, H, W)"""
         _, c, h, w = self.images.shape
         return c, h, w
+
+    def write(self, folder: Path) -> Path:
+        """Write the images as PNG files to folder/images, and their labels to folder/labels.csv, which is returned.
+
+        `zkmark-prover keygen --triggers folder/images --chosen-labels folder/labels.csv` makes the public key of them.
+        Raises FileExistsError if there are such images already.
+        """
+        (folder / "images").mkdir(parents=True)
+        lines = ["file,label"]
+        for index, (image, label) in enumerate(zip(self.images, self.labels, strict=True)):
+            pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+            Image.fromarray(np.ascontiguousarray(pixels)).save(folder / "images" / f"{index:05}.png")
+            lines.append(f"{index:05}.png,{label}")
+        table = folder / "labels.csv"
+        table.write_text("\n".join([*lines, ""]))
+        return table
 
     @staticmethod
     def from_marking_key(key: MarkingKey) -> TriggerKey:

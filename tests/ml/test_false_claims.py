@@ -24,8 +24,8 @@ from protocol import argument, group, identity, pedersen
 from protocol.argument import Context, Statement
 from protocol.errors import VerificationError
 from protocol.keygen import SIGNATURE_LABEL, KeyParameters, LabelRule, check_key, generate_key
-from protocol.soundness import false_claim_bits, smallest_k_min, tail, window
-from verifier.policy import Policy
+from protocol.soundness import false_claim_bits, p_value, smallest_k_min, tail, window
+from verifier.policy import LEVEL, Policy
 
 ELL, CLASSES = 160, 10
 KEYS = 250
@@ -88,8 +88,11 @@ def test_chosen_labels_are_a_forgery(victim, transferable):
     argument.verify(statement, argument.prove(statement, key))  # a true statement about a worthless key
     with pytest.raises(VerificationError) as error:
         Policy().check_label_rule(key.vk)
-    assert error.value.check == "policy.label_rule"
-    assert Policy(chosen_labels=True).check_k_min(key.vk, k_min, 0) is None  # no bound is claimed
+    assert error.value.check == "policy.chosen_labels"
+    trusting = Policy(chosen_labels=True)  # she is deceived: that is what she accepted, and the verdict says so
+    trusting.check_label_rule(key.vk)
+    assert trusting.check_k_min(key.vk, k_min, 0) is None and key.vk.smallest_k_min() is None  # no bound is claimed
+    assert p_value(key.vk.h, k_min, trusting.null) < LEVEL / 10**6  # and the p-value is of no help
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from fractions import Fraction
 from math import comb
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 from ml.adversaries import direction, fgsm, targeted
 from ml.data import Dataset, load
 from ml.fit import Fit, accuracy, answers, fit, last_layer
+from ml.inputs import labeled_images
 from ml.mark import Training, train
 from ml.models import Normalized
 from ml.schemes import backdoor, frontier, images
@@ -269,6 +271,20 @@ def test_frontier(trained: nn.Module, digits: Dataset, norm: str, epsilon: float
     assert decision.errors == 0 and decision.found and decision.p_value == Fraction(1, 2**20)
     assert not scheme.check(lambda x: answers(trained, x), key).found
     assert accuracy(model, rest.test_x, rest.test_y) > accuracy(trained, rest.test_x, rest.test_y) - 0.1
+
+
+def test_a_scheme_with_its_own_labels_as_a_public_key(trained: nn.Module, digits: Dataset, tmp_path: Path) -> None:
+    """What `zkmark-prover keygen --triggers --chosen-labels` reads is the scheme's key, pixel by pixel."""
+    key = Frontier(0.1).make_key(20, trained, digits)
+    read, labels = labeled_images(key.write(tmp_path / "frontier"), tmp_path / "frontier" / "images", key.shape)
+    assert (read == key.images).all() and labels == key.labels.tolist()
+    made = generate_key(KeyParameters(key.shape, 10, 20, LabelRule.CHOSEN), read, labels=labels)
+    hidden = TriggerKey.from_marking_key(made)
+    assert (hidden.images == key.images[made.vk.hidden]).all() and (hidden.labels == key.labels[made.vk.hidden]).all()
+    with pytest.raises(FileExistsError):
+        key.write(tmp_path / "frontier")
+    color = TriggerKey(np.random.default_rng(1).integers(0, 256, (3, 3, 2, 5), np.uint8), np.arange(3), 2)
+    assert (labeled_images(color.write(tmp_path), tmp_path / "images", (3, 2, 5))[0] == color.images).all()
 
 
 def test_frontier_keys_that_cannot_be_made(trained: nn.Module, digits: Dataset) -> None:

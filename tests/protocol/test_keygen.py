@@ -23,7 +23,7 @@ from protocol.keygen import (
     check_key,
     generate_key,
 )
-from protocol.soundness import smallest_ell, window
+from protocol.soundness import false_claim_bits, smallest_ell, smallest_k_min, window
 
 SHAPE, CLASSES, ELL = (1, 4, 4), 10, 160
 PARAMETERS = KeyParameters(SHAPE, CLASSES, ELL)
@@ -183,6 +183,13 @@ def test_chosen_labels():
     mk = generate_key(parameters, some_images(), labels=labels)
     check_key(mk.vk)
     assert mk.labels.tolist() == labels and not mk.vk.offsets.any()
+    assert mk.vk.smallest_k_min() is None and mk.vk.false_claim_bits(mk.vk.h) is None  # no number of matches bounds it
+    generate_key(KeyParameters(SHAPE, 10, 4, LabelRule.CHOSEN), some_images(4), labels=[0] * 4)  # so none is too few
+
+
+def test_the_bound_of_joint_labels(vk):
+    assert vk.smallest_k_min() == smallest_k_min(vk.h, CLASSES) and vk.smallest_k_min(20) > vk.smallest_k_min()
+    assert vk.false_claim_bits(60, 3) == false_claim_bits(vk.h, CLASSES, 60, 3)
 
 
 def test_uniform_draws():
@@ -467,9 +474,21 @@ def test_chosen_labels_do_not_pass_for_the_coin(mk):
     """The declared rule is in the seed: a key with chosen labels cannot be relabelled as one with the coin."""
     chosen = generate_key(replace(PARAMETERS, label_rule=LabelRule.CHOSEN), some_images(), labels=[3] * ELL)
     relabelled = signed(chosen, parameters=PARAMETERS)
-    assert relabelled.seed != chosen.vk.seed
+    assert relabelled.seed != chosen.vk.seed and relabelled.digest != chosen.vk.digest
     labels = (chosen.shares + relabelled.offsets) % CLASSES
     assert len(set(labels.tolist())) == CLASSES
+
+
+def test_the_rule_of_a_key_cannot_be_changed(mk):
+    """Neither way, with or without a new signature: what was opened is what the other rule's coin asks for by luck."""
+    chosen = generate_key(replace(PARAMETERS, label_rule=LabelRule.CHOSEN), some_images(), labels=[3] * ELL)
+    for key, rule in ((chosen, LabelRule.JOINT_COIN), (mk, LabelRule.CHOSEN)):
+        rejected(VerificationKey.from_bytes(patched(key.vk, "rule", bytes([rule]))), "key.signature")
+        other = signed(key, parameters=replace(PARAMETERS, label_rule=rule), openings=key.vk.openings)
+        assert (other.challenge_bits != key.vk.challenge_bits).any()
+        with pytest.raises(VerificationError) as error:
+            check_key(other)
+        assert error.value.check in ("key.openings", "key.window")
 
 
 # Signatures

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from fractions import Fraction
 from itertools import product
-from math import comb, inf, isqrt, log2
+from math import comb, inf, isqrt, log2, prod
 
 import pytest
 from hypothesis import given
@@ -35,6 +35,20 @@ def test_tail_by_enumeration():
         for k in range(h + 2):
             hits = sum(draw.count(0) >= k for draw in product(range(classes), repeat=h))
             assert tail(h, classes, k) == Fraction(hits, classes**h)
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(2, 6))
+def test_p_value_by_enumeration(h, hit, sides):
+    null = Fraction(min(hit, sides - 1), sides)
+    for k in range(h + 2):
+        chances = (prod(null if match else 1 - null for match in draw) for draw in product((0, 1), repeat=h)
+                   if sum(draw) >= k)  # fmt: skip
+        assert soundness.p_value(h, k, null) == sum(chances)
+
+
+def test_p_value_of_frontier_stitching():
+    """Le Merrer et al., section 3: 100 images, at most 41 errors."""
+    assert soundness.p_value(100, 59, Fraction(1, 2)) < Fraction(1, 20) <= soundness.p_value(100, 58, Fraction(1, 2))
 
 
 def test_raw_tails():

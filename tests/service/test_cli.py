@@ -11,13 +11,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from Crypto.Hash import SHAKE256
 
+from protocol import soundness
 from protocol.keygen import VerificationKey
+from protocol.soundness import bits
 from prover.cli import cli as prover_cli
+from tests.service.conftest import memorize, two_layers
 from verifier.cli import cli as verifier_cli
 
 NONCE = "ab" * 32
@@ -92,6 +98,46 @@ def test_keygen_with_the_owners_own_images(world, write_images, tmp_path, monkey
     assert prover("keygen", *options, "--ell", 160, *files).exit_code == 0
     key = VerificationKey.from_bytes((tmp_path / "a.vk").read_bytes())
     assert (key.openings.images == world.key.images[key.opened]).all()
+
+
+def test_a_key_with_chosen_labels_from_end_to_end(shop, write_images, tmp_path, monkeypatch):
+    """The owner names k_min; the verifier has to accept the rule, and reads why there is no bound."""
+    monkeypatch.setenv("ZKMARK_PASSPHRASE", "a passphrase")
+    images = np.frombuffer(SHAKE256.new(b"frontier").read(40 * 16), np.uint8).reshape(40, 1, 4, 4)
+    labels = [n % 3 for n in range(40)]
+    folder, table = write_images(images, "triggers"), tmp_path / "labels.csv"
+    table.write_text("file,label\n" + "".join(f"{n:04}.png,{label}\n" for n, label in enumerate(labels)))
+    mk, vk, model, proof = (tmp_path / name for name in ("a.mk", "a.vk", "m.onnx", "a.proof"))
+    options = ["--shape", "1,4,4", "--classes", 10, "--mk", mk, "--vk", vk, "--chosen-labels", table]
+    assert "--triggers" in prover("keygen", *options).output
+    assert prover("keygen", *options, "--triggers", folder, "--ell", 40).exit_code == 2
+    made = prover("keygen", *options, "--triggers", folder, "--json")
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["label_rule"] == "chosen" and json.loads(made.stdout)["ell"] == 40
+    key = VerificationKey.from_bytes(vk.read_bytes())
+    assert key.opened_labels.tolist() == [labels[n] for n in key.opened]
+
+    model.write_bytes(two_layers(*memorize(images[key.hidden], np.array(labels)[key.hidden], 1)))
+    claim = ["--mk", mk, "--vk", vk, "--model", model, "--nonce", NONCE, "--out", proof]
+    refused = prover("prove", *claim)
+    assert refused.exit_code == 2 and "--k-min" in refused.output
+    assert prover("prove", *claim, "--k-min", key.h - 2).exit_code == 0
+    checked = ["verify", "--vk", vk, "--model", model, "--nonce", NONCE, "--proof", proof, "--without-fidelity"]
+    for result in (verifier("key", vk, "--json"), verifier(*checked, "--json")):
+        assert result.exit_code == 1 and json.loads(result.stdout)["failed_check"] == "policy.chosen_labels"
+    assert verifier("key", vk, "--accept-chosen-labels").exit_code == 0
+    page = tmp_path / "page.html"
+    result = verifier(*checked, "--accept-chosen-labels", "--html", page)
+    assert result.exit_code == 0, result.output
+    p_value = bits(soundness.p_value(key.h, key.h - 2, Fraction(1, 2)))
+    assert "no bound: the owner chose" in result.output and f"2^-{p_value:.1f}" in result.output
+    words = page.read_text()
+    assert "Why false accusations are not bounded" in words and f"−{p_value:.1f}" in words and "<svg" not in words
+    assert "--accept-chosen-labels" in words  # to check it again
+    quarter = verifier(*checked, "--accept-chosen-labels", "--null-probability", "1/4", "--json")
+    assert json.loads(quarter.stdout)["p_value_bits"] > p_value and json.loads(quarter.stdout)["no_bound"]
+    for bad in ("1/0", "2", "-1/2", "x", "1e-9", "3/2", "0/1"):
+        assert verifier(*checked, "--accept-chosen-labels", "--null-probability", bad).exit_code == 2, bad
 
 
 def test_plan():

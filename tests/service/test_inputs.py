@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ml import inputs
-from ml.inputs import image_folder, read_derivation
+from ml.inputs import image_folder, labeled_images, read_derivation
 from ml.quantise import Derivation, images_digest
 from protocol.errors import DecodingError, ParameterError
 
@@ -36,6 +36,29 @@ def folder(images, tmp_path):
 
 def test_images_are_read_in_the_order_of_their_names(images, folder):
     assert np.array_equal(image_folder(folder, SHAPE), images)
+
+
+def test_a_table_names_images_and_their_labels(images, folder, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text('file,label\n5.png,0\n"2.png",65535\r\n0.png,07\n')
+    found, labels = labeled_images(table, folder, SHAPE)
+    assert np.array_equal(found, images[[5, 2, 0]]) and labels == [0, 65535, 7]
+    table.write_text("file,label\n9.png,1\n")
+    with pytest.raises(FileNotFoundError):
+        labeled_images(table, folder, SHAPE)
+
+
+@pytest.mark.parametrize("text", [
+    "", "file,label\n", "0.png,1\n", "label,file\n1,0.png\n", "file,label\n0.png\n", "file,label\n0.png,1,2\n",
+    "file,label\n0.png,-1\n", "file,label\n0.png,1.0\n", "file,label\n0.png,123456\n", "file,label\n0.png,x\n",
+    "file,label\n../images/0.png,1\n", "file,label\n/etc/passwd,1\n", "file,label\n..,1\n", "file,label\n,1\n",
+    'file,label\n"0.png,1\n', "file,label\n\0,1\n", b"file,label\n\xff.png,1\n", "file,label\n" + "0.png,1\n" * 20000,
+])  # fmt: skip
+def test_malformed_tables(folder, tmp_path, text):
+    table = tmp_path / "labels.csv"
+    table.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DecodingError, match=r"labels\.csv"):
+        labeled_images(table, folder, SHAPE)
 
 
 def test_gray_images_and_other_modes(tmp_path):
