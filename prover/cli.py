@@ -29,6 +29,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 MAX_MODEL_BYTES = 256 << 20
 MAX_PHASES = 32  # lines of progress
+ELL = 512
 
 
 def outcome(command: Callable[P, None]) -> Callable[P, None]:
@@ -37,7 +38,6 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
     @wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-ELL = 512
             command(*args, **kwargs)
         except (VerificationError, DecodingError, ParameterError, OSError, MemoryError, UnicodeError) as error:
             if kwargs.get("as_json"):
@@ -55,9 +55,6 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     """Several options as one decorator."""
 
     def decorate(command: Command) -> Command:
-@click.option("--chosen-labels", type=FILE, metavar="CSV",
-              help="Choose the labels yourself: lines file,label for --triggers.  Nothing bounds false claims under "
-                   "such a key, and a verifier has to accept it explicitly.")  # fmt: skip
         for decorator in reversed(decorators):
             command = decorator(command)
         return command
@@ -69,8 +66,6 @@ secret_options = options(
     click.option("--passphrase-file", type=FILE, help="File whose first line is the passphrase."),
     click.option("--key-file", type=FILE, help="File of random bytes instead of a passphrase."),
 )
-    if chosen_labels is not None and (triggers is None or ell is not None or plan):
-        raise click.UsageError("--chosen-labels names the images of --triggers: without --ell and --plan")
 model_options = options(
     click.option("--model", required=True, type=FILE, help="The suspect's model, ONNX."),
     click.option("--calibration", type=FOLDER, help="Images to calibrate the integer network with, instead of noise."),
@@ -96,6 +91,9 @@ def cli() -> None:
               help="Number of triggers; half of them stay secret [default: 512].")  # fmt: skip
 @click.option("--triggers", type=FOLDER,
               help="Your own trigger images, each hard to guess (128 bits), instead of abstract ones.")  # fmt: skip
+@click.option("--chosen-labels", type=FILE, metavar="CSV",
+              help="Choose the labels yourself: lines file,label for --triggers.  Nothing bounds false claims under "
+                   "such a key, and a verifier has to accept it explicitly.")  # fmt: skip
 @click.option("--mk", type=NEW_FILE, help="New file for the secret marking key.")
 @click.option("--vk", type=NEW_FILE, help="New file for the public verification key.")
 @click.option("--plan", is_flag=True, help="Only say what such a key would cost and prove.")
@@ -107,6 +105,8 @@ def keygen_command(
     vk: Path | None, plan: bool, passphrase_file: Path | None, key_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a key: trigger images, their commitments, and labels by a joint coin."""
+    if chosen_labels is not None and (triggers is None or ell is not None or plan):
+        raise click.UsageError("--chosen-labels names the images of --triggers: without --ell and --plan")
     from prover.plan import plan_key
 
     dimensions = _shape(shape)
@@ -213,6 +213,51 @@ def prove_command(
     _print(as_json, result, f"at least {k_min} of {key.vk.h} secret triggers: {out}, {len(data):,} bytes")
 
 
+@cli.command("serve")
+@click.option("--mk", required=True, type=FILE, help="The marking key.")
+@click.option("--vk", required=True, type=FILE, help="The verification key.")
+@click.option("--listen", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT",
+              help="Port 0: any free one.")  # fmt: skip
+@click.option("--claimant", default="", help="The only claimant that this server proves for.")
+@click.option("--calibration", type=FOLDER, help="The calibration images that a verifier may name.")
+@click.option("--max-upload", type=click.IntRange(min=1, max=2048), default=256, show_default=True,
+              help="MiB of a model.")  # fmt: skip
+@click.option("--deadline", type=click.FloatRange(min=1), default=600, show_default=True,
+              help="Seconds for one proof.")  # fmt: skip
+@memory_option
+@secret_options
+@json_option
+@outcome
+def serve_command(
+    mk: Path, vk: Path, listen: str, claimant: str, calibration: Path | None, max_upload: int, deadline: float,
+    memory_limit: float | None, passphrase_file: Path | None, key_file: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Answer verifiers over gRPC, for approved models only.  SIGTERM stops it gracefully."""
+    import asyncio
+    import logging
+
+    from ml.inputs import image_folder
+    from prover.jobs import Prover
+    from prover.keys import read_secret
+    from prover.server import Limits, serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    secret = read_secret(passphrase_file, key_file)
+    prover = Prover(mk, secret, claimant=claimant, memory_limit=_memory(memory_limit))
+    _check_pair(prover.vk.digest, vk)
+    if calibration is not None:
+        prover.calibration = image_folder(calibration, prover.vk.parameters.shape)
+
+    _warm_up()
+
+    def ready(port: int) -> None:
+        address = f"{listen.rpartition(':')[0]}:{port}"
+        _print(as_json, {"listening": address, "vk_digest": prover.vk.digest.hex()}, f"listening on {address}")
+        sys.stdout.flush()
+
+    asyncio.run(serve(prover, listen, Limits(upload=max_upload << 20, proof_s=deadline), ready))
+
+
 @cli.command("board")
 @click.option("--folder", required=True, type=click.Path(file_okay=False, path_type=Path),
               help="Where the log and its secret are; made if it does not exist.")  # fmt: skip
@@ -270,6 +315,13 @@ def _triggers(
     if folder is None:
         return abstract_images(count, shape), None
     return (load_folder(folder, shape, count), None) if labels is None else labeled_images(labels, folder, shape)
+
+
+def _memory(limit: float | None) -> int:
+    """Bytes: the limit in GiB, or what the machine has."""
+    if limit is not None:
+        return int(limit * 2**30)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _derivation(
