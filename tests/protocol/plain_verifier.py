@@ -355,13 +355,13 @@ class Key:
         require(abs(len(self.hidden) - self.ell // 2) <= reach, "key.window")
         shown = [i for i, bit in enumerate(self.bits) if bit]
         require(opened == len(shown), "key.openings")
+        require(all(share < self.classes for share in shares), "key.range")
+        require(len({*images}) == opened and len({*self.triggers, *self.shares}) == 2 * self.ell, "key.duplicates")
         for i, image, share, *rs in zip(shown, images, shares, *blindings, strict=True):  # one by one: plain
             for public, bases, values, blinding in (
                 (points[0][i], pixel_generators(len(image)), image, rs[0]), (points[1][i], [SHARE], [share], rs[1])
             ):  # fmt: skip
                 require(combination([*bases, BLINDING], [*values, blinding]) == public, "key.openings")
-        require(all(share < self.classes for share in shares), "key.range")
-        require(len({*images}) == opened and len({*self.triggers, *self.shares}) == 2 * self.ell, "key.duplicates")
 
 
 # --- 6: the transcript ---------------------------------------------------------------------------
@@ -626,6 +626,7 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
     r.done()
     require(digests[0] == key.digest, "statement.key")
     require(digests[2] == net.digest, "statement.network")
+    require(1 <= k_min <= len(key.hidden), "malformed")
     classes, h, d, last = key.classes, len(key.hidden), prod(key.shape), len(net.nodes)
     statement = blob(b"zkmark argument 1") + key.digest + net.digest + u32(k_min, h) + digests[1] + digests[3]
     statement = sha(statement + blob(context))
@@ -710,11 +711,12 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
     taus = [reader.int(32) for _ in range(10)]
     require(max(taus) < q, "malformed")
     require(min(map(min, z)) >= largest[0] and min(z_share) >= largest[1], "link.range")
+    masks = [point(c) for c in commitments]
     published = [[point(source[i]) for i in key.hidden] for source in (key.triggers, key.shares)]
     for b, j in product(range(2), range(5)):  # one by one: plain
         opened = combination([*pixel_generators(d), BLINDING], [*z[j], taus[j]]) if b == 0 else combination(
             [SHARE, BLINDING], [z_share[j], taus[5 + j]])  # fmt: skip
-        committed = point(commitments[5 * b + j]) + combination(published[b], gamma[b][j])
+        committed = masks[5 * b + j] + combination(published[b], gamma[b][j])
         require(opened == committed, "link.opening")
     weights, system = {f"link{j}": [lift(g) for g in gamma[0][j]] for j in range(5)}, []
     at_pixel = tensor(link_point, key.shape)
@@ -837,6 +839,8 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
     opened = main.indices("columns", t, n)
     out["columns"] = opened
     words = {c: r.raw(4 * (rows + 15)) for c in opened}
+    numbers = {c: [int.from_bytes(w[i : i + 4], "little") for i in range(0, len(w), 4)] for c, w in words.items()}
+    require(max(map(max, numbers.values())) < p, "malformed")
     level = {c: sha(b"\0" + r.raw(32) + words[c]) for c in opened}
     width = n
     while width > 1:
@@ -851,8 +855,7 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
     r.done()
 
     for c in opened[:checked_columns]:
-        column = [int.from_bytes(words[c][i : i + 4], "little") for i in range(0, len(words[c]), 4)]
-        require(max(column) < p, "malformed")
+        column = numbers[c]
         x = 31 * pow(root_of_unity(n), c // N, p) * pow(root_of_unity(N), c % N, p) % p
         b_prox, b_lin, b_quad = (K(*column[rows + 5 * i : rows + 5 * i + 5]) for i in range(3))
         expected = b_prox + total(e * v for e, v in zip(c_prox, column, strict=False))

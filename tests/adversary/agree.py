@@ -1,0 +1,334 @@
+"""Two verifiers, one verdict: `python -m tests.adversary.agree` (`make agree`) asks both about many proofs.
+
+For random small networks of every kind of node over 1 x 4 x 4 images the real prover makes an honest proof; it is then
+altered in every field and signed anew by a cheating owner, cut, moved to other statements and keys, or made by a
+cheating prover in the first place.  The package and the plain verifier, which was written from SPEC.md alone, have to
+name the same outcome: `true`, `malformed`, or the check that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from protocol import argument, field, identity, keygen
+from protocol.argument import Context, Statement
+from protocol.claim import Claim, compare, statement_digests
+from protocol.errors import DecodingError, ParameterError, VerificationError
+from protocol.keygen import KeyParameters, LabelRule, MarkingKey, VerificationKey, check_key, generate_key
+from protocol.network import Edge, Network, Node, Product, Table, Window
+from tests.adversary import faults
+from tests.protocol import plain_verifier as plain
+from tests.protocol.conftest import finish
+from tests.vectors import generate
+
+REPORT = Path("benchmarks/results/agreement.json")
+SHAPE = (1, 4, 4)
+ONE, SAME, HALF = Window(1), Window(3, 1, 1, 1), Window(2, 2)
+COLUMNS = 3  # of the opened columns, so many are checked by the plain verifier's column tests; it hashes all
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a verifier is given."""
+
+    vk: bytes
+    network: bytes
+    claim: bytes
+
+
+def package(files: Files) -> str:
+    """The verdict of the package on everything."""
+    try:
+        key, network = VerificationKey.from_bytes(files.vk), Network.from_bytes(files.network)
+        claim = Claim.from_bytes(files.claim)
+        check_key(key)
+        statement = Statement(key, network, claim.k_min, claim.context, claim.digests[1], claim.digests[3])
+        compare(claim, statement)
+        argument.verify(statement, claim.proof)
+    except VerificationError as error:
+        return error.check
+    except (DecodingError, ParameterError):
+        return "malformed"
+    return "true"
+
+
+def second(files: Files) -> str:
+    """The verdict of the plain verifier."""
+    try:
+        plain.verify(files.vk, files.network, files.claim, COLUMNS)
+    except plain.Failed as error:
+        return str(error.args[0])
+    except (ValueError, OverflowError):  # of arkworks: bytes that are no point
+        return "malformed"
+    return "true"
+
+
+# Statements
+
+
+def random_network(rng: np.random.Generator, classes: int) -> tuple[Network, set[str]]:
+    """Two to four requant nodes, each of a random kind, and what kinds there are."""
+    shapes: list[tuple[int, int, int]] = [SHAPE]
+    tables = [Table(8, rng.integers(-40, 90, 256)), Table(10, np.clip(np.arange(-512, 512), 0, 255).astype(np.int64))]
+    nodes: list[Node] = []
+    used: set[str] = set()
+
+    def weights(*shape: int) -> Any:
+        return rng.integers(-6, 7, shape)
+
+    for _ in range(int(rng.integers(2, 5))):
+        source = int(rng.integers(max(0, len(shapes) - 2), len(shapes)))
+        c, h, w = shapes[source]
+        square = h >= 2 and w >= 2
+        kind = str(rng.choice([
+            "convolution", "groups", "stride", "dilation", "resample", "pool", "residual", "product", "gate"]))
+        edges, product, o = [], None, int(rng.integers(2, 5))
+        if kind in ("product", "gate") and source:
+            rights = [k for k, s in enumerate(shapes) if s == (c, 1, 1 if kind == "gate" else w) or s == (c, h, w)]
+            product, o, out = Product(source, int(rng.choice(rights))), c, (c, h, w)
+            kind = "gate" if shapes[product.right] != out else "product"
+        elif kind == "pool" and square:
+            edges, out = [Edge(source, weights(o, c, 1, 1), ONE, ONE, 1, (HALF, HALF))], (o, h // 2, w // 2)
+        elif kind == "stride" and square:
+            edges, out = [Edge(source, weights(o, c, 2, 2), HALF, HALF)], (o, h // 2, w // 2)
+        elif kind == "dilation" and h >= 3 and w >= 3:
+            wide = Window(2, 1, 1, 0, 2)
+            edges = [Edge(source, weights(o, c, 2, 2), wide, wide)]
+            out = (o, wide.outputs(h), wide.outputs(w))
+        elif kind == "resample":
+            sampled = Window(3, 2, 1, 1, 1, 2)
+            edges = [Edge(source, weights(o, c, 3, 3), sampled, sampled)]
+            out = (o, sampled.outputs(h), sampled.outputs(w))
+        elif kind == "groups":
+            o = 2 * c
+            edges, out = [Edge(source, weights(o, 1, 3, 3), SAME, SAME, c)], (o, h, w)
+        elif kind == "residual":
+            shortcut = Edge(source, weights(c, 1, 1, 1), ONE, ONE, c)
+            edges, out = [Edge(source, weights(c, c, 3, 3), SAME, SAME), shortcut], (c, h, w)
+        else:
+            kind, edges, out = "convolution", [Edge(source, weights(o, c, 3, 3), SAME, SAME)], (o, h, w)
+        used.add(kind)
+        table = tables[int(rng.integers(2))]
+        nodes.append(Node(tuple(edges), rng.integers(-50, 50, out[0]), 0, table, product=product))
+        shapes.append(out)
+    c, h, w = shapes[-1]
+    dense = Edge(len(nodes), rng.integers(-9, 10, (classes, c, h, w)), Window(h), Window(w))
+    last = Node((dense,), rng.integers(-50, 50, classes))
+    network = finish(SHAPE, np.sort(rng.integers(-100, 100, (1, 256))), nodes, last)
+    used |= {"shift" if node.shift else "no shift" for node in network.nodes[:-1]}
+    return network, used
+
+
+@dataclass(frozen=True)
+class Base:
+    """A true statement with its proof, and the kinds of nodes in it."""
+
+    statement: Statement
+    key: MarkingKey
+    proof: bytes
+    kinds: frozenset[str]
+
+    @staticmethod
+    def make(seed: int) -> Base:
+        random, rng = Random(seed), np.random.default_rng(seed)
+        classes, ell = random.randint(2, 10), random.choice([10, 16, 24])
+        images = rng.integers(0, 256, (ell, *SHAPE), dtype=np.uint8)
+        rule = random.choice(list(LabelRule))
+        labels = [random.randrange(classes) for _ in range(ell)] if rule is LabelRule.CHOSEN else None
+        with mock.patch.object(keygen, "smallest_k_min", lambda *_: 1):  # keys this small bound no false claim
+            parameters = KeyParameters(SHAPE, classes, ell, rule)
+            key = generate_key(parameters, images, labels=labels, entropy=random.randbytes)
+        while True:
+            network, kinds = random_network(rng, classes)
+            matches = int((network.classify(key.hidden_images) == key.hidden_labels).sum())
+            if matches:
+                break
+        context = Context("agreement", f"claimant {seed}", "verifier", random.randbytes(32))
+        statement = Statement(
+            key.vk, network, random.randint(1, matches), context, random.randbytes(32), random.randbytes(32))
+        return Base(statement, key, argument.prove(statement, key), frozenset(kinds))
+
+    def files(self, proof: bytes | None = None, **claim: Any) -> Files:
+        """The files, with another proof or other fields of the claim."""
+        statement = self.statement
+        made = Claim(statement.k_min, statement.context, statement_digests(statement), proof or self.proof)
+        return Files(statement.key.to_bytes(), statement.network.to_bytes(), replace(made, **claim).to_bytes())
+
+    def signed(self, body: bytes) -> bytes:
+        digest = hashlib.sha256(self.statement.digest + body).digest()
+        return body + identity.sign(self.key.owner_secret_seed, argument.SIGNATURE_LABEL, digest)
+
+
+# Alterations
+
+Case = tuple[str, Files]
+
+
+def flipped(data: bytes, at: int, random: Random) -> bytes:
+    return data[:at] + bytes([data[at] ^ random.randint(1, 255)]) + data[at + 1 :]
+
+
+def damaged(base: Base, random: Random) -> Iterator[Case]:
+    """One byte of each field changed, a number that is not canonical, lengths; signed anew where it says so."""
+    with generate.recording() as record:
+        argument.verify(base.statement, base.proof)
+    body = base.proof[: -identity.SIGNATURE_BYTES]
+    for name, (at, length) in generate.proof_fields(base.statement, record.drawn["columns"][0]).items():
+        place = at + random.randrange(length)
+        if name == "signature":
+            yield name, base.files(flipped(base.proof, place, random))
+            continue
+        yield name, base.files(base.signed(flipped(body, place, random)))
+        if name in ("messages", "linear.polynomial", "columns"):
+            place = at + random.randrange(length // 4) * 4
+            yield f"{name}, not canonical", base.files(base.signed(body[:place] + b"\xff" * 4 + body[place + 4 :]))
+    yield "not signed", base.files(flipped(base.proof, random.randrange(len(body)), random))
+    yield "cut", base.files(base.signed(body[: random.randrange(len(body))]))
+    yield "longer", base.files(base.signed(body + bytes(random.randint(1, 40))))
+
+
+def moved(base: Base, random: Random) -> Iterator[Case]:
+    """The proof in other statements."""
+    statement, files = base.statement, base.files()
+    other = replace(statement.context, **{random.choice(["purpose", "claimant", "verifier"]): "another"})
+    yield "context", base.files(context=random.choice([other, replace(statement.context, nonce=random.randbytes(32))]))
+    yield "k_min", base.files(k_min=statement.k_min + random.choice([-1, 1]))
+    which, digests = random.randrange(4), list(statement_digests(statement))
+    digests[which] = random.randbytes(32)
+    yield f"digest {which}", base.files(digests=tuple(digests))
+    yield "model cut", replace(files, network=files.network[: random.randrange(len(files.network))])
+    edge = (last := statement.network.nodes[-1]).edges[0]
+    weight = edge.weight.copy()
+    weight.reshape(-1)[random.randrange(weight.size)] ^= 1
+    network = replace(statement.network, nodes=(*statement.network.nodes[:-1],
+                                                replace(last, edges=(replace(edge, weight=weight),))))  # fmt: skip
+    yield "model", replace(files, network=network.to_bytes())
+    changed = replace(statement, network=network)
+    digests = statement_digests(changed)
+    yield "model and its digest", replace(base.files(digests=digests), network=network.to_bytes())
+
+
+def keys(base: Base, random: Random) -> Iterator[Case]:
+    """Other keys, signed anew by their owner where it says so; the claim is about them."""
+    vk, secret = base.key.vk, base.key.owner_secret_seed
+    data, opened = vk.to_bytes(), vk.openings
+
+    def sign(**changes: Any) -> Files:
+        made = replace(vk, **changes)
+        made = replace(made, signature=identity.sign(secret, keygen.SIGNATURE_LABEL, made.digest))
+        digests = (made.digest, *statement_digests(base.statement)[1:])
+        return replace(base.files(digests=digests), vk=made.to_bytes())
+
+    yield "key, one byte", replace(base.files(), vk=flipped(data, random.randrange(len(data)), random))
+    yield "key cut", replace(base.files(), vk=data[: random.randrange(len(data))])
+    yield "another coin", sign(beacon=random.randbytes(3))
+    shares = opened.shares.copy()
+    shares[random.randrange(len(shares))] += random.choice([1, vk.parameters.classes])
+    yield "a share", sign(openings=replace(opened, shares=shares))
+    images = opened.images.copy()
+    images.reshape(-1)[random.randrange(images.size)] ^= 1
+    yield "an image", sign(openings=replace(opened, images=images))
+    swapped = list(vk.shares)
+    swapped[0], swapped[1] = swapped[1], swapped[0]
+    yield "shares in another order", sign(shares=tuple(swapped))
+
+
+def lies(base: Base, random: Random) -> list[tuple[str, list[AbstractContextManager[Any]]]]:
+    """What cheating provers do."""
+    layout, size = base.statement.layout, base.statement.shape.size
+
+    def shift(name: str) -> AbstractContextManager[Any]:
+        sizes = {n: int(np.prod(s)) for n, (_, s) in layout.columns.items()} | dict(layout.arrays)
+        index = random.randrange(sizes[name] * (layout.h if name in layout.columns else 1))
+        return faults.committed(
+            lambda layout, values: faults.shifted(layout, values, name, index, random.randrange(1, field.P)))
+
+    def answer(answer: Any) -> Any:
+        at = random.randrange(5)
+        return replace(answer, shares=[z + (j == at) for j, z in enumerate(answer.shares)])
+
+    column, array = random.choice(list(layout.columns)), random.choice([n for n, size in layout.arrays.items() if size])
+    polynomial, at = random.choice(["proximity", "linear", "quadratic"]), random.randrange(size)
+    label = random.choice(["root.q", "root.p", "root.s", "round", "layer.ends", "edges"])
+    return [
+        (f"column {column[0]}", [shift(column)]),
+        ("array", [shift(array)]),
+        ("hidden by other polynomials", [shift(column), faults.stubborn()]),
+        (f"message {label}", [faults.message(label, 0)]),
+        ("link", [faults.answers(answer)]),
+        (f"polynomial {polynomial}", [faults.polynomial(polynomial, faults.bumped((at, 1)))]),
+        (f"polynomial {polynomial}, twice",
+         [faults.polynomial(polynomial, faults.bumped((at, 1), (at + size, -1)))]),
+        ("no codeword", [faults.codewords(random.randrange(layout.h))]),
+        ("masked sum", [faults.masked_sum(random.randrange(1, field.P))]),
+        ("zero roots", [faults.zero_roots()]),
+        ("columns of her choice", [faults.chosen_columns()]),
+    ]  # fmt: skip
+
+
+def forged(base: Base, random: Random, count: int) -> Iterator[Case]:
+    for name, contexts in random.sample(lies(base, random), count):
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context)
+            proof = argument.prove(base.statement, base.key)
+        yield f"prover: {name}", base.files(proof)
+
+
+# The run
+
+
+def cases(seed: int, some: bool = True) -> Iterator[Case]:
+    """The honest proof number `seed`, and (some of) what can be made of it: twenty proofs."""
+    base, random = Base.make(seed), Random(-1 - seed)
+    yield " ".join(sorted(base.kinds)), base.files()
+    for part, count in ((damaged, 9), (moved, 3), (keys, 3)):
+        found = list(part(base, random))
+        yield from random.sample(found, count) if some else found
+    yield from forged(base, random, 4)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bases", type=int, default=50, help="honest proofs")
+    parser.add_argument("--report", type=Path, default=REPORT)
+    arguments = parser.parse_args()
+    kinds: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
+    differ: list[dict[str, Any]] = []
+    started = time.process_time()
+    for seed in range(arguments.bases):
+        for number, (name, files) in enumerate(cases(seed)):
+            if number == 0:
+                kinds.update(name.split(" "))
+            verdicts = package(files), second(files)
+            outcomes[verdicts[0]] += 1
+            if verdicts[0] != verdicts[1] or (number == 0) != (verdicts[0] == "true"):
+                differ.append({"base": seed, "case": name, "package": verdicts[0], "plain": verdicts[1]})
+                print(differ[-1], flush=True)
+        print(f"{seed + 1} bases, {outcomes.total()} proofs, {len(differ)} differences", flush=True)
+        found = {
+            "protocol": argument.VERSION, "bases": seed + 1, "proofs": outcomes.total(), "differences": differ,
+            "outcomes": dict(sorted(outcomes.items())), "bases with a node of kind": dict(sorted(kinds.items())),
+            "cpu_seconds": round(time.process_time() - started),
+        }  # fmt: skip
+        arguments.report.write_text(json.dumps(found, indent=1) + "\n")
+    return bool(differ)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
