@@ -68,16 +68,6 @@ def _rows(products: int, elements: int, inner: int) -> Callable[..., tuple[int, 
     return cost
 
 
-def _entries(products: int, elements: int) -> Callable[..., tuple[int, int, int, int]]:
-    """A kernel over entries from args[-2] to args[-1]."""
-
-    def cost(*args: Any) -> tuple[int, int, int, int]:
-        entries = args[-1] - args[-2]
-        return products * entries, 0, 0, 20 * elements * entries
-
-    return cost
-
-
 # (products in K, products in F, multiply-adds of `combine`, bytes read and written) of one call.
 COSTS: dict[str, Callable[..., tuple[int, int, int, int]]] = {
     "k_mul": lambda a, b, out: (a.shape[1], 0, 0, 60 * a.shape[1]),
@@ -88,9 +78,9 @@ COSTS: dict[str, Callable[..., tuple[int, int, int, int]]] = {
     "combine": lambda v, low, high, out, a, b: (0, 0, 10 * (b - a) * v.shape[1], 4 * (b - a) * v.shape[1]),
     "fold": _rows(1, 3, 3),
     "round_sums": _rows(6, 8, 9),
-    "tree_level": _entries(3, 6),
-    "tree_leaves": _entries(1, 4),
-    "multiply_add": _entries(1, 3),
+    "tree_level": _rows(3, 6, 5),
+    "tree_leaves": _rows(1, 4, 4),
+    "tree_open": _rows(1, 8, 8),
     "leaves": lambda *args: (0, 10 * (args[-1] - args[-2]), 0, 28 * (args[-1] - args[-2])),
     "transform": _transform,
     "encode": _encode,

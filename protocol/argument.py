@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -348,17 +349,21 @@ def verify(
     gamma = link.draw_challenge(layout, transcript)
     answer = link.Answer.read(Reader(answer_bytes, "proof"), layout)
     transcript.absorb("link.answer", answer_bytes)
-    link.check_group(layout, statement.key, link_commitments, gamma, answer, entropy)
-    systems = [link.equations(layout, statement.key, gamma, answer, transcript)]
-
-    context = NodeContext(layout, alpha, beta, None)
-    parties = _parties(statement, transcript, messages=messages)
-    sums = [layers.run(party, context, index) for index, party in enumerate(parties)]
-    for party in parties:
-        party.finish()
-    systems += [party.system for party in parties]
-    systems.append(_join(transcript, parties, sums))
-    ligero.verify(shape, root, systems, transcript, reader)
+    with ThreadPoolExecutor(1) as pool:
+        # In the group and elsewhere at once.  Its checks are the first all the same: their error replaces another.
+        opened = pool.submit(link.check_group, layout, statement.key, link_commitments, gamma, answer, entropy)
+        try:
+            systems = [link.equations(layout, statement.key, gamma, answer, transcript)]
+            context = NodeContext(layout, alpha, beta, None)
+            parties = _parties(statement, transcript, messages=messages)
+            sums = [layers.run(party, context, index) for index, party in enumerate(parties)]
+            for party in parties:
+                party.finish()
+            systems += [party.system for party in parties]
+            systems.append(_join(transcript, parties, sums))
+            ligero.verify(shape, root, systems, transcript, reader)
+        finally:
+            opened.result()
     reader.raw(identity.SIGNATURE_BYTES)
     reader.done()
     channel.close()

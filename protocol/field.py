@@ -189,21 +189,6 @@ def combine(values: npt.NDArray[np.uint32], weights: Vector) -> Vector:
     return out
 
 
-def matmul(a: npt.NDArray[np.uint32], b: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """Product over F of a [m, k] and b [k, n], canonical values (either may be a Montgomery multiple).
-
-    Sixteen-bit halves in float64: partial sums stay below 2^32 k <= 2^53.
-    """
-    if a.shape[1] > 1 << 20:
-        raise ValueError("inner dimension over 2^20")
-    a0, a1 = (a & np.uint32(0xFFFF)).astype(np.float64), (a >> np.uint32(16)).astype(np.float64)
-    b0, b1 = (b & np.uint32(0xFFFF)).astype(np.float64), (b >> np.uint32(16)).astype(np.float64)
-    low, middle, high = a0 @ b0, a0 @ b1 + a1 @ b0, a1 @ b1
-    parts = [np.mod(part.astype(np.int64), P) for part in (low, middle, high)]
-    total: npt.NDArray[np.int64] = (parts[0] + (parts[1] << 16) + (parts[2] << 31) % P * 2) % P
-    return total.astype(np.uint32)
-
-
 def to_bytes(elements: Vector) -> bytes:
     """Wire form: per element its five canonical coordinates, little-endian u32."""
     return np.ascontiguousarray(to_base(elements).T).astype("<u4").tobytes()

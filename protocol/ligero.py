@@ -138,13 +138,13 @@ class Committed:
     def linear(self, test: LinearTest) -> MaskedElements:
         """p [5, N + k - 1]."""
         shape, size = self.shape, self.shape.size
-        keys, chunks, arrays, pads = coefficient_rows(shape, test)
-        values, total = self._values(), field.zeros(4 * size)
+        arrays, pads = coefficient_rows(shape, test)
+        values, total, keys = self._values(), field.zeros(4 * size), list(test.chunks)
         for first in range(0, len(keys), _BATCH):
             part = keys[first : first + _BATCH]
             rows = np.concatenate([field.combine(values[c], test.weights[group]) for group, c in part])
             masks = np.concatenate([field.combine(self._masks[c], test.weights[group]) for group, c in part])
-            left = _coefficients_at(chunks[5 * first : 5 * (first + len(part))], 4 * size)
+            left = _coefficients_at(np.concatenate([test.chunks[key] for key in part]), 4 * size)
             right = _values_at(reed_solomon.row_coefficients(rows.T, masks.T), 4 * size)
             for i in range(len(part)):
                 total = field.add(total, field.mul(_five(left, i), _five(right, i)))
@@ -269,7 +269,7 @@ def verify(shape: Shape, root: bytes, systems: Sequence[System], transcript: Tra
 
     points = reed_solomon.domain_points(columns, size, shape.rate_inverse)
     powers = reed_solomon.power_table(points, shape.blinding[2])
-    at_prox, at_lin, at_quad = (field.matmul(p, powers[: p.shape[1]]) for p in polynomials)
+    at_prox, at_lin, at_quad = (field.combine(powers[:, : p.shape[1]], p) for p in polynomials)
     blinding = [_lane(words[:, shape.rows :], i) for i in range(3)]
     _check("proximity.columns", at_prox,
            field.add(blinding[0], field.combine(words[:, : shape.rows], proximity)))
@@ -284,26 +284,19 @@ def _check(name: str, claimed: Vector, found: Vector) -> None:
 
 def _linear_at(shape: Shape, test: LinearTest, words: Matrix, points: list[int]) -> Vector:
     """sum A_row(x) row(x) at the opened points, [5, t]."""
-    h, queries = shape.layout.h, shape.queries
-    keys, chunks, arrays, pads = coefficient_rows(shape, test)
+    h, total = shape.layout.h, field.zeros(shape.queries)
     basis = reed_solomon.lagrange(points, shape.size)
-    at = field.matmul(np.concatenate([chunks, arrays, pads]), basis)
-    total, row = field.zeros(queries), 0
-
-    def next_row() -> Vector:
-        nonlocal row
-        row += 1
-        return np.ascontiguousarray(at[5 * (row - 1) : 5 * row])
-
-    for group, chunk in keys:
+    for (group, chunk), coefficients in test.chunks.items():
         images = field.combine(words[:, chunk * h : (chunk + 1) * h], test.weights[group])
-        total = field.add(total, field.mul(next_row(), images))
-    first = shape.image_rows
-    for i in range(shape.array_total):
-        total = field.add(total, field.mul(next_row(), field.embed(words[:, first + i])))
-    first += shape.array_total
-    for i in range(shape.pad_rows):
-        total = field.add(total, field.mul(next_row(), _lane(words[:, first:], i)))
+        total = field.add(total, field.mul(field.combine(basis, coefficients), images))
+    arrays, pads = (
+        [field.combine(basis, rows[first : first + field.DEGREE]) for first in range(0, len(rows), field.DEGREE)]
+        for rows in coefficient_rows(shape, test)
+    )
+    for i, at in enumerate(arrays, shape.image_rows):
+        total = field.add(total, field.mul(at, field.embed(words[:, i])))
+    for i, at in enumerate(pads):
+        total = field.add(total, field.mul(at, _lane(words[:, shape.image_rows + shape.array_total :], i)))
     return total
 
 

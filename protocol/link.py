@@ -59,6 +59,12 @@ def bounds(layout: Layout) -> tuple[Bounds, Bounds]:
     return Bounds.of(layout.h, 255, pixels), Bounds.of(layout.h, layout.network.classes - 1, 1)
 
 
+def _integers(data: bytes, width: int) -> list[int]:
+    """Little-endian numbers of `width` bits."""
+    step = width // 8
+    return [int.from_bytes(data[at : at + step], "little") for at in range(0, len(data), step)]
+
+
 @dataclass(frozen=True)
 class Masks:
     """The prover's masks: pixels [5][d] and shares [5] below 2^w, and the blindings of their commitments."""
@@ -74,8 +80,7 @@ class Masks:
         count = prod(layout.network.shape)
 
         def integers(width: int, n: int) -> list[int]:
-            data, step = read(width // 8 * n), width // 8
-            return [int.from_bytes(data[step * i : step * i + step], "little") for i in range(n)]
+            return _integers(read(width // 8 * n), width)
 
         def blindings() -> list[int]:
             return [int.from_bytes(read(64), "little") % ORDER for _ in range(LINK_REPETITIONS)]
@@ -124,7 +129,7 @@ class Answer:
         count = prod(layout.network.shape)
 
         def integers(width: int, n: int) -> list[int]:
-            return [int.from_bytes(r.raw(width // 8), "little") for _ in range(n)]
+            return _integers(r.raw(width // 8 * n), width)
 
         pixels = [integers(pixel.width, count) for _ in range(LINK_REPETITIONS)]
         shares = integers(share.width, LINK_REPETITIONS)

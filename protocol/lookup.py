@@ -12,7 +12,7 @@ r comes from the sumcheck (`sumcheck.eq_sumcheck`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -64,13 +64,13 @@ class TreeWitness:
         self, numerators: Vector | None, denominators: Vector, shape: Sequence[int], order: Sequence[int]
     ) -> None:
         self._variables = variables(shape, order)
-        self._levels = [_Level(tuple(shape), numerators, denominators)]
+        self._levels = [_Level(tuple(shape), field.zeros(0) if numerators is None else numerators, denominators)]
         for axis in self._variables:
             self._levels.append(self._levels[-1].parent(axis))
 
     def root(self) -> tuple[Vector, Vector]:
         top = self._levels[-1]
-        return top.p if top.p is not None else field.ONE, top.q
+        return top.p if top.p.shape[1] else field.ONE, top.q
 
     def open_layer(self, challenge: Vector) -> Sums:
         """The sums of the children of the level opened last, as A B + C D with A = P_0 + lambda Q_0; drops that level.
@@ -78,59 +78,42 @@ class TreeWitness:
         Index pairs outside the real lengths hold 0/1 leaves: each adds lambda.
         """
         self._levels.pop()
-        level = self._levels[-1]
-        p0, p1, q0, q1, shape = level.split(self._variables[len(self._levels) - 1])
-        a = np.empty_like(q0)
-        cpu.parallel(lambda i, j: cpu.multiply_add(p0, q0, challenge, a, i, j), a.shape[1], a.shape[1])
-        return Sums([a, q1, p1, q0], [challenge, field.ONE, field.ZERO, field.ONE], shape, challenge)
+        level, axis = self._levels[-1], self._variables[len(self._levels) - 1]
+        return Sums(level.children(axis, challenge), [challenge, field.ONE, field.ZERO, field.ONE], level.halved(axis),
+                    challenge)  # fmt: skip
 
 
 @dataclass
 class _Level:
     shape: tuple[int, ...]
-    p: Vector | None  # None: ones
+    p: Vector  # [5, 0]: ones
     q: Vector
 
-    def split(self, axis: int) -> tuple[Vector, Vector, Vector, Vector, tuple[int, ...]]:
-        """Even and odd entries along an axis, the last odd one padded with 0/1; and the halved shape."""
-        q0, q1 = self._halves(self.q, axis, field.ONE)
-        if self.p is None:
-            p0 = np.zeros_like(q0)
-            p0[0] = field.ONE[0]
-            p1 = p0.copy()
-            self._absent(p1, axis)[...] = 0
-        else:
-            p0, p1 = self._halves(self.p, axis, field.ZERO)
-        return p0, p1, q0, q1, self._halved(axis)
-
-    def _halved(self, axis: int) -> tuple[int, ...]:
+    def halved(self, axis: int) -> tuple[int, ...]:
         return (*self.shape[:axis], (self.shape[axis] + 1) // 2, *self.shape[axis + 1 :])
 
-    def _absent(self, odd: Vector, axis: int) -> Vector:
-        """View of the odd entries that lie past the end of the axis."""
-        n = self.shape[axis]
-        cube = odd.reshape(field.DEGREE, prod(self.shape[:axis]), (n + 1) // 2, -1)
-        return cube[:, :, n // 2 :]
-
-    def _halves(self, table: Vector, axis: int, pad: Vector) -> tuple[Vector, Vector]:
-        outer, n, inner = prod(self.shape[:axis]), self.shape[axis], prod(self.shape[axis + 1 :])
-        cube = table.reshape(field.DEGREE, outer, n, inner)
-        odd = np.empty((field.DEGREE, outer * ((n + 1) // 2) * inner), np.uint32)
-        odd.reshape(field.DEGREE, outer, (n + 1) // 2, inner)[:, :, : n // 2] = cube[:, :, 1::2]
-        self._absent(odd, axis)[...] = pad[:, :, None, None]
-        return np.ascontiguousarray(cube[:, :, 0::2]).reshape(field.DEGREE, -1), odd
-
     def parent(self, axis: int) -> _Level:
-        if self.p is None:  # p0 = 1, and p1 = 1 where there is an odd entry: p = q0 + q1
-            q0, q1 = self._halves(self.q, axis, field.ONE)
-            p, q = np.empty_like(q0), np.empty_like(q0)
-            cpu.parallel(lambda i, j: cpu.tree_leaves(q0, q1, p, q, i, j), p.shape[1], p.shape[1])
-            self._absent(p, axis)[...] = field.ONE[:, :, None, None]
-            return _Level(self._halved(axis), p, q)
-        p0, p1, q0, q1, shape = self.split(axis)
-        p, q = np.empty_like(p0), np.empty_like(q0)
-        cpu.parallel(lambda i, j: cpu.tree_level(p0, p1, q0, q1, p, q, i, j), p.shape[1], p.shape[1])
-        return _Level(shape, p, q)
+        p, q = self._empty(axis, 2)
+        if self.p.shape[1]:
+            self._parallel(axis, lambda n, inner, i, j: cpu.tree_level(self.p, self.q, p, q, n, inner, i, j))
+        else:
+            self._parallel(axis, lambda n, inner, i, j: cpu.tree_leaves(self.q, p, q, n, inner, i, j))
+        return _Level(self.halved(axis), p, q)
+
+    def children(self, axis: int, challenge: Vector) -> list[Vector]:
+        """P_0 + challenge Q_0, Q_1, P_1 and Q_0 of the pairs along an axis."""
+        out = self._empty(axis, 4)
+        self._parallel(axis, lambda n, inner, i, j: cpu.tree_open(self.p, self.q, challenge, *out, n, inner, i, j))
+        return out
+
+    def _empty(self, axis: int, count: int) -> list[Vector]:
+        return [np.empty((field.DEGREE, prod(self.halved(axis))), np.uint32) for _ in range(count)]
+
+    def _parallel(self, axis: int, call: Callable[[int, int, int, int], None]) -> None:
+        """call(length of the axis, entries within a row, first row, last row), rows as in the kernels."""
+        n, inner = self.shape[axis], prod(self.shape[axis + 1 :])
+        rows = prod(self.shape[:axis]) * ((n + 1) // 2)
+        cpu.parallel(lambda i, j: call(n, inner, i, j), rows, rows * inner)
 
 
 def fractional_tree(

@@ -186,16 +186,13 @@ def pad_matrix(shape: Shape, pads: Vector) -> Vector:
     return out
 
 
-def coefficient_rows(shape: Shape, test: LinearTest) -> tuple[list[tuple[str, int]], Matrix, Matrix, Matrix]:
-    """Coefficients of all rows as [5 rows, N] blocks: (keys, chunks', arrays', pads')."""
-    keys = sorted(test.chunks)
-    none = np.zeros((0, shape.size), np.uint32)
-    chunks = np.concatenate([none, *(test.chunks[key] for key in keys)])
-    arrays = np.concatenate([none, *(
+def coefficient_rows(shape: Shape, test: LinearTest) -> tuple[Matrix, Matrix]:
+    """Coefficients of the rows of arrays and of pads, [5 rows, N] each."""
+    arrays = np.concatenate([np.zeros((0, shape.size), np.uint32), *(
         stacked(fill(test.arrays.get(name, field.zeros(0)), count, shape.size), shape.size)
         for name, (_, count) in shape.array_rows.items()
     )])
-    return keys, chunks, arrays, stacked(pad_matrix(shape, test.pads), shape.size)
+    return arrays, stacked(pad_matrix(shape, test.pads), shape.size)
 
 
 def stacked(vector: Vector, size: int) -> Matrix:

@@ -132,7 +132,7 @@ def domain_points(columns: list[int], size: int, cosets: int) -> list[int]:
 
 
 def lagrange(points: list[int], size: int) -> Matrix:
-    """[size, len(points)] values L_j(x) of the Lagrange basis of H at points outside H.
+    """[len(points), size] values L_j(x) of the Lagrange basis of H at points outside H.
 
     L_j(x) = (x^size - 1) / size * w^j / (x - w^j); one batch inversion per point.
     """
@@ -150,11 +150,11 @@ def lagrange(points: list[int], size: int) -> Matrix:
     for j in range(size - 1, -1, -1):
         out[j] = scale * elements[j] % p * (inverse * prefix[j] % p) % p
         inverse = inverse * differences[j] % p
-    return out
+    return np.ascontiguousarray(out.T)
 
 
 def power_table(points: list[int], count: int) -> Matrix:
-    """[count, len(points)] of x^i."""
+    """[len(points), count] of x^i."""
     out = np.empty((count, len(points)), np.uint64)
     out[0] = 1
     step, have = np.array(points, np.uint64), 1
@@ -162,4 +162,4 @@ def power_table(points: list[int], count: int) -> Matrix:
         more = min(have, count - have)
         out[have : have + more] = out[:more] * step % np.uint64(P)
         step, have = step * step % np.uint64(P), have + more
-    return out.astype(np.uint32)
+    return np.ascontiguousarray(out.T.astype(np.uint32))

@@ -133,9 +133,14 @@ def _chain(claim: Form, rounds: Sequence[Wire], r: Vector, low: Vector, high: Ve
     q = field.mul(r, field.inverse(high))
     first = field.sub(field.repeat(field.ONE, n), field.mul(field.add(low, high), q))
     second = field.sub(field.mul(r, r), r)
-    out, suffix = Form(), field.ONE
+    # What multiplies round j is the product of all later q.
+    suffix = [field.ONE]
     for j in range(n - 1, -1, -1):
-        pair = np.concatenate([first[:, j : j + 1], second[:, j : j + 1]], axis=1)
-        out.add(rounds[j], field.mul(pair, suffix))
-        suffix = field.mul(suffix, q[:, j : j + 1])
-    return out.add_form(claim, suffix)
+        suffix.append(field.mul(suffix[-1], q[:, j : j + 1]))
+    factor, later = suffix[-1], field.concat(suffix[-2::-1]) if n else field.zeros(0)
+    pairs = np.stack([field.mul(first, later), field.mul(second, later)], axis=2).reshape(field.DEGREE, 2 * n)
+    out = Form()
+    if rounds:
+        sent = Wire(np.concatenate([wire.index for wire in rounds]), field.concat([wire.sent for wire in rounds]))
+        out.add(sent, pairs)
+    return out.add_form(claim, factor)

@@ -29,8 +29,8 @@ P = np.uint32(15 * 2**27 + 1)
 _P64 = np.uint64(P)
 _INV = np.uint64(pow(int(P), -1, 2**32))
 _LOW = np.uint64(0xFFFFFFFF)
-_LOW16 = np.uint32(0xFFFF)
-_R = np.uint64(2**32 % int(P))
+_ZERO = np.uint32(0)
+_ONE = np.uint32(2**32 % int(P))  # 1 in Montgomery form
 _R2 = np.uint32(2**64 % int(P))
 _PHI = np.uint64(int(P) << 32)
 _0, _1, _2, _16, _32, _63 = (np.uint64(v) for v in (0, 1, 2, 16, 32, 63))
@@ -314,34 +314,92 @@ def round_sums(a, b, c, d, pa, pb, pc, pd, n, inner, weights, inner_weights, fir
 
 
 @kernel
-def tree_level(p0, p1, q0, q1, p, q, first, last):  # type: ignore[no-untyped-def]
-    """p = p0 q1 + p1 q0, q = q0 q1, elementwise on [first, last) of [5, n]."""
-    a0, a1, b0, b1 = rows(p0, first, last), rows(p1, first, last), rows(q0, first, last), rows(q1, first, last)
-    po, qo = rows(p, first, last), rows(q, first, last)
-    for i in range(uint64(last - first)):
-        put(po, i, add5(mul(get(a0, i), get(b1, i)), mul(get(a1, i), get(b0, i))))
-    for i in range(uint64(last - first)):
-        put(qo, i, mul(get(b0, i), get(b1, i)))
+def tree_level(p, q, to_p, to_q, n, inner, first, last):  # type: ignore[no-untyped-def]
+    """The parents of neighbors along the middle axis of [outer, n, inner]: P = p0 q1 + p1 q0, Q = q0 q1.
+
+    p, q [5, outer n inner], to_p, to_q [5, outer ceil(n / 2) inner]; rows (o, j) from first to last.  Past the end of
+    the axis stands p1 / q1 = 0 / 1.
+    """
+    half = (n + 1) // 2
+    for row in range(first, last):
+        o, j = row // half, row % half
+        at, to = (o * n + 2 * j) * inner, row * inner
+        up, end = at + inner, at + 2 * inner
+        a0, b0, po, qo = rows(p, at, up), rows(q, at, up), rows(to_p, to, to + inner), rows(to_q, to, to + inner)
+        if 2 * j + 1 < n:
+            a1, b1 = rows(p, up, end), rows(q, up, end)
+            for i in range(uint64(inner)):
+                put(po, i, add5(mul(get(a0, i), get(b1, i)), mul(get(a1, i), get(b0, i))))
+            for i in range(uint64(inner)):
+                put(qo, i, mul(get(b0, i), get(b1, i)))
+        else:
+            for i in range(uint64(inner)):
+                put(po, i, get(a0, i))
+                put(qo, i, get(b0, i))
 
 
 @kernel
-def tree_leaves(q0, q1, p, q, first, last):  # type: ignore[no-untyped-def]
-    """tree_level where all p0 = p1 = 1: p = q0 + q1, q = q0 q1."""
-    b0, b1 = rows(q0, first, last), rows(q1, first, last)
-    po, qo = rows(p, first, last), rows(q, first, last)
-    for i in range(uint64(last - first)):
-        y0, y1 = get(b0, i), get(b1, i)
-        put(po, i, add5(y0, y1))
-        put(qo, i, mul(y0, y1))
+def tree_leaves(q, to_p, to_q, n, inner, first, last):  # type: ignore[no-untyped-def]
+    """`tree_level` where all p that are present are 1: P = q0 + q1."""
+    half = (n + 1) // 2
+    for row in range(first, last):
+        o, j = row // half, row % half
+        at, to = (o * n + 2 * j) * inner, row * inner
+        up, end = at + inner, at + 2 * inner
+        b0, po, qo = rows(q, at, up), rows(to_p, to, to + inner), rows(to_q, to, to + inner)
+        if 2 * j + 1 < n:
+            b1 = rows(q, up, end)
+            for i in range(uint64(inner)):
+                y0, y1 = get(b0, i), get(b1, i)
+                put(po, i, add5(y0, y1))
+                put(qo, i, mul(y0, y1))
+        else:
+            for i in range(uint64(inner)):
+                put(po, i, (_ONE, _ZERO, _ZERO, _ZERO, _ZERO))
+                put(qo, i, get(b0, i))
 
 
 @kernel
-def multiply_add(a, b, s, out, first, last):  # type: ignore[no-untyped-def]
-    """out = a + s b on [first, last) of [5, n]; s [5, 1]."""
-    x, y, o = rows(a, first, last), rows(b, first, last), rows(out, first, last)
+def tree_open(p, q, s, a, q1, p1, q0, n, inner, first, last):  # type: ignore[no-untyped-def]
+    """The children of a level, apart: a = p0 + s q0, q1, p1, q0, all [5, outer ceil(n / 2) inner]; s [5, 1].
+
+    p [5, 0]: all that are present are 1.  Past the end of the axis stands p1 / q1 = 0 / 1.
+    """
+    half, ones = (n + 1) // 2, p.shape[1] == 0
     e = (s[0, 0], s[1, 0], s[2, 0], s[3, 0], s[4, 0])
-    for i in range(uint64(last - first)):
-        put(o, i, add5(get(x, i), mul(get(y, i), e)))
+    unit, none = (_ONE, _ZERO, _ZERO, _ZERO, _ZERO), (_ZERO, _ZERO, _ZERO, _ZERO, _ZERO)
+    for row in range(first, last):
+        o, j = row // half, row % half
+        at, to = (o * n + 2 * j) * inner, row * inner
+        up, end = at + inner, at + 2 * inner
+        present = 2 * j + 1 < n
+        low, ao, low_o = rows(q, at, up), rows(a, to, to + inner), rows(q0, to, to + inner)
+        high_o, po = rows(q1, to, to + inner), rows(p1, to, to + inner)
+        if ones:
+            for i in range(uint64(inner)):
+                y = get(low, i)
+                put(low_o, i, y)
+                put(ao, i, add5(unit, mul(y, e)))
+        else:
+            x = rows(p, at, up)
+            for i in range(uint64(inner)):
+                y = get(low, i)
+                put(low_o, i, y)
+                put(ao, i, add5(get(x, i), mul(y, e)))
+        if present:
+            high = rows(q, up, end)
+            for i in range(uint64(inner)):
+                put(high_o, i, get(high, i))
+        else:
+            for i in range(uint64(inner)):
+                put(high_o, i, unit)
+        if ones or not present:
+            for i in range(uint64(inner)):
+                put(po, i, unit if present else none)
+        else:
+            x = rows(p, up, end)
+            for i in range(uint64(inner)):
+                put(po, i, get(x, i))
 
 
 @kernel

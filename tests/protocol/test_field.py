@@ -140,21 +140,6 @@ def test_combine_of_the_largest_values(n):
     assert (found == n * (P - 1) ** 2 % P).all()
 
 
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.data())
-def test_matmul(m, inner, n, data):
-    a = [[data.draw(numbers) for _ in range(inner)] for _ in range(m)]
-    b = [[data.draw(numbers) for _ in range(n)] for _ in range(inner)]
-    expected = [[sum(a[i][j] * b[j][c] for j in range(inner)) % P for c in range(n)] for i in range(m)]
-    assert field.matmul(np.array(a, np.uint32), np.array(b, np.uint32)).tolist() == expected
-
-
-def test_matmul_of_the_largest_values():
-    n = 1 << 16
-    assert field.matmul(np.full((1, n), P - 1, np.uint32), np.full((n, 1), P - 1, np.uint32)).tolist() == [[n % P]]
-    with pytest.raises(ValueError, match="inner"):
-        field.matmul(np.zeros((1, (1 << 20) + 1), np.uint32), np.zeros(((1 << 20) + 1, 1), np.uint32))
-
-
 @pytest.mark.parametrize("value", [P, P + 1, 2**32 - 1])
 @pytest.mark.parametrize("at", [0, 3, 9])
 def test_non_canonical_elements_are_malformed(value, at):

@@ -161,25 +161,44 @@ def test_round_sums(rng, dims):
     assert found == [zero, square]
 
 
-@given(seeds, lengths)
-def test_tree_level(rng, n):
-    p0, p1, q0, q1 = (random_k(rng, n) for _ in range(4))
-    p, q = np.empty_like(p0), np.empty_like(p0)
-    for a, b in ((0, n // 2), (n // 2, n)):
-        cpu.tree_level(p0, p1, q0, q1, p, q, a, b)
-    rows = list(zip(*map(plain, (p0, p1, q0, q1)), strict=True))
-    assert plain(p) == [combined((1, times(a, d)), (1, times(b, c))) for a, b, c, d in rows]
-    assert plain(q) == [times(c, d) for _, _, c, d in rows]
+def pairs_of(vector, dims, absent):
+    """Neighbors along the middle axis of a plain tensor, in the order of the halved one."""
+    outer, n, inner = dims
+    return [[cell(vector, n, inner, o, 2 * j + side, i, absent) for side in (0, 1)]
+            for o in range(outer) for j in range((n + 1) // 2) for i in range(inner)]  # fmt: skip
 
 
-@given(seeds, lengths)
-def test_multiply_add(rng, n):
-    a, b, s = random_k(rng, n), random_k(rng, n), random_k(rng, 1)
-    out = np.empty_like(a)
-    for first, last in ((0, n // 2), (n // 2, n)):
-        cpu.multiply_add(a, b, s, out, first, last)
+def halved(dims, count):
+    outer, n, inner = dims
+    rows = outer * ((n + 1) // 2)
+    return [np.empty((5, rows * inner), np.uint32) for _ in range(count)], ((0, rows // 2), (rows // 2, rows))
+
+
+ONE, ZERO = [1, 0, 0, 0, 0], [0] * 5
+
+
+@given(seeds, tensors, st.booleans())
+def test_tree_levels(rng, dims, ones):
+    """Parents and children of a level, with numerators of its own or all 1."""
+    outer, n, inner = dims
+    q, s = random_k(rng, outer * n * inner), random_k(rng, 1)
+    p = np.repeat(field.ONE, q.shape[1], axis=1) if ones else random_k(rng, outer * n * inner)
+    numerators, denominators = pairs_of(plain(p), dims, ZERO), pairs_of(plain(q), dims, ONE)
+    given_p = field.zeros(0) if ones else p
+    (parent_p, parent_q, a, q1, p1, q0), parts = halved(dims, 6)
+    for first, last in parts:
+        if ones:
+            cpu.tree_leaves(q, parent_p, parent_q, n, inner, first, last)
+        else:
+            cpu.tree_level(p, q, parent_p, parent_q, n, inner, first, last)
+        cpu.tree_open(given_p, q, s, a, q1, p1, q0, n, inner, first, last)
+    both = list(zip(numerators, denominators, strict=True))
+    assert plain(parent_p) == [combined((1, times(x0, y1)), (1, times(x1, y0))) for (x0, x1), (y0, y1) in both]
+    assert plain(parent_q) == [times(y0, y1) for _, (y0, y1) in both]
     (factor,) = plain(s)
-    assert plain(out) == [combined((1, x), (1, times(y, factor))) for x, y in zip(plain(a), plain(b), strict=True)]
+    assert plain(a) == [combined((1, x0), (1, times(factor, y0))) for (x0, _), (y0, _) in both]
+    assert [plain(q0), plain(q1)] == [[y[side] for _, y in both] for side in (0, 1)]
+    assert plain(p1) == [x1 for (_, x1), _ in both]
 
 
 @given(seeds, lengths, st.integers(0, 3))

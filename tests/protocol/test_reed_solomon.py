@@ -92,10 +92,10 @@ def test_lagrange_and_powers(rng, size):
     coefficients = reed_solomon.interpolate_subgroup(values)[:, 0]
     points = [int(x) for x in rng.choice(reed_solomon.domain_points(list(range(8 * size)), size, 8), 3)]
     basis = reed_solomon.lagrange(points, size)
-    found = [sum(int(v) * int(b) for v, b in zip(values[:, 0], column, strict=True)) % P for column in basis.T]
+    found = [sum(int(v) * int(b) for v, b in zip(values[:, 0], column, strict=True)) % P for column in basis]
     assert found == [at(coefficients, x) for x in points]
     table = reed_solomon.power_table(points, 11)
-    assert [[pow(x, i, P) for x in points] for i in range(11)] == table.tolist()
+    assert [[pow(x, i, P) for i in range(11)] for x in points] == table.tolist()
 
 
 @given(seeds, st.sampled_from([4, 8]), st.integers(1, 4))

@@ -86,7 +86,7 @@ def opening(shape: ligero.Shape, systems: Any, transcript: Transcript, random: R
         ligero._quadratic_at(shape, quadratic, rows),
     )
     for i, (polynomial, value) in enumerate(zip(polynomials, committed, strict=True)):
-        blinding = field.sub(field.matmul(polynomial, powers[: polynomial.shape[1]]), value)
+        blinding = field.sub(field.combine(powers[:, : polynomial.shape[1]], polynomial), value)
         first = shape.rows + field.DEGREE * i
         rows[:, first : first + field.DEGREE] = field.to_base(blinding).T
     salts = [random.randbytes(merkle.SALT_BYTES) for _ in columns]
