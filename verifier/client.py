@@ -8,9 +8,12 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Event
+from typing import Any, TypeVar
 
 import grpc
 
@@ -29,6 +32,8 @@ LAST_DELAY_S = 30.0
 TRIES = 4  # in vain, one after the other, where waiting gives little hope
 CANCEL_S = 5.0
 
+T = TypeVar("T")
+C = TypeVar("C", bound=Any)  # a call: its types are known to the stubs alone
 Code = grpc.StatusCode
 HOPEFUL = {Code.ABORTED, Code.CANCELLED, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.UNAVAILABLE, Code.UNKNOWN}
 ENDED = {pb.Job.DONE, pb.Job.FAILED, pb.Job.CANCELLED}
@@ -59,10 +64,11 @@ def obtain_claim(
     ParameterError if it calls ours malformed or does not let us in, ConnectionError if it cannot be reached, is busy or
     too slow.
     """
+    calls = Calls()
     with prover.connect() as connection:
-        client = _Client(pb_grpc.ProverStub(connection), prover.target, subject, progress, timeout_s)
+        client = _Client(pb_grpc.ProverStub(connection), calls, prover.target, subject, progress, timeout_s)
         try:
-            return client.claim()
+            return calls.run(client.claim)
         except KeyboardInterrupt:
             client.cancel()
             raise
@@ -79,24 +85,55 @@ def header(subject: Subject) -> pb.ProveHeader:
     )
 
 
+class Calls:
+    """The calls of a conversation, one after the other, that Ctrl-C ends.
+
+    They run in a thread of their own: an interrupt that is raised inside of gRPC can leave it waiting for ever.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = Event()
+        self._call: grpc.RpcContext | None = None
+
+    def run(self, conversation: Callable[[], T]) -> T:
+        """The result of `conversation`, whose calls are all begun with `begin`."""
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                return thread.submit(conversation).result()
+            finally:
+                self.stopped.set()
+                if self._call is not None:
+                    self._call.cancel()
+
+    def begin(self, call: C) -> C:
+        """`call`, unless the conversation is over."""
+        self._call = call
+        if self.stopped.is_set():
+            call.cancel()
+        return call
+
+
 class _Client:
     """One job.  `_job` is what is known of it, `_data` what there is of its claim with the digest `_sha256`."""
 
     def __init__(
-        self, stub: pb_grpc.ProverStub, target: str, subject: Subject, progress: Report | None, timeout_s: float
-    ) -> None:
-        self._stub, self._target, self._subject, self._progress = stub, target, subject, progress
+        self, stub: pb_grpc.ProverStub, calls: Calls, target: str, subject: Subject, progress: Report | None,
+        timeout_s: float,
+    ) -> None:  # fmt: skip
+        self._stub, self._calls = stub, calls
+        self._target, self._subject, self._progress = target, subject, progress
         self._timeout_s, self._ends = timeout_s, time.monotonic() + timeout_s
         self._job: pb.Job | None = None
         self._sha256, self._data = b"", bytearray()
         self._tries = 0  # in vain, since the prover last said something
+        self._begin = calls.begin
 
     def claim(self) -> bytes:
         """One step after the other; a step that fails is tried again while there is hope."""
         while True:
             try:
                 if self._job is None:
-                    self._note(self._stub.Submit(self._upload(), timeout=self._left()))
+                    self._note(self._begin(self._stub.Submit.future(self._upload(), timeout=self._left())).result())
                 elif self._job.state not in ENDED:
                     self._follow(self._job.id)
                 elif self._job.state == pb.Job.DONE:
@@ -136,7 +173,7 @@ class _Client:
 
     def _follow(self, job_id: bytes) -> None:
         """Until the job ends, or the connection does."""
-        for job in self._stub.Follow(pb.JobRequest(id=job_id), timeout=self._left()):
+        for job in self._begin(self._stub.Follow(pb.JobRequest(id=job_id), timeout=self._left())):
             self._note(job)
             self._tries = 0
         if self._job is None or self._job.state not in ENDED:
@@ -149,7 +186,7 @@ class _Client:
         request = pb.DownloadRequest(id=job.id, offset=len(self._data))
         while len(self._data) < job.claim_size:
             before = len(self._data)
-            for chunk in self._stub.Download(request, timeout=self._left()):
+            for chunk in self._begin(self._stub.Download(request, timeout=self._left())):
                 self._data += chunk.data
                 self._tries = 0
                 if not chunk.data or len(self._data) > job.claim_size:
@@ -176,7 +213,8 @@ class _Client:
         if delay >= self._left():
             raise translate(error, self._target, f" within {self._timeout_s:g} s")
         self._report(f"again after: {_words(error.code())}", 0.0)
-        time.sleep(delay)
+        if self._calls.stopped.wait(delay):
+            raise translate(error, self._target)
 
     def _left(self) -> float:
         return max(self._ends - time.monotonic(), 0.0)

@@ -17,7 +17,7 @@ from protocol.errors import DecodingError
 from protocol.soundness import SESSIONS
 from protocol.transcript import Channel, InteractiveVerifier
 from verifier.check import Subject
-from verifier.client import CHUNK, TIMEOUT_S, Remote, header, translate
+from verifier.client import CHUNK, TIMEOUT_S, Calls, Remote, header, translate
 from zkmark.terminal import Report, printable
 from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
@@ -64,17 +64,21 @@ def _session(
         while (coin := coins.get()) is not None:
             yield pb.ProveRequest(coin=coin)
 
+    calls = Calls()
+
+    def answer() -> bytes:
+        call = calls.begin(pb_grpc.ProverStub(connection).Prove(requests(), timeout=timeout_s))
+        return _collect(call, channel, coins, progress)
+
     with prover.connect() as connection:
-        call = pb_grpc.ProverStub(connection).Prove(requests(), timeout=timeout_s)
         try:
-            return _collect(call, channel, coins, progress)
+            return calls.run(answer)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.ABORTED:
                 raise _Again from None
             raise translate(error, prover.target) from None
         finally:
             coins.put(None)
-            call.cancel()
 
 
 def _collect(
