@@ -742,8 +742,7 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
             w = tensor(x, shape)[: len(rows_of_tables)]
             push(Form().add(P).array("uses", [-e for e in w]))
             ones = total(w)
-            value = [sum((e * v for e, v in zip(w, column, strict=True)), zero)
-                     for column in zip(*rows_of_tables, strict=True)]  # fmt: skip
+            value = [dot(w, column) for column in zip(*rows_of_tables, strict=True)]
             Q = Form().add(Q).const(-(1 - ones) - beta * ones + value[0] + alpha * value[1] + alpha * alpha * value[2])
             push(Q)
             continue
@@ -868,18 +867,18 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
         found = b_lin
         for (group, chunk), values in chunks.items():
             images = column[chunk * h : (chunk + 1) * h]
-            found = found + at_point(values, lagrange) * total(
+            found = found + dot(values, lagrange) * total(
                 e * v for e, v in zip(weights[group], images, strict=True))  # fmt: skip
         at = h * -(-depth // N)
         array_values = {}
         for name, values in array_rows.items():
             for i, row in enumerate(values):
                 array_values[name, i] = column[at]
-                found = found + at_point(row, lagrange) * column[at]
+                found = found + dot(row, lagrange) * column[at]
                 at += 1
         pad_values = [K(*column[i : i + 5]) for i in range(at, rows, 5)]
         for row, value in zip(pad_rows, pad_values, strict=True):
-            found = found + at_point(row, lagrange) * value
+            found = found + dot(row, lagrange) * value
         require(evaluate(p_lin, x) == found, "linear.columns")
         found = b_quad
         for coefficient, (left, right, both, i) in zip(c_quad, products, strict=False):
@@ -899,10 +898,9 @@ def evaluate(coefficients, x):
     return out
 
 
-def at_point(values, lagrange):
-    """Interpolation of K values on the subgroup, at the point whose Lagrange basis is given."""
-    sums = [sum(v.c[j] * e for v, e in zip(values, lagrange, strict=True)) for j in range(5)]
-    return K(*(s % p for s in sums))
+def dot(values, integers):
+    """The sum of value * integer."""
+    return K(*(sum(v.c[j] * e for v, e in zip(values, integers, strict=True)) % p for j in range(5)))
 
 
 def load(folder) -> dict[str, Any]:
