@@ -5,83 +5,47 @@ Heavy modules are imported when a command needs them, so that --help answers at 
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from protocol.errors import DecodingError, ParameterError, VerificationError
+from protocol.errors import ParameterError
+from prover.operations import backup, doctor, requests, restore, serve, token
+from prover.options import (
+    FILE,
+    FOLDER,
+    NEW_FILE,
+    json_option,
+    memory_option,
+    model_options,
+    outcome,
+    secret_options,
+)
+from prover.options import check_pair as _check_pair
+from prover.options import memory as _memory
+from prover.options import read as _read
+from prover.options import say as _print
+from prover.options import warm_up as _warm_up
 
 if TYPE_CHECKING:
     from ml.quantise import Derivation
     from prover.jobs import Images
 
-P = ParamSpec("P")
-Command = TypeVar("Command", bound=Callable[..., Any])
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 MAX_MODEL_BYTES = 256 << 20
 MAX_PHASES = 32  # lines of progress
 ELL = 512
 
 
-def outcome(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn the errors of a command into one line (or JSON) and the exit status."""
-
-    @wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except (VerificationError, DecodingError, ParameterError, OSError, MemoryError, UnicodeError) as error:
-            if kwargs.get("as_json"):
-                check = error.check if isinstance(error, VerificationError) else None
-                click.echo(json.dumps({"done": False, "failed_check": check, "error": str(error)}))
-            click.echo(f"zkmark-prover: {error}", err=True)
-            sys.exit(1 if isinstance(error, VerificationError) else 2)
-        except KeyboardInterrupt:
-            sys.exit(130)
-
-    return wrapper
-
-
-def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator."""
-
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
-
-
-secret_options = options(
-    click.option("--passphrase-file", type=FILE, help="File whose first line is the passphrase."),
-    click.option("--key-file", type=FILE, help="File of random bytes instead of a passphrase."),
-)
-model_options = options(
-    click.option("--model", required=True, type=FILE, help="The suspect's model, ONNX."),
-    click.option("--calibration", type=FOLDER, help="Images to calibrate the integer network with, instead of noise."),
-    click.option("--preprocess", type=FILE, help="JSON: scale, shift per channel, outputs of the model that count."),
-    click.option("--k-min", type=click.IntRange(min=1), help="Triggers to prove [default: fewest for 128 bits]."),
-)
-memory_option = click.option(
-    "--memory-limit", type=click.FloatRange(min=0), metavar="GIB",
-    help="Refuse a network that needs more to prove [default: what the machine has].",
-)  # fmt: skip
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "ZKMARK_PROVER"})
 def cli() -> None:
-    """Make a secret watermark key, and prove that a model carries the watermark without revealing it."""
+    """Make a secret watermark key, and prove that a model carries the watermark without revealing it.
+
+    Every option can be given as a variable, too: --listen of serve is ZKMARK_PROVER_SERVE_LISTEN.
+    """
 
 
 @cli.command("keygen")
@@ -213,51 +177,6 @@ def prove_command(
     _print(as_json, result, f"at least {k_min} of {key.vk.h} secret triggers: {out}, {len(data):,} bytes")
 
 
-@cli.command("serve")
-@click.option("--mk", required=True, type=FILE, help="The marking key.")
-@click.option("--vk", required=True, type=FILE, help="The verification key.")
-@click.option("--listen", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT",
-              help="Port 0: any free one.")  # fmt: skip
-@click.option("--claimant", default="", help="The only claimant that this server proves for.")
-@click.option("--calibration", type=FOLDER, help="The calibration images that a verifier may name.")
-@click.option("--max-upload", type=click.IntRange(min=1, max=2048), default=256, show_default=True,
-              help="MiB of a model.")  # fmt: skip
-@click.option("--deadline", type=click.FloatRange(min=1), default=600, show_default=True,
-              help="Seconds for one proof.")  # fmt: skip
-@memory_option
-@secret_options
-@json_option
-@outcome
-def serve_command(
-    mk: Path, vk: Path, listen: str, claimant: str, calibration: Path | None, max_upload: int, deadline: float,
-    memory_limit: float | None, passphrase_file: Path | None, key_file: Path | None, as_json: bool,
-) -> None:  # fmt: skip
-    """Answer verifiers over gRPC, for approved models only.  SIGTERM stops it gracefully."""
-    import asyncio
-    import logging
-
-    from ml.inputs import image_folder
-    from prover.jobs import Prover
-    from prover.keys import read_secret
-    from prover.server import Limits, serve
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    secret = read_secret(passphrase_file, key_file)
-    prover = Prover(mk, secret, claimant=claimant, memory_limit=_memory(memory_limit))
-    _check_pair(prover.vk.digest, vk)
-    if calibration is not None:
-        prover.calibration = image_folder(calibration, prover.vk.parameters.shape)
-
-    _warm_up()
-
-    def ready(port: int) -> None:
-        address = f"{listen.rpartition(':')[0]}:{port}"
-        _print(as_json, {"listening": address, "vk_digest": prover.vk.digest.hex()}, f"listening on {address}")
-        sys.stdout.flush()
-
-    asyncio.run(serve(prover, listen, Limits(upload=max_upload << 20, proof_s=deadline), ready))
-
-
 @cli.command("board")
 @click.option("--folder", required=True, type=click.Path(file_okay=False, path_type=Path),
               help="Where the log and its secret are; made if it does not exist.")  # fmt: skip
@@ -317,39 +236,12 @@ def _triggers(
     return (load_folder(folder, shape, count), None) if labels is None else labeled_images(labels, folder, shape)
 
 
-def _memory(limit: float | None) -> int:
-    """Bytes: the limit in GiB, or what the machine has."""
-    if limit is not None:
-        return int(limit * 2**30)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _derivation(
     calibration: Path | None, preprocess: Path | None, shape: tuple[int, int, int]
 ) -> tuple[Derivation, Images | None]:
     from ml.inputs import read_derivation
 
     return read_derivation(calibration, preprocess, shape)
-
-
-def _warm_up() -> None:
-    """Have the kernels ready, and say why that takes long on first use."""
-    from protocol.warm_up import warm_up
-
-    warm_up(lambda text: click.echo(f"{text} ...", err=True))
-
-
-def _check_pair(digest: bytes, vk: Path) -> None:
-    from protocol.keygen import MAX_KEY_BYTES, VerificationKey
-
-    if VerificationKey.from_bytes(_read(vk, MAX_KEY_BYTES, "verification key")).digest != digest:
-        raise ParameterError("the marking key and the verification key do not belong together")
-
-
-def _read(path: Path, cap: int, what: str) -> bytes:
-    from prover.keys import read_capped
-
-    return read_capped(path, cap, what)
 
 
 def _check_new(*paths: Path) -> None:
@@ -383,10 +275,6 @@ def _nonce(text: str) -> bytes:
     return nonce
 
 
-def _print(as_json: bool, result: dict[str, Any], text: str) -> None:
-    click.echo(json.dumps(result) if as_json else text)
-
-
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
     """Where progress goes: a bar on a terminal, a line per phase elsewhere, nowhere when quiet."""
@@ -406,6 +294,10 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
             click.echo(f"{phase} ...", err=True)
 
     yield line
+
+
+for command in (serve, requests, doctor, backup, restore, token):
+    cli.add_command(command)
 
 
 def main() -> None:

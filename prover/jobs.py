@@ -8,8 +8,8 @@ so that the time of a refusal depends on the client's model alone.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ml.quantise import Derivation, derive
+from ml.quantise import Derivation, derive, images_digest
+from protocol.argument import Cancelled as Stopped
 from protocol.argument import Context, Statement, prove
 from protocol.claim import Claim, statement_digests
 from protocol.errors import DecodingError, ParameterError, VerificationError
@@ -25,7 +26,10 @@ from protocol.keygen import LabelRule, MarkingKey, VerificationKey
 from protocol.network import Network
 from protocol.soundness import FALSE_CLAIM_TARGET
 from protocol.transcript import Channel, FiatShamir
-from prover.keys import Approvals, load_owner, record_approval
+from prover.derive_worker import DeriveLimits, derive_apart
+from prover.keys import Approvals, load_owner, record_approval, write_file
+from prover.requests import Networks
+from prover.state import State
 
 Images = npt.NDArray[np.uint8]
 Report = Callable[[str, float], None]
@@ -34,14 +38,14 @@ Cancelled = Callable[[], bool]
 log = logging.getLogger("zkmark.prover")
 
 REFUSAL = "no proof is made for this model"
-KEPT_CLAIMS = 8  # answers that are given again without proving again
 
 
 class Refused(Exception):
-    """No proof is made, and the client does not learn why."""
+    """No proof is made, and the client does not learn why.  network_digest: 32 bytes, for the owner."""
 
-    def __init__(self) -> None:
+    def __init__(self, network_digest: bytes) -> None:
         super().__init__(REFUSAL)
+        self.network_digest = network_digest
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,17 @@ def subject(model: bytes, derivation: Derivation, calibration: Images | None, ke
     Raises DecodingError or ParameterError.
     """
     derived = derive(model, derivation, calibration)
-    network = derived.network
+    check_shape(derived.network, key)
+    return Subject(derived.network, hashlib.sha256(model).digest(), derivation.digest, derived.freedom_bits)
+
+
+def check_shape(network: Network, key: VerificationKey) -> None:
+    """Raises ParameterError for a network of other images or classes than the key's."""
     if network.shape != key.parameters.shape or network.classes != key.parameters.classes:
         raise ParameterError(
             f"the model classifies {network.shape} into {network.classes} classes, "
             f"the key is for {key.parameters.shape} and {key.parameters.classes}"
         )
-    return Subject(network, hashlib.sha256(model).digest(), derivation.digest, derived.freedom_bits)
 
 
 def approve(path: Path, secret: bytes, about: Subject, k_min: int | None = None) -> Approvals:
@@ -130,22 +138,33 @@ class Prover:
         path: Path,
         secret: bytes,
         *,
+        state: Path | None = None,
         claimant: str = "",
         calibration: Images | None = None,
         memory_limit: int | None = None,
+        derive_limits: DeriveLimits | None = None,
     ) -> None:
+        """state: the folder of `prover.state`, `state_folder(path)` by default."""
         self._path, self._secret = path, secret
-        self._claimant, self.calibration, self._memory_limit = claimant, calibration, memory_limit
-        self._claims: OrderedDict[bytes, bytes] = OrderedDict()
+        self._claimant, self._memory_limit = claimant, memory_limit
+        self._calibration_digest = b"" if calibration is None else images_digest(calibration)
+        self._derive_limits = derive_limits or DeriveLimits()
         self._version = self._stat()
         self._key, self._approvals = load_owner(path, secret)
+        self.state = State(state or state_folder(path))
+        self.networks = Networks(self.state)
+        self._images = self.state.folder / "calibration.npy"
+        if calibration is not None:
+            write_file(self._images, npy(calibration))
 
     @property
     def vk(self) -> VerificationKey:
         return self._key.vk
 
-    def check_header(self, vk_digest: bytes, context: Context) -> None:
+    def check_header(self, vk_digest: bytes, context: Context, derivation: Derivation) -> None:
         """What can be refused with a reason before a model is uploaded.  Raises ParameterError."""
+        if derivation.calibration not in (b"", self._calibration_digest):
+            raise ParameterError("this prover does not hold the calibration images that the derivation names")
         if vk_digest != self.vk.digest:
             raise ParameterError("this prover holds another key")
         if context.claimant != self._claimant:
@@ -153,7 +172,8 @@ class Prover:
 
     def claim(
         self,
-        model: bytes,
+        model: Path,
+        model_sha256: bytes,
         derivation: Derivation,
         context: Context,
         channel: Channel,
@@ -161,19 +181,24 @@ class Prover:
         progress: Report | None = None,
         cancelled: Cancelled | None = None,
     ) -> bytes:
-        """The canonical bytes of a claim about an approved model, with the k_min that the owner approved.
+        """The canonical bytes of a claim about the file at `model`, with the k_min that the owner approved.
 
-        Raises DecodingError or ParameterError for an unusable model, Refused, or what cancels a proof.
+        A file that was seen before is not derived again.  Raises DecodingError or ParameterError for an unusable model,
+        Refused, or what cancels a proof.
         """
-        asked = hashlib.sha256(hashlib.sha256(model).digest() + derivation.digest + context.to_bytes()).digest()
-        if not channel.interactive and asked in self._claims:
-            return self._claims[asked]
-        if progress is not None:
-            progress("derive", 0.0)
-        about = subject(model, derivation, self.calibration if derivation.calibration else None, self.vk)
-        k_min = self._current_approvals().k_min.get(about.network.digest, 0)
+        digest, network = self.networks.digest(model_sha256, derivation.digest), None
+        if digest is None:
+            network = self._derive(model, derivation, progress, cancelled)
+            digest = network.digest
+            self.networks.remember(model_sha256, derivation.digest, digest)
+        k_min = self._current_approvals().k_min.get(digest, 0)
         if not k_min:
-            raise Refused
+            raise Refused(digest)
+        kept = self.networks.load(digest)
+        network = kept or network or self._derive(model, derivation, progress, cancelled)
+        if kept is None:
+            self.networks.keep(network)
+        about = Subject(network, model_sha256, derivation.digest, 0.0)  # what its k_min allows was asked at approval
         try:
             claim = make_claim(
                 self._key, about, k_min, context, channel,
@@ -181,17 +206,26 @@ class Prover:
             )  # fmt: skip
         except ParameterError as error:  # over the memory limit
             log.warning("an approved model cannot be proven here: %s", error)
-            raise Refused from None
+            raise Refused(digest) from None
         except VerificationError as error:
             if error.check == "prove.matches":  # cannot happen for what `approve` recorded; a client may not tell
-                raise Refused from None
+                raise Refused(digest) from None
             raise
-        data = claim.to_bytes()
-        if not channel.interactive:
-            self._claims[asked] = data
-            if len(self._claims) > KEPT_CLAIMS:
-                self._claims.popitem(last=False)
-        return data
+        return claim.to_bytes()
+
+    def _derive(
+        self, model: Path, derivation: Derivation, progress: Report | None, cancelled: Cancelled | None
+    ) -> Network:
+        if progress is not None:
+            progress("derive", 0.0)
+        images = self._images if derivation.calibration else None
+        try:
+            data, _ = derive_apart(model, derivation.to_bytes(), images, self._derive_limits, cancelled or _never)
+        except InterruptedError:
+            raise Stopped from None
+        network = Network.from_bytes(data)
+        check_shape(network, self.vk)
+        return network
 
     def _stat(self) -> tuple[int, int]:
         status = self._path.stat()
@@ -209,3 +243,19 @@ class Prover:
                 raise RuntimeError("the owner's file now holds another key; start the server again")
             self._version, self._approvals = version, approvals
         return self._approvals
+
+
+def state_folder(path: Path) -> Path:
+    """Where the state of a server is by default: beside its marking key."""
+    return path.resolve().with_suffix(".state")
+
+
+def npy(images: Images) -> bytes:
+    """The images as a .npy file."""
+    file = io.BytesIO()
+    np.save(file, images, allow_pickle=False)
+    return file.getvalue()
+
+
+def _never() -> bool:
+    return False

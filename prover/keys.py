@@ -96,6 +96,31 @@ def record_approval(path: str | Path, secret: bytes, network_digest: bytes, k_mi
     return changed
 
 
+def back_up(path: str | Path, copy: str | Path, secret: bytes) -> Approvals:
+    """Copy the file as it is, once the secret has opened it, to a name that is not there.  Raises as `load_owner`."""
+    data = read_capped(path, MAX_FILE_BYTES, "marking key file")
+    approvals = _open(data, secret)[1]
+    write_file(copy, data)
+    return approvals
+
+
+def restore_backup(copy: str | Path, path: str | Path, secret: bytes, force: bool = False) -> Approvals:
+    """Put a copy back.  Raises ParameterError for one of another key, and, unless `force`, for one that lacks an answer
+    which the file at `path` has given: a server would forget how much of its budget is spent.
+    """
+    data, path = read_capped(copy, MAX_FILE_BYTES, "backup"), Path(path).resolve()
+    key, approvals = _open(data, secret)
+    with _locked(path):
+        if os.path.lexists(path) and not force:
+            present, known = load_owner(path, secret)
+            if present.vk.digest != key.vk.digest:
+                raise ParameterError(f"{path} holds another key")
+            if any(approvals.k_min.get(digest) != k_min for digest, k_min in known.k_min.items()):
+                raise ParameterError("the backup is older: it lacks approvals that the present file has")
+        write_file(path, data)
+    return approvals
+
+
 def read_secret(
     passphrase_file: str | Path | None = None, key_file: str | Path | None = None, *, confirm: bool = False
 ) -> bytes:
@@ -188,17 +213,23 @@ def _seal(key: MarkingKey, approvals: Approvals, secret: bytes) -> bytes:
     plain = Writer().blob(key.to_bytes()).u32(approvals.budget).u32(len(approvals.k_min))
     for digest, k_min in sorted(approvals.k_min.items()):
         plain.raw(digest).u32(k_min)
+    return seal(MAGIC, plain.to_bytes(), secret)
+
+
+def seal(magic: bytes, plain: bytes, secret: bytes) -> bytes:
+    """A file of the kind that begins with `magic`: `plain`, encrypted and authenticated."""
     salt, nonce = os.urandom(32), os.urandom(12)
-    header = Writer().raw(MAGIC).u8(LOG2_N).u8(R).u8(P).raw(salt).raw(nonce).to_bytes()
+    header = Writer().raw(magic).u8(LOG2_N).u8(R).u8(P).raw(salt).raw(nonce).to_bytes()
     cipher = AES.new(_derive(secret, salt, LOG2_N), AES.MODE_GCM, nonce=nonce)
     cipher.update(header)
-    sealed, tag = cipher.encrypt_and_digest(plain.to_bytes())
+    sealed, tag = cipher.encrypt_and_digest(plain)
     return Writer().raw(header).blob(sealed).raw(tag).to_bytes()
 
 
-def _open(data: bytes, secret: bytes) -> tuple[MarkingKey, Approvals]:
+def unseal(magic: bytes, data: bytes, secret: bytes) -> Reader:
+    """What `seal` encrypted.  Raises DecodingError (malformed) or ParameterError (wrong secret)."""
     r = Reader(data, "marking key file")
-    r.magic(MAGIC)
+    r.magic(magic)
     log2_n = r.u8()
     if log2_n not in LOG2_N_RANGE or (r.u8(), r.u8()) != (R, P):
         raise r.fail("scrypt parameters out of range")
@@ -209,9 +240,13 @@ def _open(data: bytes, secret: bytes) -> tuple[MarkingKey, Approvals]:
     cipher = AES.new(_derive(secret, salt, log2_n), AES.MODE_GCM, nonce=nonce)
     cipher.update(header)
     try:
-        plain = Reader(cipher.decrypt_and_verify(sealed, tag), "marking key file")
+        return Reader(cipher.decrypt_and_verify(sealed, tag), "marking key file")
     except ValueError:
         raise ParameterError("wrong passphrase or key file, or the marking key file was altered") from None
+
+
+def _open(data: bytes, secret: bytes) -> tuple[MarkingKey, Approvals]:
+    plain = unseal(MAGIC, data, secret)
     key = MarkingKey.from_bytes(plain.blob(MAX_FILE_BYTES))
     budget, count = plain.u32(), plain.u32()
     if not count <= budget <= MAX_BUDGET:

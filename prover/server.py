@@ -1,244 +1,304 @@
-"""The gRPC face of `prover.jobs`: uploads, the queue of one worker, events, limits.
+"""The gRPC face of the prover: jobs that clients submit, follow and fetch, interactive sessions, limits.
 
-A client holds a coroutine, a temporary file and no more until its model is complete; then it waits in a short queue for
-the one worker.  Whatever the client does, every wait is limited, and a client that leaves cancels its job.
+A client holds a coroutine and a file until its model is complete; then the model is a job on the disk, or in the
+interactive channel waits for the one worker.  Whatever a client does, every wait is limited.  A client that leaves
+cancels its interactive session; its job goes on.
 
-The connection is plain: a proof hides its witness from everybody.  Where the model or the context is confidential, or
-interactive coins must reach the prover unchanged, listen on the loopback address behind a TLS proxy.
+A proof hides its witness from everybody.  TLS keeps models and contexts confidential, and tokens and interactive coins
+from being read or changed on the way.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import math
 import signal
-import tempfile
-import time
-import traceback
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from threading import Event
-from typing import IO, Any
+from typing import Any, cast
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
 
-from ml.quantise import Derivation
-from protocol.argument import Cancelled, Context
+from protocol.argument import Cancelled
 from protocol.errors import DecodingError, ParameterError, Restart
-from protocol.transcript import COIN_BYTES, FiatShamir, InteractiveProver
+from prover.access import Listening, Rate, Tokens, TooOften, Unauthenticated, check_address
+from prover.access import client as client_of
 from prover.jobs import Prover, Refused
+from prover.queue import RUNNING, Asked, Full, Job, JobQueue, JobState
+from prover.requests import Requests
+from prover.session import Session
+from prover.strict import Strict
+from prover.telemetry import Metrics
+from prover.upload import Limits, check_header, path_of, read, receive
+from prover.worker import Worker, report
+from zkmark.connect import job_id
 from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 
 CHUNK = 1 << 20
-MAX_HEADER_BYTES = 1 << 16
-MAX_RPCS = 32
+MAX_RPCS = 512
+TICK_S = 0.25  # between two looks at a job that is followed
 SERVICE = "zkmark.v1.Prover"
+OPTIONS = [
+    ("grpc.so_reuseport", 0),  # two provers on one port would share its clients unnoticed
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+]
 log = logging.getLogger("zkmark.prover")
-
-Call = grpc.aio.ServicerContext[pb.ProveRequest, pb.ProveEvent]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """upload: bytes of a model.  waiting: clients beside the one whose proof is made, from their header on.
-
-    Seconds: for one message, for the upload, for all coins of a proof together, for a proof, and to stop.
-    """
-
-    upload: int = 256 << 20
-    waiting: int = 8
-    message_s: float = 30.0
-    upload_s: float = 300.0
-    coins_s: float = 300.0
-    proof_s: float = 600.0
-    grace_s: float = 10.0
 
 
 class Busy(Exception):
     """There are clients enough."""
 
 
-class Servicer(pb_grpc.ProverServicer):
-    """zkmark.v1.Prover over a `Prover`."""
+class Unknown(Exception):
+    """No such job."""
 
-    def __init__(self, prover: Prover, limits: Limits) -> None:
-        self._prover, self._limits = prover, limits
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prover")
-        self._clients = 0
-        self._jobs = 0
+
+class Foreign(Exception):
+    """Another client's job."""
+
+
+class NotDone(Exception):
+    """A claim that is not there yet, or never will be."""
+
+
+class Stopping(Exception):
+    """The server stops."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client gets for an error, and its cause in the metrics.  text: empty for the error's own."""
+
+    code: grpc.StatusCode
+    cause: str
+    text: str = ""
+
+
+LATER = grpc.StatusCode.RESOURCE_EXHAUSTED
+ANSWERS: dict[type[BaseException], Answer] = {
+    DecodingError: Answer(grpc.StatusCode.INVALID_ARGUMENT, "malformed"),
+    ParameterError: Answer(grpc.StatusCode.INVALID_ARGUMENT, "malformed"),
+    Refused: Answer(grpc.StatusCode.FAILED_PRECONDITION, "refused"),
+    NotDone: Answer(grpc.StatusCode.FAILED_PRECONDITION, "not done", "there is no claim"),
+    Unauthenticated: Answer(grpc.StatusCode.UNAUTHENTICATED, "unauthenticated", "this server wants a token it knows"),
+    Unknown: Answer(grpc.StatusCode.NOT_FOUND, "unknown", "there is no such job"),
+    Foreign: Answer(grpc.StatusCode.PERMISSION_DENIED, "foreign", "this is another client's job"),
+    TooOften: Answer(LATER, "rate", "you ask too often; try again later"),
+    Full: Answer(LATER, "quota"),
+    Busy: Answer(LATER, "busy", "too many clients wait; try again later"),
+    Stopping: Answer(grpc.StatusCode.UNAVAILABLE, "stopping", "the server stops; try again later"),
+    Restart: Answer(grpc.StatusCode.ABORTED, "restart", "begin again with fresh coins"),
+    TimeoutError: Answer(grpc.StatusCode.DEADLINE_EXCEEDED, "late", "the client or the job took too long"),
+    Cancelled: Answer(grpc.StatusCode.DEADLINE_EXCEEDED, "late", "the client or the job took too long"),
+}
+UNFORESEEN = Answer(grpc.StatusCode.INTERNAL, "internal", "internal error")
+
+
+class Servicer(pb_grpc.ProverServicer):
+    """zkmark.v1.Prover over a `Prover`, made in a running event loop."""
+
+    def __init__(self, prover: Prover, limits: Limits, tokens: Tokens | None, metrics: Metrics) -> None:
+        self._prover, self._limits, self._tokens, self._metrics = prover, limits, tokens, metrics
+        self.jobs, self._requests = JobQueue(prover.state, limits.quota), Requests(prover.state)
+        self._requests.sweep()
+        self.worker = Worker(prover, self.jobs, self._requests, metrics, limits.proof_s)
+        self._disk = ThreadPoolExecutor(4, "disk")
+        self._rate, self._calls = Rate(limits.per_minute, limits.burst), Counter[str]()
+        self._uploads = self._sessions = 0
+        self.stopping = asyncio.Event()
+        self._seen: tuple[int, dict[bytes, Job]] = (-1, {})
+        metrics.watch("zkmark_jobs", "Jobs by state", "state", self._counts)
 
     def close(self) -> None:
-        """Wait for the worker."""
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        """When the worker has stopped."""
+        self._disk.shutdown()
+        self.jobs.close()
+        self._requests.close()
 
     async def Key(self, request: pb.KeyRequest, context: Any) -> None:  # type: ignore[override]
-        data = self._prover.vk.to_bytes()
-        async with asyncio.timeout(self._limits.upload_s):
+        async with self._client(context), asyncio.timeout(self._limits.upload_s):
+            data = self._prover.vk.to_bytes()
             for at in range(0, len(data), CHUNK):
-                async with asyncio.timeout(self._limits.message_s):
-                    await context.write(pb.KeyChunk(data=data[at : at + CHUNK]))
+                await self._write(context, pb.KeyChunk(data=data[at : at + CHUNK]))
 
-    async def Prove(self, request_iterator: Any, context: Call) -> None:  # type: ignore[override]
-        try:
-            if max(self._clients, self._jobs) > self._limits.waiting:  # jobs whose client left are in the queue, too
+    async def Submit(self, request_iterator: Any, context: Any) -> pb.Job:
+        async with self._client(context) as client:
+            message = await read(context, pb.SubmitRequest, "header", self._limits.message_s)
+            header = check_header(message.header, self._prover, self._limits)
+            name, size = job_id(header.message), header.size
+            shared = await self._on_disk(self.jobs.join, name, client)
+            if shared is not None:
+                return self._message(shared)
+            async with self._place(client, size) as file:
+
+                async def chunk() -> bytes:
+                    message = await read(context, pb.SubmitRequest, "model_chunk", self._limits.message_s)
+                    self._metrics.received(len(message.model_chunk))
+                    return bytes(message.model_chunk)
+
+                await receive(chunk, file, header, self._limits.upload_s, self._disk)
+                if self.stopping.is_set():
+                    raise Stopping
+                asked = Asked(name, header.model_sha256, size, message.header.derivation, message.header.context)
+                job: Job = await self._on_disk(self.jobs.submit, asked, client, path_of(file))
+            self.worker.wake()
+            fields = {"job": name.hex()[:16], "client": client, "model": header.model_sha256.hex(), "bytes": size}
+            log.info("job submitted", extra={"fields": fields})
+            return self._message(job)
+
+    async def Follow(self, request: pb.JobRequest, context: Any) -> None:  # type: ignore[override]
+        async with self._client(context) as client:
+            job, sent = self._own(request.id, client), None
+            while True:
+                message = self._message(job)
+                if message != sent:
+                    await self._write(context, message)
+                    sent = message
+                if job.state.ended:
+                    return
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_S):
+                        await self.stopping.wait()
+                if self.stopping.is_set():
+                    raise Stopping
+                job = self._find(request.id)
+
+    async def Download(self, request: pb.DownloadRequest, context: Any) -> None:  # type: ignore[override]
+        async with self._client(context) as client, asyncio.timeout(self._limits.upload_s):
+            job = self._own(request.id, client)
+            if job.state != JobState.DONE:
+                raise NotDone
+            if request.offset > job.claim_size:
+                raise ParameterError("the claim is not that long")
+            with ExitStack() as stack:
+                try:
+                    file = stack.enter_context(open(self.jobs.claim_path(job.id), "rb"))
+                except FileNotFoundError:  # swept just now
+                    raise Unknown from None
+                file.seek(request.offset)
+                while data := await self._on_disk(file.read, CHUNK):
+                    await self._write(context, pb.ClaimChunk(data=data))
+                    self._metrics.sent(len(data))
+
+    async def Cancel(self, request: pb.JobRequest, context: Any) -> pb.Job:
+        async with self._client(context) as client:
+            self._own(request.id, client)
+            job = await self._on_disk(self.jobs.cancel, request.id, client)
+            if job is None:
+                raise Unknown
+            return self._message(job)
+
+    async def Prove(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        async with self._client(context) as client:
+            if max(self._sessions, self.worker.sessions) > self._limits.waiting:  # those whose client left, too
                 raise Busy
-            self._clients += 1
+            self._sessions += 1
             try:
-                claim = await Session(self._prover, self._limits, context).claim(self._submit)
+                session = Session(self._prover, self._limits, context, self._disk)
+                header = await session.header()
+                async with self._place(client, header.size) as file:
+                    model = await session.upload(header, file)
+                    self._metrics.received(header.size)
+                    try:
+                        claim = await session.claim(header, model, self.worker.submit)
+                    except Refused as refused:
+                        await self._on_disk(
+                            self.worker.record, model, header.model_sha256, header.message.derivation,
+                            refused.network_digest, client, header.context,
+                        )  # fmt: skip
+                        raise
             finally:
-                self._clients -= 1
-            await send(claim, context, self._limits)
-            log.info("a claim was made and sent")
-        except (DecodingError, ParameterError) as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except Refused as error:
-            log.info("a model was refused")
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        except Busy:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many clients wait; try again later")
-        except Restart:
-            await context.abort(grpc.StatusCode.ABORTED, "begin again with fresh coins")
-        except (TimeoutError, Cancelled):
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the client or the job took too long")
-        except grpc.aio.AbortError:
+                self._sessions -= 1
+            await session.send(claim)
+            self._metrics.sent(len(claim))
+
+    @asynccontextmanager
+    async def _client(self, context: Any) -> AsyncIterator[str]:
+        """One call: who calls, whether it may, and what the client gets for each error."""
+        client = ""
+        try:
+            client = client_of(context, self._tokens)
+            self._rate.spend(client)
+            if self._calls[client] >= self._limits.calls:
+                raise TooOften
+            if self.stopping.is_set():
+                raise Stopping
+            self._calls[client] += 1
+            try:
+                yield client
+            finally:
+                self._calls[client] -= 1
+                if not self._calls[client]:
+                    del self._calls[client]
+        except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except Exception as error:
-            # Neither the client nor the log gets the message of an error that nobody foresaw: it may quote a secret.
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            log.error("internal error: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+            answer = ANSWERS.get(type(error), UNFORESEEN)
+            if answer is UNFORESEEN:
+                report(error)
+            self._metrics.refused(answer.cause)
+            log.info("call ended", extra={"fields": {"cause": answer.cause, "client": client}})
+            await context.abort(answer.code, answer.text or str(error))
 
-    def _submit(self, job: Callable[[], bytes]) -> tuple[int, asyncio.Future[bytes]]:
-        """Queue a job for the worker: how many are ahead, and its result."""
-        future = asyncio.get_running_loop().run_in_executor(self._worker, job)
-        ahead, self._jobs = self._jobs, self._jobs + 1
-        future.add_done_callback(self._finished)
-        return ahead, future
-
-    def _finished(self, future: asyncio.Future[bytes]) -> None:
-        self._jobs -= 1
-        if not future.cancelled():
-            future.exception()  # a job whose client left is not an unhandled error
-
-
-class Session:
-    """One call of Prove, up to its claim."""
-
-    def __init__(self, prover: Prover, limits: Limits, call: Call) -> None:
-        self._prover, self._limits, self._call = prover, limits, call
-        self._loop = asyncio.get_running_loop()
-        self._writing = asyncio.Lock()
-        self._stopped = Event()
-        self._progress = ("", 0.0)
-        self._ends = math.inf  # of the job, set when it begins
-        self._coins_s = limits.coins_s  # what is left of them
-
-    async def claim(self, submit: Callable[[Callable[[], bytes]], tuple[int, asyncio.Future[bytes]]]) -> bytes:
-        """Receive the model, have the claim made, and report meanwhile."""
-        header = (await self._read("header")).header
-        if header.ByteSize() > MAX_HEADER_BYTES:
-            raise DecodingError("request: the header is too long")
-        interactive = header.interactive
-        context, derivation = Context.from_bytes(header.context), Derivation.from_bytes(header.derivation)
-        self._prover.check_header(header.vk_digest, context)
-        if not 0 < header.model_size <= self._limits.upload:
-            raise ParameterError(f"a model has 1 to {self._limits.upload} bytes here")
-        size = header.model_size
-        del header  # the job below must not keep it
-        with tempfile.TemporaryFile() as model:
-            async with asyncio.timeout(self._limits.upload_s):
-                await self._receive(model, size)
-
-            def job() -> bytes:
-                self._ends = time.monotonic() + self._limits.proof_s
-                if self._cancelled():
-                    raise Cancelled
-                model.seek(0)
-                channel = InteractiveProver(self._ask) if interactive else FiatShamir()
-                return self._prover.claim(
-                    model.read(), derivation, context, channel, progress=self._report, cancelled=self._cancelled
-                )
-
-            ahead, result = submit(job)
-            try:
-                await self._write(pb.ProveEvent(queued=pb.Queued(ahead=ahead)))
-                return await self._follow(result)
-            finally:
-                self._stopped.set()
-
-    async def _receive(self, model: IO[bytes], size: int) -> None:
-        have = 0
-        while have < size:
-            chunk = (await self._read("model_chunk")).model_chunk
-            have += len(chunk)
-            if not chunk or have > size:
-                raise DecodingError("upload: empty chunk or more bytes than announced")
-            model.write(chunk)
-
-    async def _follow(self, result: asyncio.Future[bytes]) -> bytes:
-        """Report progress until the worker is done; a slow reader misses steps, and delays nobody else."""
-        sent = self._progress
-        while not result.done():
-            await asyncio.wait({result}, timeout=0.25)
-            if self._progress != sent:
-                sent = self._progress
-                await self._write(pb.ProveEvent(progress=pb.Progress(phase=sent[0], fraction=sent[1])))
-        return result.result()
-
-    async def _read(self, kind: str) -> pb.ProveRequest:
+    @asynccontextmanager
+    async def _place(self, client: str, size: int) -> AsyncIterator[Any]:
+        """A place for an upload, and its file, which is removed unless it was taken over."""
+        if self._uploads >= self._limits.uploads:
+            raise Busy
+        self._uploads += 1
         try:
-            async with asyncio.timeout(self._limits.message_s):
-                message = await self._call.read()
-        except DecodeError:
-            raise DecodingError("request: not a ProveRequest") from None
-        if not isinstance(message, pb.ProveRequest) or message.WhichOneof("message") != kind:
-            raise DecodingError(f"request: expected {kind}")
+            with self.jobs.uploading(client, size), self._prover.state.new_upload() as file:
+                try:
+                    yield file
+                finally:
+                    path_of(file).unlink(missing_ok=True)
+        finally:
+            self._uploads -= 1
+
+    def _own(self, name: bytes, client: str) -> Job:
+        job = self._find(name)
+        if not self.jobs.submitted_by(name, client):
+            raise Foreign
+        return job
+
+    def _find(self, name: bytes) -> Job:
+        """From memory, unless something changed since the last look."""
+        if self._seen[0] != self.jobs.version:
+            self._seen = self.jobs.version, {}
+        found = self._seen[1].get(name) or self.jobs.find(name)
+        if found is None:
+            raise Unknown
+        self._seen[1][name] = found
+        return found
+
+    def _message(self, job: Job) -> pb.Job:
+        message = pb.Job(
+            id=job.id, state=cast("pb.Job.State.ValueType", int(job.state)), ahead=self.jobs.ahead(job),
+            claim_size=job.claim_size, claim_sha256=job.claim_sha256, reason=job.reason, malformed=job.malformed,
+        )  # fmt: skip
+        name, phase, fraction = self.worker.progress
+        if name == job.id and job.state in RUNNING:
+            message.phase, message.fraction = phase, fraction
         return message
 
-    async def _write(self, event: pb.ProveEvent) -> None:
-        async with asyncio.timeout(self._limits.message_s), self._writing:
-            await self._call.write(event)
+    def _counts(self) -> dict[str, float]:
+        return {state.name.lower(): count for state, count in self.jobs.counts().items()}
 
-    def _report(self, phase: str, fraction: float) -> None:
-        self._progress = (phase, fraction)
+    async def _on_disk(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work, *arguments)
 
-    def _cancelled(self) -> bool:
-        return self._stopped.is_set() or time.monotonic() > self._ends
-
-    def _ask(self, pending: bytes) -> bytes:
-        """In the worker: one coin of the client, who may leave or be late."""
-        asked = time.monotonic()
-        answer = asyncio.run_coroutine_threadsafe(self._exchange(pending), self._loop)
-        while not answer.done():
-            if self._cancelled() or time.monotonic() > asked + self._coins_s:
-                answer.cancel()
-                raise Cancelled
-            wait({answer}, timeout=0.1)
-        self._coins_s -= time.monotonic() - asked
-        return answer.result()
-
-    async def _exchange(self, pending: bytes) -> bytes:
-        await self._write(pb.ProveEvent(pending=pending))
-        coin = (await self._read("coin")).coin
-        if len(coin) != COIN_BYTES:
-            raise DecodingError(f"request: a coin has {COIN_BYTES} bytes")
-        return coin
-
-
-async def send(claim: bytes, call: Call, limits: Limits) -> None:
-    """The claim in chunks; a client that does not read them is left after a while."""
-    header = pb.ClaimHeader(size=len(claim), sha256=hashlib.sha256(claim).digest())
-    events = [pb.ProveEvent(claim_chunk=claim[at : at + CHUNK]) for at in range(0, len(claim), CHUNK)]
-    for event in (pb.ProveEvent(claim=header), *events, pb.ProveEvent(done=pb.Done())):
-        async with asyncio.timeout(limits.message_s):
-            await call.write(event)
+    async def _write(self, context: Any, message: Any) -> None:
+        async with asyncio.timeout(self._limits.message_s):
+            await context.write(message)
 
 
 class Health(health.HealthServicer):
@@ -249,41 +309,61 @@ class Health(health.HealthServicer):
 
 
 class Server:
-    """A running server: `port` is the bound one, `stop` ends it."""
+    """A server, made in a running event loop: `port` is the bound one, `start` and `stop` are called once."""
 
-    def __init__(self, prover: Prover, listen: str, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        prover: Prover,
+        listen: str,
+        limits: Limits | None = None,
+        *,
+        tls: Listening | None = None,
+        tokens: Tokens | None = None,
+        insecure: bool = False,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """Raises ParameterError for an address that is taken, or in the clear for others than this machine."""
+        check_address(listen, tls, insecure)
         self.limits = limits or Limits()
-        self._servicer = Servicer(prover, self.limits)
-        options = [("grpc.so_reuseport", 0)]  # two provers on one port would share its clients unnoticed
-        self._server = grpc.aio.server(maximum_concurrent_rpcs=MAX_RPCS, options=options)
-        pb_grpc.add_ProverServicer_to_server(self._servicer, self._server)
+        self._exits = ExitStack()
+        self._server = grpc.aio.server(maximum_concurrent_rpcs=MAX_RPCS, options=OPTIONS, interceptors=[Strict()])
         self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, reflection.SERVICE_NAME), self._server)
         try:
-            self.port = self._server.add_insecure_port(listen)
+            if tls is None:
+                self.port = self._server.add_insecure_port(listen)
+            else:
+                self.port = self._server.add_secure_port(listen, tls.credentials())
         except RuntimeError:
             raise ParameterError(f"cannot listen on {listen}") from None
+        self._exits.enter_context(prover.state.only_server())
+        self._servicer = Servicer(prover, self.limits, tokens, metrics or Metrics())
+        pb_grpc.add_ProverServicer_to_server(self._servicer, self._server)
 
     async def start(self) -> None:
         await self._server.start()
+        self._servicer.worker.start()
         for name in ("", SERVICE):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self) -> None:
-        """Take no new calls, give running ones `grace_s`, cancel the rest, wait for the worker."""
+        """Take no new calls, give running ones and the job `grace_s`, cancel the rest; jobs stay in the queue."""
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(self.limits.grace_s)
-        await asyncio.get_running_loop().run_in_executor(None, self._servicer.close)
+        self._servicer.stopping.set()
+        grace = self.limits.grace_s
+        await asyncio.gather(self._server.stop(grace), self._servicer.worker.stop(grace))
+        self._servicer.close()
+        self._exits.close()
 
 
-async def serve(prover: Prover, listen: str, limits: Limits, ready: Callable[[int], None]) -> None:
+async def serve(server: Callable[[], Server], ready: Callable[[int], None]) -> None:
     """Serve until SIGTERM or SIGINT.  `ready` gets the bound port."""
-    server = Server(prover, listen, limits)
-    stopping = asyncio.Event()
+    running, stopping = server(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    await server.start()
-    ready(server.port)
+    await running.start()
+    ready(running.port)
     await stopping.wait()
-    await server.stop()
+    await running.stop()

@@ -22,6 +22,7 @@ from prover import keys
 from prover.jobs import REFUSAL, Prover, Refused, approve, subject
 from prover.keys import BUDGET, Approvals
 from tests.service.conftest import memorize, two_layers
+from tests.service.test_jobs import ask
 
 SECRET = b"correct horse battery staple"  # as in conftest.py
 PIXEL = 5
@@ -81,7 +82,7 @@ def asking(prover, filtered):
 
     def answer(theta: int) -> bool:
         try:
-            prover.claim(filtered(theta), Derivation(), Context("test", "", "", os.urandom(32)), FiatShamir())
+            ask(prover, filtered(theta), Derivation(), Context("test", "", "", os.urandom(32)), FiatShamir())
         except Refused as error:
             assert str(error) == REFUSAL
             return False
@@ -121,7 +122,7 @@ def test_with_approvals_there_is_one_answer(world, filtered, secret, approved_fi
     prover = Prover(approved_file, SECRET)
     answer = asking(prover, filtered)
     assert [answer(theta) for theta in (0, secret - 1, secret, 255)] == [False] * 4  # four models, nothing learned
-    prover.claim(world.marked, Derivation(), Context("test", "", "", os.urandom(32)), FiatShamir())  # the one there is
+    ask(prover, world.marked, Derivation(), Context("test", "", "", os.urandom(32)), FiatShamir())  # the one there is
 
 
 def test_an_owner_who_approves_everything_gives_one_bit_a_network_within_the_budget(

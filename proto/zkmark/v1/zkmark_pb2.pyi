@@ -19,11 +19,6 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
-if sys.version_info >= (3, 13):
-    from warnings import deprecated as _deprecated
-else:
-    from typing_extensions import deprecated as _deprecated
-
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
@@ -68,7 +63,6 @@ class ProveHeader(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     DERIVATION_FIELD_NUMBER: _builtins.int
     MODEL_SIZE_FIELD_NUMBER: _builtins.int
-    INTERACTIVE_FIELD_NUMBER: _builtins.int
     MODEL_SHA256_FIELD_NUMBER: _builtins.int
     vk_digest: _builtins.bytes
     """32 bytes: the key that the client holds"""
@@ -77,16 +71,6 @@ class ProveHeader(_message.Message):
     derivation: _builtins.bytes
     """ml.quantise.Derivation: how the model becomes an integer network"""
     model_size: _builtins.int
-    @_builtins.property
-    @_deprecated("""This field has been marked as deprecated using proto field options.""")
-    def interactive(self) -> _builtins.bool:
-        """which call it is says so"""
-
-    @interactive.setter
-    @_deprecated("""This field has been marked as deprecated using proto field options.""")
-    def interactive(self, value: _builtins.bool) -> None:
-        """which call it is says so"""
-
     model_sha256: _builtins.bytes
     """32 bytes"""
     def __init__(
@@ -96,12 +80,11 @@ class ProveHeader(_message.Message):
         context: _builtins.bytes = ...,
         derivation: _builtins.bytes = ...,
         model_size: _builtins.int = ...,
-        interactive: _builtins.bool = ...,
         model_sha256: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "derivation", b"derivation", "interactive", b"interactive", "model_sha256", b"model_sha256", "model_size", b"model_size", "vk_digest", b"vk_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "derivation", b"derivation", "model_sha256", b"model_sha256", "model_size", b"model_size", "vk_digest", b"vk_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -180,7 +163,7 @@ class Job(_message.Message):
     """when DONE"""
     claim_sha256: _builtins.bytes
     reason: _builtins.str
-    """when FAILED"""
+    """when FAILED; when CANCELLED, empty unless the server gave the job up, which is no answer"""
     malformed: _builtins.bool
     """FAILED since the upload is no model of the protocol; else no proof is made for it"""
     def __init__(

@@ -1,0 +1,170 @@
+"""Who a client is, and how often it may ask.
+
+A client is the subject of its TLS certificate, else the name of its token, else the address it calls from (of IPv6 the
+first 64 bits, which is what one customer gets).  A list of tokens holds their SHA-256 only, so that a copy of it opens
+nothing; it is read again when it changes, and a list that cannot be read lets nobody in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import re
+import ssl
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+
+from protocol.errors import DecodingError, ParameterError
+from prover.keys import read_capped
+from zkmark.connect import is_loopback
+
+MAX_TOKENS_BYTES = 1 << 20
+MAX_CLIENTS = 4096  # whose rate is remembered
+LINE = re.compile(r"([A-Za-z0-9._@-]{1,64}):([0-9a-f]{64})")
+log = logging.getLogger("zkmark.prover")
+
+
+class Unauthenticated(Exception):
+    """No token, or none that is known."""
+
+
+class TooOften(Exception):
+    """The client asks more often than it may."""
+
+
+class Tokens:
+    """The list of tokens in a file of lines NAME:HEX, HEX the SHA-256 of the token; # begins a comment."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DecodingError or OSError."""
+        self._path = path
+        self._version, self._digests = self._stat(), self._load()
+
+    def name(self, token: str) -> str | None:
+        """Whose token it is.  All are compared, each in constant time."""
+        if self._stat() != self._version:
+            self._version = self._stat()
+            try:
+                self._digests = self._load()
+            except (DecodingError, OSError):
+                log.error("the list of tokens cannot be read any more; nobody is let in")
+                self._digests = {}
+        given, found = hashlib.sha256(token.encode()).digest(), None
+        for name, digest in self._digests.items():
+            if hmac.compare_digest(given, digest):
+                found = name
+        return found
+
+    def _stat(self) -> tuple[int, int, int]:
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return 0, 0, 0
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    def _load(self) -> dict[str, bytes]:
+        digests: dict[str, bytes] = {}
+        for line in read_capped(self._path, MAX_TOKENS_BYTES, "list of tokens").decode("utf-8", "replace").splitlines():
+            text = line.partition("#")[0].strip()
+            match = LINE.fullmatch(text)
+            if match:
+                digests[match[1]] = bytes.fromhex(match[2])
+            elif text:
+                raise DecodingError(f"{self._path}: a line is not NAME:SHA-256")
+        return digests
+
+
+class Rate:
+    """A token bucket for each client: `burst` requests at once, `per_minute` in the long run."""
+
+    def __init__(self, per_minute: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._burst, self._clock = per_minute / 60, burst, clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, and when
+
+    def spend(self, client: str) -> None:
+        """Raises TooOften."""
+        now = self._clock()
+        left, then = self._buckets.pop(client, (float(self._burst), now))
+        left = min(left + (now - then) * self._rate, self._burst)
+        self._buckets[client] = (max(left - 1, 0.0) if left >= 1 else left, now)
+        if len(self._buckets) > MAX_CLIENTS:
+            self._buckets.popitem(last=False)
+        if left < 1:
+            raise TooOften
+
+
+@dataclass(frozen=True)
+class Listening:
+    """TLS of a server.  certificate, key: PEM; client_authorities: PEM of those whose clients may call, or None."""
+
+    certificate: bytes
+    key: bytes
+    client_authorities: bytes | None = None
+
+    def credentials(self) -> grpc.ServerCredentials:
+        return grpc.ssl_server_credentials(
+            [(self.key, self.certificate)], self.client_authorities, self.client_authorities is not None
+        )
+
+
+def read_listening(certificate: Path | None, key: Path | None, authorities: Path | None) -> Listening | None:
+    """The PEM files that options name; None for a plain server.
+
+    Raises ParameterError for a half of a pair, OSError for a file that cannot be read or used.
+    """
+    if certificate is None and key is None and authorities is None:
+        return None
+    if certificate is None or key is None:
+        raise ParameterError("TLS needs a certificate and its key")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key, password="")  # raises if the key is encrypted; never prompts
+    if authorities is not None:
+        context.load_verify_locations(authorities)
+    return Listening(
+        certificate.read_bytes(), key.read_bytes(), None if authorities is None else authorities.read_bytes()
+    )
+
+
+def check_address(listen: str, tls: Listening | None, insecure: bool) -> None:
+    """Raises ParameterError for an address that others can reach, in the clear, unless that is meant."""
+    if tls is None and not insecure and not is_loopback(listen):
+        raise ParameterError(f"without TLS a server listens on this machine only, not on {listen} (or give --insecure)")
+
+
+def client(call: grpc.aio.ServicerContext[Any, Any], tokens: Tokens | None) -> str:
+    """The name of the client of a call.  Raises Unauthenticated if `tokens` are asked for and it has none."""
+    name = None
+    if tokens is not None:
+        given = [value for key, value in call.invocation_metadata() or () if key == "authorization"]
+        scheme, _, token = str(given[0]).partition(" ") if len(given) == 1 else ("", "", "")
+        name = tokens.name(token) if scheme.lower() == "bearer" else None
+        if name is None:
+            raise Unauthenticated
+    known = call.auth_context()
+    subjects = list(known.get("x509_subject") or known.get("x509_common_name") or ())
+    if subjects:
+        return f"certificate {subjects[0].decode('utf-8', 'replace')[:200]}"
+    return f"token {name}" if name is not None else f"address {_address(call.peer())}"
+
+
+def _address(peer: str) -> str:
+    kind, _, rest = unquote(peer).partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return kind
+    try:
+        address = ipaddress.ip_address(rest.rpartition(":")[0].strip("[]").partition("%")[0])
+    except ValueError:
+        return kind
+    if address.version == 6 and address.ipv4_mapped is None:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)

@@ -1,0 +1,144 @@
+"""`zkmark-prover doctor`: whether a server can run here, before it has to.  Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import ssl
+import stat
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.argument import Context, Statement
+from protocol.errors import DecodingError, ParameterError
+from protocol.keygen import MAX_KEY_BYTES, MarkingKey, VerificationKey
+from protocol.warm_up import warm_up
+from prover.keys import Approvals, load_owner, read_capped
+from prover.requests import Networks
+from prover.state import State
+
+FREE_BYTES = 2 << 30
+CERTIFICATE_DAYS = 14
+BUILT = 1_760_000_000  # unix time: no clock that is right shows less (October 2025)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    well: bool
+    found: str
+
+
+def examine(
+    mk: Path, vk: Path | None, secret: bytes, state: Path, listen: str, certificate: Path | None, secrets: list[Path],
+    memory_limit: int,
+) -> list[Finding]:  # fmt: skip
+    """secrets: other files that nobody else may read.  memory_limit: bytes for one proof."""
+    findings = [_private(path) for path in (mk, *secrets)]
+    opened: tuple[MarkingKey, Approvals] | None = None
+
+    def look(what: str, examined: Callable[[], str]) -> None:
+        try:
+            findings.append(Finding(what, True, examined()))
+        except (DecodingError, ParameterError, OSError, RuntimeError) as error:
+            findings.append(Finding(what, False, str(error)))
+
+    def key() -> str:
+        nonlocal opened
+        opened = load_owner(mk, secret)
+        used, budget = len(opened[1].k_min), opened[1].budget
+        return f"opens; {used} of {budget} networks used"
+
+    look("marking key", key)
+    if vk is not None and opened is not None:
+        look("verification key", lambda: _pair(vk, opened[0].vk))
+    look("kernels", lambda: _kernels())
+    look("port", lambda: _port(listen))
+    look("clock", lambda: _clock(mk))
+    look("disk", lambda: _disk(state))
+    if state.is_dir():
+        findings.append(_private(state))
+    if opened is not None:
+        look("memory", lambda: _memory(state, *opened, memory_limit))
+    if certificate is not None:
+        look("certificate", lambda: _certificate(certificate))
+    return findings
+
+
+def _private(path: Path) -> Finding:
+    status = path.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    well = not mode & 0o077 and status.st_uid in (os.getuid(), 0)
+    text = f"{mode:o}" if well else f"{mode:o}, and others may reach it: chmod go= {path}"
+    return Finding(f"mode of {path.name}", well, text)
+
+
+def _pair(vk: Path, key: VerificationKey) -> str:
+    if VerificationKey.from_bytes(read_capped(vk, MAX_KEY_BYTES, "verification key")).digest != key.digest:
+        raise ParameterError("belongs to another marking key")
+    return "belongs to the marking key"
+
+
+def _kernels() -> str:
+    said: list[str] = []
+    warm_up(said.append)
+    return "had to be compiled; they are ready now" if said else "compiled"
+
+
+def _port(listen: str) -> str:
+    host, _, port = listen.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (ValueError, OSError):
+        raise ParameterError(f"{listen} is no address") from None
+    with closing(socket.socket(found[0], found[1])) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tried.bind(found[4])
+    return f"{listen} is free"
+
+
+def _clock(mk: Path) -> str:
+    now = time.time()
+    if now < max(BUILT, mk.stat().st_mtime - 60):
+        raise ParameterError("the clock is behind the marking key's file")
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+
+
+def _disk(state: Path) -> str:
+    folder = next(path for path in (state, *state.resolve().parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 2**30:.1f} GiB free for {state}"
+    if free < FREE_BYTES:
+        raise ParameterError(text)
+    return text
+
+
+def _memory(state: Path, key: MarkingKey, approvals: Approvals, limit: int) -> str:
+    """The largest proof of the approved networks that are kept."""
+    networks = Networks(State(state)).kept() if state.is_dir() else []
+    context = Context("", "", "", bytes(32))
+    needs = [
+        Statement(key.vk, network, k_min, context, bytes(32), bytes(32)).memory_bytes
+        for network in networks if (k_min := approvals.k_min.get(network.digest, 0))
+    ]  # fmt: skip
+    if not needs:
+        return f"limit {limit / 2**30:.1f} GiB; no approved network is kept to compare it with"
+    text = f"the largest of {len(needs)} networks needs about {max(needs) / 2**30:.1f} of {limit / 2**30:.1f} GiB"
+    if max(needs) > limit:
+        raise ParameterError(text)
+    return text
+
+
+def _certificate(path: Path) -> str:
+    ends = ssl.cert_time_to_seconds(str(ssl._ssl._test_decode_cert(str(path))["notAfter"]))  # type: ignore[attr-defined]
+    days = (ends - time.time()) / 86400
+    text = f"{path.name} is valid for {days:.0f} more days"
+    if days < CERTIFICATE_DAYS:
+        raise ParameterError(text)
+    return text

@@ -1,0 +1,109 @@
+"""What the commands of `zkmark-prover` share: options, files, and how a command ends.  Light to import."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+
+from protocol.errors import DecodingError, ParameterError, VerificationError
+
+if TYPE_CHECKING:
+    from protocol.keygen import VerificationKey
+
+P = ParamSpec("P")
+Command = TypeVar("Command", bound=Callable[..., Any])
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def outcome(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn the errors of a command into one line (or JSON) and the exit status."""
+
+    @wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (VerificationError, DecodingError, ParameterError, OSError, MemoryError, UnicodeError) as error:
+            if kwargs.get("as_json"):
+                check = error.check if isinstance(error, VerificationError) else None
+                click.echo(json.dumps({"done": False, "failed_check": check, "error": str(error)}))
+            text = "".join(c if c.isprintable() else "?" for c in str(error))  # it may quote a stranger's file
+            click.echo(f"zkmark-prover: {text}", err=True)
+            sys.exit(1 if isinstance(error, VerificationError) else 2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    return wrapper
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+secret_options = options(
+    click.option("--passphrase-file", type=FILE, help="File whose first line is the passphrase."),
+    click.option("--key-file", type=FILE, help="File of random bytes instead of a passphrase."),
+)
+model_options = options(
+    click.option("--model", required=True, type=FILE, help="The suspect's model, ONNX."),
+    click.option("--calibration", type=FOLDER, help="Images to calibrate the integer network with, instead of noise."),
+    click.option("--preprocess", type=FILE, help="JSON: scale, shift per channel, outputs of the model that count."),
+    click.option("--k-min", type=click.IntRange(min=1), help="Triggers to prove [default: fewest for 128 bits]."),
+)
+memory_option = click.option(
+    "--memory-limit", type=click.FloatRange(min=0), metavar="GIB",
+    help="Refuse a network that needs more to prove [default: what the machine has].",
+)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def memory(limit: float | None) -> int:
+    """Bytes: the limit in GiB, or what the machine has."""
+    if limit is not None:
+        return int(limit * 2**30)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def warm_up() -> None:
+    """Have the kernels ready, and say why that takes long on first use."""
+    from protocol.warm_up import warm_up
+
+    warm_up(lambda text: click.echo(f"{text} ...", err=True))
+
+
+def read_key(vk: Path) -> VerificationKey:
+    """The verification key in a file.  Raises DecodingError, OSError."""
+    from protocol.keygen import MAX_KEY_BYTES, VerificationKey
+
+    return VerificationKey.from_bytes(read(vk, MAX_KEY_BYTES, "verification key"))
+
+
+def check_pair(digest: bytes, vk: Path) -> None:
+    """Raises ParameterError if a file does not hold the key of this digest."""
+    if read_key(vk).digest != digest:
+        raise ParameterError("the marking key and the verification key do not belong together")
+
+
+def read(path: Path, cap: int, what: str) -> bytes:
+    from prover.keys import read_capped
+
+    return read_capped(path, cap, what)
+
+
+def say(as_json: bool, result: dict[str, Any], text: str) -> None:
+    click.echo(json.dumps(result) if as_json else text)
