@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from ml.expressions import RELU, Expression, X
-from ml.real_network import Floats, RealEdge, RealNetwork, RealNode, Shape, Tensor, Value, Windows, diagonal
+from ml.real_network import Floats, Ints, RealEdge, RealNetwork, RealNode, Shape, Tensor, Value, Windows, diagonal
 from protocol.errors import ParameterError
 from protocol.network import IDENTITY, MAX_NODES, Product, Window
 
@@ -23,7 +23,10 @@ MAX_TAPS = 1 << 28  # elements that one edge gathers for one image
 MAX_WEIGHTS = 1 << 28  # made on the way; one tensor of the file may be used many times
 MAX_WORK = 1 << 33  # multiplications for one image, over all nodes
 MAX_TERMS = 4  # edges of a sum; a longer one (a residual stream) is committed in between
+MAX_PARTS = 8  # of a tensor whose channels were rearranged; more are committed as one
 LARGE_POOL = 16  # times the size of its output: an average pool that is committed
+LARGE_KERNEL = 4  # values whose mean is a resized pixel: from more on it is committed
+LARGEST_KERNEL = 1 << 12  # of rows and columns at once: the unit of such a sum is still far below that of a pixel
 MAX_MAGNITUDE = 2.0**120  # of a weight or a bias after composition; an exact copy may be rescaled by 2^100
 MAX_STEPS = 64  # taps of one axis of a maximum: each is a node
 
@@ -35,13 +38,19 @@ Fail = Callable[[str], ParameterError]
 class Builder:
     """The nodes so far, and the operations that make values and nodes.  `fail` makes the error for an operator."""
 
-    def __init__(self, shape: Shape, preprocess: tuple[tuple[float, float], ...]) -> None:
+    def __init__(
+        self, shape: Shape, preprocess: tuple[tuple[float, float], ...], resize: Windows | None = None
+    ) -> None:
+        """shape: of the images; resize: what resamples their rows and columns to those of the model."""
         if len(preprocess) not in (0, shape[0]):
             raise ParameterError(f"preprocessing is given for {len(preprocess)} channels, the model has {shape[0]}")
         pairs = np.array(preprocess or ((1.0, 0.0),) * shape[0])
-        self.shape = shape
-        self.image = Tensor((Value((diagonal(_PIXEL, pairs[:, 0]),), pairs[:, 1], shape),))
+        self.shape, self.resize = shape, resize
+        seen = shape if resize is None else (shape[0], *(w.outputs(n) for w, n in zip(resize, shape[1:], strict=True)))
+        self.image = Tensor((Value((diagonal(_PIXEL, pairs[:, 0]),), pairs[:, 1], seen),))
         self.input_affine: tuple[Floats, Floats] | None = None
+        self.input: Value | None = None  # what the model sees, normalized
+        self.renormalized: dict[int, tuple[Value, Value]] = {}  # by id: a value with another normalization, settled
         self.nodes: list[RealNode] = []
         self.nonnegative: set[int] = set()  # graph nodes that are never negative
         self.committed: dict[int, tuple[Value, Value]] = {}  # by id of a value: it, and its identity node
@@ -97,15 +106,37 @@ class Builder:
         return Value((diagonal(len(self.nodes), np.ones(shape[0])),), np.zeros(shape[0]), shape)
 
     def settled(self, value: Value) -> Value:
-        """The same value with its affine of raw pixels moved into the input table."""
+        """The same value with its affine of raw pixels moved into the input table, or relative to what is in there."""
         edge = value.plain
         if edge is None or edge.source != _PIXEL:
             return value
         scale, shift = edge.weight[:, 0, 0, 0], value.bias
-        self.input_affine = self.input_affine or (scale, shift)
-        if not (np.array_equal(scale, self.input_affine[0]) and np.array_equal(shift, self.input_affine[1])):
-            raise ParameterError("ONNX model: the image enters with two different normalizations")
-        return replace(value, edges=(diagonal(0, np.ones(len(scale))),), bias=np.zeros(len(shift)))
+        if self.input is None or self.input_affine is None:
+            self.input_affine = scale, shift
+            self.input = self._resized(Value((diagonal(0, np.ones(len(scale))),), np.zeros(len(shift)), self.shape))
+        first_scale, first_shift = self.input_affine
+        if np.array_equal(scale, first_scale) and np.array_equal(shift, first_shift):
+            return self.input
+        if not first_scale.all():
+            raise ParameterError("ONNX model: the image enters with two normalizations, and one multiplies it by 0")
+        if id(value) not in self.renormalized:
+            ratio = scale / first_scale
+            self.renormalized[id(value)] = value, self.input.affine(ratio, shift - ratio * first_shift)
+        return self.renormalized[id(value)][1]
+
+    def _resized(self, image: Value) -> Value:
+        """The image in the size of the model; committed where many values are averaged, as they need small weights."""
+        if self.resize is None:
+            return image
+        rows, columns = self.resize
+        both = rows.kernel * columns.kernel
+        for windows in [(rows, columns)] if both <= LARGEST_KERNEL else [(rows, IDENTITY), (IDENTITY, columns)]:
+            edge, name = image.edges[0], "resize"
+            shape = self._pooled(ParameterError, image, windows)
+            scale = edge.weight[:, 0, 0, 0] / float(windows[0].kernel * windows[1].kernel)
+            image = replace(image, edges=(diagonal(edge.source, scale, windows),), shape=shape)
+            image = self.commit(image, name) if both > LARGE_KERNEL else image
+        return image
 
     def commit(self, value: Value, name: str) -> Value:
         """The value ended by an identity node, once."""
@@ -133,7 +164,10 @@ class Builder:
         """scale[c] * tensor + shift[c]; scale and shift are numbers, or have one number per channel."""
         if (scale, shift) == (1.0, 0.0) if isinstance(scale, float) else False:
             return tensor
-        scales, shifts = (np.broadcast_to(np.asarray(v, np.float64), tensor.shape[:1]) for v in (scale, shift))
+        scales, shifts = (
+            tensor.spread(np.broadcast_to(np.asarray(v, np.float64), tensor.shape[:1]), fill=fill)
+            for v, fill in ((scale, 1.0), (shift, 0.0))
+        )
         size = sum(e.weight.size for p in tensor.parts for e in p.edges)
         self.spend(size, 16 * size, "a chain of scales")
         pairs = zip(tensor.parts, tensor.slices(), strict=True)
@@ -141,24 +175,56 @@ class Builder:
 
     def single(self, tensor: Tensor) -> Value:
         """The tensor as one value: the edges of each part write its channels only."""
-        if len(tensor.parts) == 1:
+        if len(tensor.parts) == 1 and tensor.order is None:
             return tensor.parts[0]
-        total = sum(p.shape[0] for p in tensor.parts)
-        edges = []
+        places, total = tensor.places(), tensor.shape[0]
+        edges, bias = [], np.zeros(total)
         for part, at in zip(tensor.parts, tensor.slices(), strict=True):
-            for edge in self.settled(part).edges:
-                rows = edge.weight.size // len(edge.weight) * edge.groups
-                self.spend(total * rows, 0, "a concatenation")
+            rows = np.flatnonzero((at.start <= places) & (places < at.stop))
+            value, chosen = self.settled(part), places[rows] - at.start
+            bias[rows] = value.bias[chosen]
+            for edge in value.edges:
+                size = edge.weight.size // len(edge.weight) * edge.groups
+                self.spend(total * size, 0, "a concatenation")
                 dense = np.zeros((total, edge.weight.shape[1] * edge.groups, *edge.weight.shape[2:]))
-                dense[at] = edge.dense(range(len(edge.weight)))
+                dense[rows] = edge.dense(chosen.tolist())
                 edges.append(replace(edge, weight=dense, groups=1))
-        bias = np.concatenate([self.settled(p).bias for p in tensor.parts])
         return Value(tuple(edges), bias, (total, *tensor.parts[0].shape[1:]))
+
+    def complete(self, tensor: Tensor) -> Tensor:
+        """The tensor with all channels of its parts, in whatever order."""
+        return tensor if tensor.whole else replace(tensor, parts=(self.single(tensor),), order=None)
+
+    def select(self, tensor: Tensor, channels: Ints, name: str) -> Tensor:
+        """Chosen channels in a chosen order: nothing but other weights in what reads them."""
+        order, parts, start = tensor.places()[channels], [], 0
+        moved = np.empty_like(order)
+        for part, at in zip(tensor.parts, tensor.slices(), strict=True):
+            inside = (at.start <= order) & (order < at.stop)
+            if inside.any():  # parts that nothing is taken from are forgotten
+                moved[inside] = order[inside] - at.start + start
+                parts.append(part)
+                start += part.shape[0]
+        if start == len(moved) and np.array_equal(moved, np.arange(start)):
+            return replace(tensor, parts=tuple(parts), order=None)
+        chosen = replace(tensor, parts=tuple(parts), order=moved)
+        if len(np.unique(moved)) < len(moved):
+            return replace(chosen, parts=(self.single(chosen),), order=None)
+        if len(parts) > MAX_PARTS:
+            return replace(chosen, parts=(self.commit(self.single(chosen), name),), order=None)
+        return chosen
+
+    def aligned(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Both tensors with parts of the same channels."""
+        same = [p.shape[0] for p in left.parts] == [p.shape[0] for p in right.parts]
+        if same and np.array_equal(left.places(), right.places()):
+            return left, right
+        first, second = (replace(t, parts=(self.single(t),), order=None) for t in (left, right))
+        return first, second
 
     def add(self, left: Tensor, right: Tensor, name: str) -> Tensor:
         """left + right, of one shape."""
-        if [p.shape for p in left.parts] != [p.shape for p in right.parts]:
-            left, right = (Tensor((self.single(t),), t.rank) for t in (left, right))
+        left, right = self.aligned(left, right)
         parts = []
         for pair in zip(left.parts, right.parts, strict=True):
             terms = [self.settled(self.committed.get(id(v), (v, v))[1]) for v in pair]
@@ -167,12 +233,11 @@ class Builder:
                     terms[index] = self.commit(terms[index], name)
             a, b = terms
             parts.append(replace(a, edges=a.edges + b.edges, bias=a.bias + b.bias))
-        return Tensor(tuple(parts), left.rank)
+        return replace(left, parts=tuple(parts))
 
     def product(self, left: Tensor, right: Tensor, name: str) -> Tensor:
         """left * right entrywise; right has the shape of left, or one value per channel."""
-        if [p.shape[0] for p in left.parts] != [p.shape[0] for p in right.parts]:
-            left, right = (Tensor((self.single(t),), t.rank) for t in (left, right))
+        left, right = self.aligned(left, right)
         parts = []
         for a, b in zip(left.parts, right.parts, strict=True):
             factor, sources = np.ones(a.shape[0]), []
@@ -187,7 +252,7 @@ class Builder:
             if set(sources) <= self.nonnegative:
                 self.nonnegative.add(len(self.nodes))
             parts.append(self._output())
-        return Tensor(tuple(parts), left.rank)
+        return replace(left, parts=tuple(parts))
 
     # -- windows --------------------------------------------------------------------------------------------------
 
@@ -199,7 +264,11 @@ class Builder:
         c = tensor.shape[0]
         if groups < 1 or cg * groups != c or o % groups or min(kh, kw, o) < 1:
             raise fail(f"weight {weight.shape} does not fit input {tensor.shape} with {groups} groups")
-        if groups > 1 and len(tensor.parts) > 1:
+        if groups > 1:
+            if tensor.order is not None and tensor.whole and groups == c == o:  # its channels may stay where they are
+                weight, bias = tensor.spread(weight), tensor.spread(bias)
+            elif tensor.order is not None:
+                tensor = Tensor((self.single(tensor),))
             if any(p.shape[0] % cg for p in tensor.parts):
                 tensor = Tensor((self.single(tensor),))
             else:  # every part has its own groups
@@ -209,7 +278,10 @@ class Builder:
                     self._convolve(fail, name, p, weight[r], windows, p.shape[0] // cg).affine(1.0, bias[r])
                     for p, r in zip(tensor.parts, rows, strict=True)
                 ]
-                return Tensor(tuple(parts))
+                return replace(tensor, parts=tuple(parts))
+        elif tensor.order is not None:
+            self.spend(o * tensor.slices()[-1].stop * kh * kw, 0, name)
+            weight = tensor.spread(weight, axis=1)
         values = [
             self._convolve(fail, name, p, weight[:, s] if groups == 1 else weight, windows, groups)
             for p, s in zip(tensor.parts, tensor.slices(), strict=True)
@@ -221,6 +293,10 @@ class Builder:
     def dense(self, fail: Fail, name: str, tensor: Tensor, weight: Floats, bias: Floats) -> Tensor:
         """A matrix [O, features] times the flattened tensor."""
         values, start = [], 0
+        if tensor.order is not None:
+            _, h, w = tensor.shape
+            self.spend(len(weight) * tensor.slices()[-1].stop * h * w, 0, name)
+            weight = tensor.spread(weight.reshape(len(weight), -1, h * w), axis=1).reshape(len(weight), -1)
         for part in tensor.parts:
             c, h, w = part.shape
             kernel = weight[:, start : start + c * h * w].reshape(len(weight), c, h, w)

@@ -10,7 +10,10 @@ import numpy.typing as npt
 from ml.onnx_reader import Operator
 
 MAX_ELEMENTS = 1 << 12  # of an operand or a result
-FOLDED = frozenset({"Cast", "Concat", "ConstantOfShape", "Identity", "Reshape", "Slice", "Transpose", "Unsqueeze"})
+FOLDED = frozenset({
+    "Add", "Cast", "Concat", "ConstantOfShape", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze",
+    "Sub", "Transpose", "Unsqueeze",
+})
 
 Array = npt.NDArray[Any]
 
@@ -29,14 +32,24 @@ def fold(operator: Operator, operands: list[Array | None]) -> Array:
             case "Cast":
                 return first
             case "Concat":
+                if sum(a.size for a in arrays) > MAX_ELEMENTS:
+                    raise operator.fail("only short vectors are supported")
                 return np.concatenate(arrays, operator.integer("axis", 0))
             case "ConstantOfShape":
                 value = np.asarray(operator.attributes.get("value", np.zeros(1))).reshape(-1)[0]
                 if first.size != 1 or not 0 <= first.reshape(-1)[0] <= MAX_ELEMENTS:
                     raise operator.fail("only short vectors are supported")
                 return np.full(int(first.reshape(-1)[0]), value)
+            case "Gather":
+                if first.ndim != 1:
+                    raise operator.fail("only elements of a list are supported")
+                return np.asarray(first[arrays[1]])
+            case "Add" | "Sub" | "Mul" | "Div":
+                return _arithmetic(operator, first, arrays[1])
             case "Reshape":
                 return first.reshape(numbers[0])
+            case "Squeeze":
+                return first.squeeze(tuple(numbers[0]) if len(arrays) > 1 else None)
             case "Transpose":
                 return first.transpose(operator.attributes.get("perm"))  # type: ignore[arg-type]
             case "Unsqueeze":
@@ -52,3 +65,18 @@ def fold(operator: Operator, operands: list[Array | None]) -> Array:
                 return first
     except (ValueError, IndexError, TypeError):
         raise operator.fail("the constants do not fit each other") from None
+
+
+def _arithmetic(operator: Operator, a: Array, b: Array) -> Array:
+    """Of short vectors: sizes that an exporter computes."""
+    if max(a.ndim, b.ndim) > 1 or {a.dtype.kind, b.dtype.kind} != {"i"} or (operator.kind == "Div" and not b.all()):
+        raise operator.fail("only integers, of constants, are supported")
+    match operator.kind:
+        case "Add":
+            return np.asarray(a + b)
+        case "Sub":
+            return np.asarray(a - b)
+        case "Mul":
+            return np.asarray(a * b)
+        case _:
+            return np.asarray(np.trunc(a / b).astype(np.int64))

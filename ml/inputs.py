@@ -9,6 +9,7 @@ import csv
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from ml.quantise import MAX_CALIBRATION_IMAGES, Derivation, images_digest
+from ml.resampling import METHODS
 from protocol.errors import DecodingError, ParameterError
 
 MAX_IMAGES = 1 << 14
@@ -90,31 +92,37 @@ def read_derivation(
     """The derivation that two options name, and its calibration images.
 
     calibration: a folder of images, or None for noise.  preprocess: a JSON file with any of "scale" and "shift" (one
-    number per channel: the model sees scale * pixel + shift, pixels 0..255) and "outputs" (which logits of the model
-    are the classes 0, 1, ... of the key), or None.  Raises DecodingError, ParameterError or OSError.
+    number per channel: the model sees scale * pixel + shift, pixels 0..255), "outputs" (which logits of the model are
+    the classes 0, 1, ... of the key: a permutation, or some of more), and "resize" ("nearest", "area" or "bilinear":
+    how images of `shape` get the size that the model takes), or None.  Raises DecodingError, ParameterError or OSError.
     """
     images = None if calibration is None else image_folder(calibration, shape, MAX_CALIBRATION_IMAGES)
     digest = b"" if images is None else images_digest(images)
-    pairs, outputs = _preprocess(preprocess, shape[0]) if preprocess else ((), ())
-    return Derivation(calibration=digest, preprocess=pairs, outputs=outputs), images
+    derivation = Derivation() if preprocess is None else _preprocess(preprocess, shape)
+    return replace(derivation, calibration=digest), images
 
 
-def _preprocess(path: Path, channels: int) -> tuple[tuple[tuple[float, float], ...], tuple[int, ...]]:
+def _preprocess(path: Path, shape: tuple[int, int, int]) -> Derivation:
+    channels, rows, columns = shape
     with open(path, "rb") as file:
         data = file.read(MAX_PREPROCESS_BYTES + 1)
     try:
         content = json.loads(data) if len(data) <= MAX_PREPROCESS_BYTES else None
     except (ValueError, RecursionError):
         content = None
-    if not isinstance(content, dict) or not content.keys() <= {"scale", "shift", "outputs"}:
-        raise DecodingError(f'{path.name}: not a JSON object of "scale", "shift" and "outputs"')
+    if not isinstance(content, dict) or not content.keys() <= {"scale", "shift", "outputs", "resize"}:
+        raise DecodingError(f'{path.name}: not a JSON object of "scale", "shift", "outputs" and "resize"')
     scale = _numbers(content.get("scale", [1.0] * channels), f"{path.name}: scale", channels)
     shift = _numbers(content.get("shift", [0.0] * channels), f"{path.name}: shift", channels)
     outputs = _numbers(content.get("outputs", []), f"{path.name}: outputs", None)
     if not all(n.is_integer() for n in outputs):
         raise DecodingError(f"{path.name}: outputs are whole numbers")
     pairs = tuple(zip(scale, shift, strict=True)) if content.keys() & {"scale", "shift"} else ()
-    return pairs, tuple(int(n) for n in outputs)
+    method = content.get("resize")
+    if "resize" in content and method not in METHODS:
+        raise DecodingError(f"{path.name}: resize is one of {', '.join(METHODS)}")
+    resize = (str(method), rows, columns) if method else None
+    return Derivation(preprocess=pairs, outputs=tuple(int(n) for n in outputs), resize=resize)
 
 
 def _numbers(value: object, what: str, count: int | None) -> list[float]:

@@ -176,7 +176,8 @@ class _Quantiser:
     def homogeneous(self, real_node: RealNode, where: str) -> Node:
         """ReLU, leaky ReLU or none: units per channel."""
         seen, reach, unit = self.observe(real_node, where)
-        wanted = seen * self.headroom
+        ends = _expression(real_node)(np.array([-1.0, 1.0]))
+        wanted = np.minimum(seen * self.headroom, reach * max(1.0, float(np.abs(ends).max())))
         live = wanted > 0
         ratio = float(np.sort(reach[live] / wanted[live])[live.sum() // 2]) if live.any() else 1.0
         width = next((b for b in self.widths if _max(FINE_BITS) * ratio <= _limit(b) >> _shift(b)), self.widths[-1])

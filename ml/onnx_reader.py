@@ -22,31 +22,39 @@ if TYPE_CHECKING:
 
 MAX_MODEL_BYTES = 256 << 20
 MAX_OPERATORS = 1 << 14
+MAX_CONNECTIONS = 1 << 10  # inputs or outputs of one operator
 MAX_IMAGE = 1 << 20  # elements of an input image
 OPSETS = range(13, 29)  # versions of the default domain whose operators mean what `lowering` takes them to mean
 
 SUPPORTED = frozenset({
     "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Constant", "Conv", "Div", "Dropout", "Elu", "Erf",
-    "Flatten", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity",
+    "Flatten", "Gather", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity",
     "LeakyRelu", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "PRelu", "Pad", "Pow", "ReduceMax", "ReduceMean",
-    "Relu", "Reshape", "Sigmoid", "Softmax", "Squeeze", "Sub", "Swish", "Tanh", "Unsqueeze",
-    "Cast", "ConstantOfShape", "Slice", "Transpose",  # of constants
+    "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Swish", "Tanh", "Transpose",
+    "Unsqueeze",
+    "Cast", "ConstantOfShape",  # of constants
 })
 ADVICE = {
     "Cast": "export the model in float32 throughout",
-    "Shape": "export with static shapes and constant folding",
-    "Gather": "export with static shapes and constant folding",
-    "Slice": "use whole tensors: convolutions and Concat need no slices",
-    "Split": "use whole tensors: convolutions and Concat need no slices",
+    "ConstantOfShape": "export with static shapes and constant folding",
+    "Expand": "export with static shapes and constant folding",
+    "NonZero": "export with static shapes and constant folding",
     "Transpose": "keep the order [1, C, H, W] throughout",
-    "Resize": "resize the images before the network, and train it on that size",
+    "Resize": "resize the images before the network, as the resize of a derivation does, and train it on that size",
+    "Upsample": "resize the images before the network, as the resize of a derivation does, and train it on that size",
     "InstanceNormalization": "use batch normalization: its statistics are constants",
     "LayerNormalization": "use batch normalization: its statistics are constants",
     "GroupNormalization": "use batch normalization: its statistics are constants",
+    "LpNormalization": "use batch normalization: its statistics are constants",
+    "LRN": "use batch normalization: its statistics are constants",
+    "Attention": "networks with attention are not supported; convolutional ones are",
+    "Einsum": "networks with attention are not supported; convolutional ones are",
     "ConvTranspose": "use a convolution; a classifier needs no upsampling",
     "QuantizeLinear": "export the model in float32 throughout; the derivation quantises it",
     "DequantizeLinear": "export the model in float32 throughout; the derivation quantises it",
     "LSTM": "recurrent networks are not supported",
+    "GRU": "recurrent networks are not supported",
+    "RNN": "recurrent networks are not supported",
     "If": "control flow is never accepted",
     "Loop": "control flow is never accepted",
     "Scan": "control flow is never accepted",
@@ -58,13 +66,18 @@ Attribute = int | float | str | tuple[int, ...] | npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Operator:
-    """One node of the graph.  An omitted optional input is the empty name."""
+    """One output of a node of the graph.  An omitted optional input is the empty name.
+
+    index: which of its outputs, where `outputs` has several that count (Split).
+    """
 
     kind: str
     name: str
     inputs: tuple[str, ...]
     output: str
     attributes: Mapping[str, Attribute]
+    index: int = 0
+    outputs: int = 1
 
     @property
     def where(self) -> str:
@@ -154,6 +167,8 @@ def _graph(graph: GraphProto) -> Graph:
             raise ParameterError(
                 f"{where}: not supported; {ADVICE.get(node.op_type, 'supported are ' + ', '.join(sorted(SUPPORTED)))}"
             )
+        if max(len(node.input), len(node.output), len(node.attribute)) > MAX_CONNECTIONS:
+            raise ParameterError(f"{where}: over {MAX_CONNECTIONS} inputs, outputs or attributes")
         missing = [i for i in node.input if i not in defined]
         if missing:
             raise DecodingError(f"{where}: input {missing[0]!r} is not defined before it (cycle or missing tensor)")
@@ -165,6 +180,13 @@ def _graph(graph: GraphProto) -> Graph:
             raise DecodingError(f"{where}: two attributes of one name")
         if node.op_type == "Constant":
             constants[outputs[0]] = _constant(attributes, where)
+        elif node.op_type == "Split":
+            count = len(node.output)
+            parts = [(i, o) for i, o in enumerate(node.output) if o]
+            operators += [Operator("Split", name, tuple(node.input), o, attributes, i, count) for i, o in parts]
+            defined.update(outputs)
+            if len(operators) > MAX_OPERATORS:
+                raise ParameterError(f"ONNX model: over {MAX_OPERATORS} operators or constants")
         else:
             operators.append(Operator(node.op_type, name, tuple(node.input), outputs[0], attributes))
         defined.add(outputs[0])  # further outputs (a dropout mask, training statistics) stay undefined: not supported

@@ -8,6 +8,7 @@ the verifier has its own) -> `integers` (scales and weights).  Needs numpy and o
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import log2
 
@@ -19,9 +20,10 @@ from ml.integers import to_integers
 from ml.lowering import lower
 from ml.onnx_reader import read_model
 from ml.real_network import RealNetwork, select_outputs
+from ml.resampling import METHODS, resample, resizing
 from protocol.encoding import Reader, Writer
 from protocol.errors import DecodingError, ParameterError
-from protocol.network import Network
+from protocol.network import MAX_DIMENSION, Network
 
 TABLE_BITS = 16
 HEADROOM = {"noise": 8, "images": 2}  # real images showed up to 2 times the range of noise, in few channels 10 times
@@ -40,6 +42,8 @@ class Derivation:
     calibration: empty for SHAKE noise, else the SHA-256 of the verifier's calibration images (`images_digest`).
     preprocess: (scale, shift) per channel, applied to pixels 0..255 before the model; empty for none.
     outputs: the logits of the model that are the classes 0, 1, ... of the key; empty for all in order.
+    resize: (method of `resampling.METHODS`, rows, columns): images of so many pixels are resized to those that the
+    model takes, before the preprocessing or after it, which is the same; None where the model takes them as they are.
     table_bits: least width b of the activation tables, 12..20; `integers` takes wider ones where a network needs them.
     """
 
@@ -47,6 +51,7 @@ class Derivation:
     preprocess: tuple[tuple[float, float], ...] = ()
     outputs: tuple[int, ...] = ()
     table_bits: int = TABLE_BITS
+    resize: tuple[str, int, int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.calibration) not in (0, 32):
@@ -57,6 +62,10 @@ class Derivation:
             raise ParameterError("derivation: output map must name distinct logits")
         if not 12 <= self.table_bits <= 20:
             raise ParameterError("derivation: table_bits must be 12 .. 20")
+        if self.resize is not None and (
+            self.resize[0] not in METHODS or not all(1 <= n <= MAX_DIMENSION for n in self.resize[1:])
+        ):
+            raise ParameterError(f"derivation: a resize is one of {', '.join(METHODS)}, up to {MAX_DIMENSION} pixels")
 
     @property
     def headroom(self) -> int:
@@ -75,12 +84,15 @@ class Derivation:
         bits = 1.0 if self.calibration else 0.0
         bits += 128.0 * len(self.preprocess)
         bits += sum(log2(max(logits - k, 1)) for k in range(len(self.outputs)))
+        bits += log2(len(METHODS)) if self.resize else 0.0  # the sizes are those of the key and of the model
         return bits + (log2(9) if self.table_bits != TABLE_BITS else 0.0)
 
     def to_bytes(self) -> bytes:
         out = Writer().raw(b"zkmark derivation 1\n").blob(self.calibration).u32(len(self.preprocess))
         out.raw(np.array(self.preprocess, "<f8").tobytes()).u32(len(self.outputs))
-        return out.raw(np.array(self.outputs, "<u4").tobytes()).u8(self.table_bits).to_bytes()
+        out.raw(np.array(self.outputs, "<u4").tobytes()).u8(self.table_bits)
+        method, rows, columns = self.resize or ("", 0, 0)
+        return out.u8(METHODS.index(method) + 1 if method else 0).u32(rows).u32(columns).to_bytes()
 
     @staticmethod
     def from_bytes(data: bytes) -> Derivation:
@@ -89,9 +101,13 @@ class Derivation:
         r.magic(b"zkmark derivation 1\n")
         calibration = r.blob(32)
         pairs = r.array("<f8", 2 * r.u32()).reshape(-1, 2).tolist()
-        outputs = r.array("<u4", r.u32()).tolist()
+        outputs, table_bits = r.array("<u4", r.u32()).tolist(), r.u8()
+        method, rows, columns = r.u8(), r.u32(), r.u32()
+        if method > len(METHODS) or (not method and (rows or columns)):
+            raise r.fail("unknown resize")
+        resize = (METHODS[method - 1], rows, columns) if method else None
         try:
-            derivation = Derivation(calibration, tuple((a, b) for a, b in pairs), tuple(outputs), r.u8())
+            derivation = Derivation(calibration, tuple((a, b) for a, b in pairs), tuple(outputs), table_bits, resize)
         except ParameterError as error:
             raise r.fail(str(error)) from None
         r.done()
@@ -135,7 +151,7 @@ def derive(model_bytes: bytes, derivation: Derivation = DEFAULT, calibration_ima
     malformed bytes; ParameterError, naming the operator or node, for a model outside the protocol.
     """
     graph = read_model(model_bytes)
-    real = lower(graph, derivation.preprocess)
+    real = lower(graph, derivation.preprocess, derivation.resize)
     if derivation.outputs:
         real = select_outputs(real, derivation.outputs)
     if (calibration_images is not None) != bool(derivation.calibration):
@@ -175,9 +191,10 @@ def float_classes(model_bytes: bytes, images: Images, derivation: Derivation = D
     except ImportError:
         raise ParameterError("the float model needs onnxruntime: install the extra `fidelity`") from None
     graph = read_model(model_bytes)
-    lower(graph, derivation.preprocess)  # nothing reaches the runtime that is not whitelisted and of bounded size
-    if len(images) == 0 or images.dtype != np.uint8 or images.shape[1:] != graph.shape:
-        raise ParameterError(f"images must be uint8 [n, {', '.join(map(str, graph.shape))}], n > 0")
+    # Nothing reaches the runtime that is not whitelisted and of bounded size.
+    shape = lower(graph, derivation.preprocess, derivation.resize).shape
+    if len(images) == 0 or images.dtype != np.uint8 or images.shape[1:] != shape:
+        raise ParameterError(f"images must be uint8 [n, {', '.join(map(str, shape))}], n > 0")
     if derivation.outputs and max(derivation.outputs) >= graph.classes:
         raise ParameterError(f"output map names logit {max(derivation.outputs)} of {graph.classes}")
     options = onnxruntime.SessionOptions()
@@ -189,7 +206,11 @@ def float_classes(model_bytes: bytes, images: Images, derivation: Derivation = D
         raise DecodingError(f"ONNX model: onnxruntime refuses it ({type(error).__name__})") from None
     pairs = np.array(derivation.preprocess or ((1.0, 0.0),) * graph.shape[0])
     scale, shift = pairs[:, 0, None, None], pairs[:, 1, None, None]
-    inputs = ((image * scale + shift).astype(np.float32)[None] for image in images)
+    pixels: Iterable[npt.NDArray[np.float64]] = (image.astype(np.float64) for image in images)
+    if derivation.resize is not None:
+        windows = resizing(derivation.resize, graph.shape)
+        pixels = (resample(image, windows) for image in pixels)
+    inputs = ((image * scale + shift).astype(np.float32)[None] for image in pixels)
     logits = np.concatenate([session.run(None, {graph.input: x})[0] for x in inputs])
     chosen = logits[:, list(derivation.outputs)] if derivation.outputs else logits
     classes: npt.NDArray[np.int64] = chosen.argmax(axis=1).astype(np.int64)

@@ -20,6 +20,7 @@ from protocol.network import IDENTITY, Product, Window
 MAX_SELECTED = 1 << 27  # weights of a last layer with chosen outputs
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 Shape = tuple[int, int, int]
 Windows = tuple[Window, Window]
 
@@ -114,11 +115,14 @@ class Value:
 class Tensor:
     """Values one after the other along the channels.
 
-    rank: 4 for [1, C, H, W], 2 for [1, C * H * W]; single pixels also 3 for [1, C, 1].
+    rank: 4 for [1, C, H, W], 5 for [1, *grouping, H, W], 2 for [1, C * H * W]; single pixels also 3 for [1, C, 1].
+    order: int64 [C], where each channel is among those of all parts; None if it is all of them in a row.
     """
 
     parts: tuple[Value, ...]
     rank: int = 4
+    grouping: tuple[int, ...] = ()
+    order: Ints | None = None
 
     @property
     def flat(self) -> bool:
@@ -127,11 +131,12 @@ class Tensor:
     @property
     def dimensions(self) -> list[int]:
         """As ONNX sees them."""
-        return {2: [1, self.features], 3: [1, self.features, 1], 4: [1, *self.shape]}[self.rank]
+        c, *area = self.shape
+        return {2: [1, self.features], 3: [1, c, 1], 4: [1, c, *area], 5: [1, *self.grouping, *area]}[self.rank]
 
     @property
     def features(self) -> int:
-        return sum(prod(p.shape) for p in self.parts)
+        return sum(prod(p.shape) for p in self.parts) if self.order is None else prod(self.shape)
 
     @property
     def single_pixel(self) -> bool:
@@ -139,13 +144,31 @@ class Tensor:
         return all(p.shape[1:] == (1, 1) for p in self.parts)
 
     @property
+    def whole(self) -> bool:
+        """Whether no channel of a part is left out."""
+        return self.order is None or len(self.order) == sum(p.shape[0] for p in self.parts)
+
+    @property
     def shape(self) -> Shape:
-        return (sum(p.shape[0] for p in self.parts), *self.parts[0].shape[1:])
+        channels = sum(p.shape[0] for p in self.parts) if self.order is None else len(self.order)
+        return (channels, *self.parts[0].shape[1:])
 
     def slices(self) -> list[slice]:
         """The channels of each part."""
         ends = np.cumsum([0, *(p.shape[0] for p in self.parts)]).tolist()
         return [slice(a, b) for a, b in pairwise(ends)]
+
+    def places(self) -> Ints:
+        """[C] where each channel is among those of all parts."""
+        return np.arange(self.shape[0]) if self.order is None else self.order
+
+    def spread(self, array: Floats, axis: int = 0, fill: float = 0.0) -> Floats:
+        """An array over the channels as one over the channels of all parts."""
+        if self.order is None:
+            return array
+        out = np.full((*array.shape[:axis], self.slices()[-1].stop, *array.shape[axis + 1 :]), fill)
+        out[(slice(None),) * axis + (self.order,)] = array
+        return out
 
 
 def diagonal(source: int, scale: Floats, pool: Windows | None = None) -> RealEdge:

@@ -328,9 +328,9 @@ def _scattered(values: Vector, positions: npt.NDArray[np.int64], length: int, re
         table = np.zeros((*values.shape[:-1], length), np.uint32)
         table[..., positions[valid]] = values[..., valid]
         return table
-    sums = np.zeros((*values.shape[:-1], length), np.uint64)
-    np.add.at(sums, (..., positions[valid]), values[..., valid])
-    return np.asarray(sums % P, np.uint32)
+    sums = np.zeros((length, *values.shape[:-1]), np.uint64)
+    np.add.at(sums, positions[valid], np.moveaxis(values, -1, 0)[valid].astype(np.uint64))
+    return np.ascontiguousarray(np.moveaxis(sums % P, 0, -1).astype(np.uint32))
 
 
 def _axis_tables(edge: Edge, rho: Point, source: Shape, shape: Shape) -> tuple[Vector, Vector]:

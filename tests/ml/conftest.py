@@ -14,7 +14,10 @@ Build = Callable[..., bytes]
 
 @pytest.fixture(scope="session")
 def onnx_model() -> Build:
-    """build(nodes, constants, shape, classes): bytes of a model from (operator, inputs, output, attributes) tuples."""
+    """build(nodes, constants, shape, classes): bytes of a model from (operator, inputs, output, attributes) tuples.
+
+    An output "a,b" is two.
+    """
 
     def build(
         nodes: list[tuple[str, list[str], str, dict]],
@@ -25,7 +28,7 @@ def onnx_model() -> Build:
     ) -> bytes:
         single = {n: a.astype(np.float32) if a.dtype.kind == "f" else a for n, a in constants.items()}
         graph = helper.make_graph(
-            [helper.make_node(kind, inputs, [out], name=out, **attributes) for kind, inputs, out, attributes in nodes],
+            [helper.make_node(kind, inputs, out.split(","), name=out, **more) for kind, inputs, out, more in nodes],
             "graph",
             [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, *shape])],
             [helper.make_tensor_value_info(nodes[-1][2], TensorProto.FLOAT, [1, classes])],

@@ -163,7 +163,7 @@ CASES: list[tuple[str, Edit, type[Exception], str]] = [
     ("output defined twice", twice, DecodingError, "must be new"),
     ("no graph", no_graph, DecodingError, "no graph"),
     ("old operator set", old_opset, ParameterError, "operator set"),
-    ("automatic padding", attribute(2, "auto_pad", "SAME_UPPER"), ParameterError, "Conv 'conv': auto_pad"),
+    ("automatic padding", attribute(2, "auto_pad", "SAME"), ParameterError, "Conv 'conv': auto_pad"),
     ("stride zero", attribute(2, "strides", [0, 1]), ParameterError, "Conv 'conv': kernel, strides"),
     ("negative padding", attribute(2, "pads", [-1, 1, 1, 1]), ParameterError, "Conv 'conv': attribute pads"),
     ("three strides", attribute(2, "strides", [1, 1, 1]), ParameterError, "attribute strides"),

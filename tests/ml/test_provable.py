@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from ml.export import random_onnx
-from ml.quantise import derive
+from ml.quantise import DEFAULT, Derivation, derive
 from protocol import argument
 from protocol.argument import Context, Statement
 from protocol.errors import VerificationError
 from protocol.keygen import KeyParameters, MarkingKey, generate_key
 from protocol.network import Edge, Network, Node, Window
 from tests.ml.test_operators import CASES, Build, model_of
+from tests.ml.test_resampling import layers
 
 SHAPE, CLASSES, ELL, FEATURES = (2, 9, 8), 10, 160, 200
 
@@ -58,8 +59,8 @@ def marked(network: Network, key: MarkingKey) -> Network:
     return ending(np.round(fit * 200 / np.abs(fit).max()).astype(np.int64))
 
 
-def prove(model: bytes, key: MarkingKey) -> None:
-    network = marked(derive(model).network, key)
+def prove(model: bytes, key: MarkingKey, derivation: Derivation = DEFAULT) -> None:
+    network = marked(derive(model, derivation).network, key)
     matches = int((network.classify(key.hidden_images) == key.hidden_labels).sum())
     assert matches > 5
     context = Context("test", "claimant", "verifier", bytes(32))
@@ -73,7 +74,7 @@ def prove(model: bytes, key: MarkingKey) -> None:
 
 KINDS = [
     "PRelu per channel", "HardSwish", "MaxPool 3/2", "MaxPool after normalization", "Concat", "Add of three",
-    "Mul of two", "squeeze and excite", "Pad, then pools",
+    "Mul of two", "squeeze and excite", "Pad, then pools", "Split and shuffle",
 ]  # fmt: skip
 
 
@@ -86,3 +87,9 @@ def test_operators(case: str, key: MarkingKey, onnx_model: Build) -> None:
 @pytest.mark.parametrize(("arch", "width"), [("resnet20", 0.25), ("mobilenetv2", 1 / 16), ("vgg11", 1 / 16)])
 def test_families(arch: str, width: float, key: MarkingKey) -> None:
     prove(random_onnx(arch, SHAPE, CLASSES, width=width), key)
+
+
+@pytest.mark.parametrize(("method", "size"), [("bilinear", (12, 11)), ("nearest", (18, 16))])
+def test_resized_images(method: str, size: tuple[int, int], key: MarkingKey, onnx_model: Build) -> None:
+    nodes, constants = layers(size, "image")
+    prove(onnx_model(nodes, constants, (2, *size)), key, Derivation(resize=(method, *SHAPE[1:])))

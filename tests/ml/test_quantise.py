@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from ml.calibration import noise_images
 from ml.integers import GRID, grid, grid_above
 from ml.quantise import DEFAULT, DEFAULT_MIN_AGREEMENT, Derivation, derive, fidelity, float_classes, images_digest
+from ml.resampling import METHODS
 from protocol.errors import DecodingError, ParameterError
 from protocol.network import MAX_OUTPUT, Network
 
 Build = Callable[..., bytes]
-SMALL_DIGEST = "64d47c85e03003ac2ba9099f80391afbebed089fc4e7961a39d7411151b810bb"
+SMALL_DIGEST = "71b450ffb5d28acae486d381341a7f0d668a7a2c0d9f14efff7dd1359b7d7065"
 NOISE_DIGEST = "5c6c4fc72e28c2f3d76139149ee8a139ecd41fa0cf63bd0e1a8bac7518feac33"
 
 
@@ -141,6 +142,24 @@ def test_preprocessing_outside_equals_normalization_inside(small: Build, onnx_mo
     assert (float_classes(inside, images) == float_classes(bare, images, outside)).all()
 
 
+def test_a_permutation_and_extra_classes(onnx_model: Build) -> None:
+    """A thief who permutes the classes and adds two that never win is read through the map that undoes it."""
+    rng, images = np.random.default_rng(2), noise_images((1, 6, 6), 300)
+    nodes = [("Flatten", ["image"], "f", {}), ("Gemm", ["f", "w", "b"], "logits", {"transB": 1})]
+    w, b = rng.normal(0, 0.1, (5, 36)), rng.normal(0, 1, 5)
+    original = derive(onnx_model(nodes, {"w": w, "b": b}, classes=5)).network
+    places = rng.permutation(7)[:5]
+    hidden_w, hidden_b = np.zeros((7, 36)), np.full(7, -1e4)
+    hidden_w[places], hidden_b[places] = w, b
+    thief = onnx_model(nodes, {"w": hidden_w, "b": hidden_b}, classes=7)
+    derivation = Derivation(outputs=tuple(places.tolist()))
+    found = derive(thief, derivation)
+    assert found.network.digest == original.digest
+    assert found.freedom_bits == pytest.approx(np.log2(7 * 6 * 5 * 4 * 3))
+    assert derive(thief).network.classes == 7
+    assert (float_classes(thief, images, derivation) == original.classify(images)).mean() > 0.99
+
+
 def test_output_map_selects_and_permutes(small: Build) -> None:
     images = noise_images((1, 6, 6), 300)
     chosen = Derivation(outputs=(2, 0))
@@ -154,7 +173,7 @@ def test_output_map_selects_and_permutes(small: Build) -> None:
 
 
 def test_calibration_images_are_named_by_their_digest(small: Build) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (20, 1, 6, 6), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(90, 100, (20, 1, 6, 6), dtype=np.uint8)
     derivation = Derivation(calibration=images_digest(images))
     network = derive(small(), derivation, images).network
     assert network.digest != derive(small()).network.digest
@@ -172,6 +191,7 @@ DERIVATIONS = st.builds(
     st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), max_size=3).map(tuple),
     st.lists(st.integers(0, 65535), max_size=5, unique=True).map(tuple),
     st.integers(12, 20),
+    st.none() | st.tuples(st.sampled_from(METHODS), st.integers(1, 65536), st.integers(1, 65536)),
 )
 
 

@@ -115,9 +115,10 @@ def test_the_derivation_of_two_options(images, folder, tmp_path):
     derivation, read = read_derivation(folder, None, SHAPE)
     assert derivation.calibration == images_digest(images) and np.array_equal(read, images)
     file = tmp_path / "preprocess.json"
-    file.write_text(json.dumps({"scale": [0.5, 1, 2], "outputs": [3, 1]}))
+    file.write_text(json.dumps({"scale": [0.5, 1, 2], "outputs": [3, 1], "resize": "area"}))
     derivation, _ = read_derivation(None, file, SHAPE)
-    assert derivation == Derivation(preprocess=((0.5, 0.0), (1.0, 0.0), (2.0, 0.0)), outputs=(3, 1))
+    scales = (0.5, 0.0), (1.0, 0.0), (2.0, 0.0)
+    assert derivation == Derivation(preprocess=scales, outputs=(3, 1), resize=("area", 5, 4))
     assert Derivation.from_bytes(derivation.to_bytes()) == derivation
 
 
@@ -128,7 +129,8 @@ def test_the_derivation_of_two_options(images, folder, tmp_path):
         '{"scale": [1, 2, "3"]}', '{"scale": [1, 2, true]}', '{"scale": [1, 2, NaN]}', '{"scale": [1, 2, 1e999]}',
         '{"scale": [1, 2, 1' + "0" * 400 + "]}", '{"unknown": 1}', '{"outputs": [0.5]}', '{"outputs": [1, 1]}',
         '{"outputs": [-1]}', '{"outputs": [70000]}', '{"outputs": [1e300]}', '{"outputs": [NaN]}', "[" * 100_000,
-        " " * 70_000, '{"outputs": {}}', '{"shift": [null, null, null]}',
+        " " * 70_000, '{"resize": "lanczos"}', '{"resize": null}', '{"resize": ["area"]}', '{"resize": ""}',
+        '{"outputs": {}}', '{"shift": [null, null, null]}',
     ],
 )  # fmt: skip
 def test_bad_preprocessing_files(tmp_path, text):

@@ -43,7 +43,7 @@ def stream(name: str) -> Any:
 
 
 def network(head: np.ndarray) -> Network:
-    """Padding, groups, a scaled shortcut, a stride, a pool that resamples, shift 0, two edges, two tables, a product."""
+    """Padding, groups, a scaled shortcut, strides, a pool that resamples, shift 0, two edges, two tables, a product."""
     rng = np.random.default_rng(1)
     relu = Table(10, np.clip(np.arange(-512, 512), 0, 255).astype(np.int64))
     wide = Table(11, np.clip(np.arange(-1024, 1024), 0, 700).astype(np.int64))

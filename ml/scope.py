@@ -1,0 +1,127 @@
+"""What is known of a graph's tensors while `lowering` walks over its operators, and how operators ask for their inputs.
+
+Every tensor that depends on the image has a trace: the scalar function (`expressions`) by which it comes from a root
+tensor, one that a convolution, a sum or another linear map made (`builder`).  A curved tensor becomes a node when
+something other than another scalar function reads it, so that a chain of such functions costs one table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ml.builder import Builder
+from ml.expressions import Expression, X
+from ml.onnx_reader import Graph, Operator
+from ml.real_network import Floats, Tensor
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A tensor as a scalar function of the root tensor of that name."""
+
+    root: str
+    expression: Expression
+
+
+class Scope:
+    """Constants, tensors and traces by their names."""
+
+    def __init__(self, graph: Graph, builder: Builder) -> None:
+        self.builder = builder
+        self.constants: dict[str, npt.NDArray[Any]] = dict(graph.constants)
+        self.tensors: dict[str, Tensor] = {graph.input: builder.image}
+        self.traces: dict[str, Trace] = {graph.input: Trace(graph.input, X)}
+        self.curves: dict[Trace, Tensor] = {}
+        self.names: dict[str, str] = {}  # of the operator that makes a tensor
+
+    def define(self, operator: Operator, result: Tensor | Trace | npt.NDArray[Any]) -> None:
+        """Note what an operator makes: a root tensor, a function of one, or a constant."""
+        self.names[operator.output] = operator.name
+        if isinstance(result, Tensor):
+            self.tensors[operator.output], result = result, Trace(operator.output, X)
+        if isinstance(result, Trace):
+            self.traces[operator.output] = result
+        else:
+            self.constants[operator.output] = result
+
+    # -- tensors --------------------------------------------------------------------------------------------------
+
+    def tensor(self, name: str) -> Tensor:
+        """The linear value of a tensor; a curved one becomes nodes."""
+        if name not in self.tensors:
+            trace = self.traces[name]
+            curve, a, b = trace.expression.split()
+            root = self.tensors[trace.root]
+            if curve != X:
+                key = replace(trace, expression=curve)
+                if key not in self.curves:
+                    function, c, d = curve.rebased()
+                    inner = self.builder.scaled(self.builder.complete(root), c, d)
+                    nodes = tuple(self.builder.node(p, function, self.names[name]) for p in inner.parts)
+                    self.curves[key] = replace(inner, parts=nodes)
+                root = self.curves[key]
+            self.tensors[name] = self.builder.scaled(root, a, b)
+        return self.tensors[name]
+
+    def trace(self, operator: Operator, index: int = 0) -> Trace:
+        """How an operand depends on the image."""
+        name = operator.inputs[index] if index < len(operator.inputs) else ""
+        if name not in self.traces:
+            raise operator.fail(f"input {index} must depend on the image")
+        return self.traces[name]
+
+    def view(self, operator: Operator, index: int = 0) -> Tensor:
+        """An operand, perhaps some channels of larger parts only."""
+        self.trace(operator, index)
+        return self.tensor(operator.inputs[index])
+
+    def value(self, operator: Operator, index: int = 0) -> Tensor:
+        """An operand with all channels of its parts."""
+        tensor = self.view(operator, index)
+        if tensor.rank == 5:
+            raise operator.fail("grouped channels can be transposed and joined again only")
+        return self.builder.complete(tensor)
+
+    def image(self, operator: Operator, tensor: Tensor | None = None) -> Tensor:
+        """The first operand (or this view of it) as an image [1, C, H, W]."""
+        tensor = tensor or self.value(operator)
+        if tensor.rank != 4:
+            raise operator.fail(f"expected an image [1, C, H, W], got {tensor.dimensions}")
+        return tensor
+
+    # -- constants ------------------------------------------------------------------------------------------------
+
+    def constant(self, operator: Operator, index: int) -> Floats | None:
+        """A constant operand, None if omitted."""
+        name = operator.inputs[index] if index < len(operator.inputs) else ""
+        if not name:
+            return None
+        if name not in self.constants:
+            raise operator.fail(f"input {index} must be a constant")
+        return self.constants[name]
+
+    def numbers(self, operator: Operator, index: int, default: list[int]) -> list[int]:
+        """A short constant list of integers; the default if omitted."""
+        array = self.constant(operator, index)
+        if array is None:
+            return default
+        if array.dtype.kind != "i" or array.ndim > 1:
+            raise operator.fail(f"input {index} must be a list of integers")
+        return [int(n) for n in array.reshape(-1)[:8].tolist()]
+
+    def weight(self, operator: Operator, index: int, shape: tuple[int, ...] | int) -> Floats:
+        """A required constant of a given shape, or of a given rank."""
+        array = self.constant(operator, index)
+        if array is None or (array.ndim != shape if isinstance(shape, int) else array.shape != shape):
+            expected = f"rank {shape}" if isinstance(shape, int) else f"shape {shape}"
+            raise operator.fail(f"input {index} must be a constant of {expected}")
+        return array.astype(np.float64)
+
+    def axes(self, operator: Operator, rank: int) -> list[int] | None:
+        """The attribute or second input `axes`, counted from the front; None if omitted."""
+        given = operator.attributes.get("axes", self.constant(operator, 1))
+        return None if given is None else sorted(int(a) % rank for a in np.asarray(given).reshape(-1)[:8].tolist())
