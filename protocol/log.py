@@ -221,8 +221,8 @@ class LogKey:
     def from_text(text: str) -> LogKey:
         """The key that `to_text` wrote.  Raises DecodingError."""
         name, _, rest = text.partition("+")
-        value = _unbase64(rest.partition("+")[2])
-        if not _is_name(name) or value is None or value[:1] != ED25519:
+        value = unbase64(rest.partition("+")[2])
+        if not is_name(name) or value is None or value[:1] != ED25519:
             raise DecodingError("log key: not name+hash+base64 of an Ed25519 key")
         identity.check_public_key(value[1:])
         key = LogKey(name, value[1:])
@@ -256,9 +256,9 @@ def open_note(note: str, key: LogKey) -> tuple[Checkpoint, bytes]:
         raise DecodingError("checkpoint: not a signed note")
     text += "\n"
     lines = text.split("\n")
-    if len(lines) < 4 or not _is_name(lines[0]) or not NUMBER.fullmatch(lines[1]) or not all(lines[:-1]):
+    if len(lines) < 4 or not is_name(lines[0]) or not NUMBER.fullmatch(lines[1]) or not all(lines[:-1]):
         raise DecodingError("checkpoint: not origin, size and root")
-    root, size = _unbase64(lines[2]), int(lines[1])
+    root, size = unbase64(lines[2]), int(lines[1])
     if root is None or len(root) != HASH_BYTES or size > MAX_SIZE:
         raise DecodingError("checkpoint: not origin, size and root")
     if lines[0] != key.name:
@@ -274,19 +274,20 @@ def open_note(note: str, key: LogKey) -> tuple[Checkpoint, bytes]:
 def _signature(line: str) -> tuple[str, bytes]:
     mark, _, rest = line.partition(" ")
     name, _, value = rest.partition(" ")
-    data = _unbase64(value)
-    if mark != "—" or not _is_name(name) or data is None:
+    data = unbase64(value)
+    if mark != "—" or not is_name(name) or data is None:
         raise DecodingError("checkpoint: a line is no signature")
     return name, data
 
 
 def check_name(name: str) -> None:
     """Raise ParameterError unless a log can have this name: printable, without spaces and plus signs."""
-    if not _is_name(name):
+    if not is_name(name):
         raise ParameterError("the name of a log is printable, without spaces and plus signs")
 
 
-def _is_name(name: str) -> bool:
+def is_name(name: str) -> bool:
+    """Whether a log, or a witness, can have this name."""
     return 0 < len(name) <= MAX_NAME and name.isprintable() and not re.search(r"[\s+]", name)
 
 
@@ -294,7 +295,7 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _unbase64(text: str) -> bytes | None:
+def unbase64(text: str) -> bytes | None:
     """The bytes with this canonical encoding, None for other text."""
     try:
         data = base64.b64decode(text, validate=True)

@@ -1,234 +1,162 @@
-"""The board: a log of published keys in SQLite, and its gRPC face `zkmark.v1.Board`.
+"""The board: the gRPC face `zkmark.v1.Board` of a log of published keys (`prover.log`).
 
-Keys wait in a queue and are appended together, one transaction and one sync to disk for all that came meanwhile: what
-was acknowledged survives a crash, and what was not acknowledged may have been taken, too.  The folder of a board holds
-its secret (`log.key`) and the log (`log.sqlite`).  Who puts back an older copy of the log makes it show two histories,
-and its clients will say so.
+Entries wait in a queue and are appended together, one transaction and one sync to disk for all that came meanwhile:
+what was acknowledged survives a crash, and what was not acknowledged may have been taken, too.
 
-Everybody may publish.  The board looks at a key before it takes it, and keeps only its digest; who may connect is for
-a proxy in front of it to decide.
+Everybody may read; with a list of tokens only their owners may write.  The board looks at a key before it takes it, and
+keeps only its digest.  Witnesses whom the board knows sign its checkpoints; it keeps their signatures for clients who
+ask for them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 import signal
-import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
+from sqlalchemy.exc import SQLAlchemyError
 
 from protocol.anchor import Anchor, anchor_of
+from protocol.cosignature import MAX_WITNESSES, Cosignature, WitnessKey
 from protocol.errors import DecodingError, ParameterError, VerificationError
-from protocol.identity import SECRET_SEED_BYTES, public_key
 from protocol.keygen import VerificationKey, check_key
-from protocol.log import (
-    HASH_BYTES,
-    Checkpoint,
-    Entry,
-    EntryKind,
-    LogKey,
-    Receipt,
-    appended,
-    check_name,
-    consistency_path,
-    inclusion_path,
-    leaf_hash,
-    root_hash,
-    sign_checkpoint,
-)
+from protocol.log import HASH_BYTES, Entry, EntryKind, LogKey, Receipt
+from prover.access import Listening, Rate, Tokens, TooOften, Unauthenticated, client
+from prover.log import Item, Log
+from prover.strict import Strict
+from zkmark.connect import Tls, connect
 from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 
-SECRET_MAGIC = "zkmark log key 1"
 MAX_KEY_BYTES = 64 << 20  # of a published key, in memory while it is checked
 MAX_UPLOADS = 8
-MAX_RPCS = 64
+MAX_RPCS = 256
+MAX_REQUEST_BYTES = 1 << 16  # of one message that is no chunk of a key
 MAX_DETAILS = 200  # characters of an error text that are shown
 CHUNK = 1 << 20
 MAX_BATCH = 1024
-CACHED_NODES = 1 << 17  # some 20 MB
 UPLOAD_S = 60.0
 GRACE_S = 10.0
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS log (key TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS entries (position INTEGER PRIMARY KEY, kind INTEGER NOT NULL, digest BLOB NOT NULL,
-  entry BLOB NOT NULL, UNIQUE (kind, digest));
-CREATE TABLE IF NOT EXISTS nodes (level INTEGER, position INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, position))
-  WITHOUT ROWID;
-"""
-
-Item = tuple[EntryKind, bytes, bytes]  # kind, digest, owner
+WRITES_PER_MINUTE = 60.0  # of one client, and as many at once
+logger = logging.getLogger("zkmark.board")
+T = TypeVar("T")
 
 
-class Log:
-    """The stored log.  One thread at a time may use it."""
+@dataclass(frozen=True)
+class Access:
+    """Who may write, and how often.  witnesses: whose signatures the board keeps."""
 
-    def __init__(self, path: Path, name: str, secret_seed: bytes, clock: Callable[[], float] = time.time) -> None:
-        self.key = LogKey(name, public_key(secret_seed))
-        self._secret_seed, self._clock = secret_seed, clock
-        self._signed: tuple[int, str] | None = None
-        self._read = lru_cache(CACHED_NODES)(self._stored)  # a node never changes
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(SCHEMA)
-        row = self._db.execute("SELECT key FROM log").fetchone()
-        if row is None:
-            self._db.execute("INSERT INTO log VALUES (?)", (self.key.to_text(),))
-        elif row[0] != self.key.to_text():
-            raise ParameterError(f"the log in {path} is {row[0]}")
+    tokens: Tokens | None = None
+    writes_per_minute: float = WRITES_PER_MINUTE
+    witnesses: Sequence[WitnessKey] = ()
 
-    def close(self) -> None:
-        self._db.close()
-
-    @property
-    def size(self) -> int:
-        """Number of entries."""
-        last: int | None = self._db.execute("SELECT MAX(position) FROM entries").fetchone()[0]
-        return 0 if last is None else last + 1
-
-    def append(self, items: Sequence[Item]) -> None:
-        """Take items, all or none; those that the log holds stay where they are.  On disk at return.
-
-        The times of entries never go back, whatever the clock does.
-        """
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            size = self.size
-            now = max(int(self._clock()), self._entry(size - 1).unix_time if size else 0)
-            for kind, digest, owner in items:
-                if self._position(kind, digest) is None:
-                    self._append(size, Entry(kind, digest, owner, now))
-                    size += 1
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            self._read.cache_clear()
-            raise
-
-    def receipt(self, kind: EntryKind, digest: bytes, old_size: int) -> pb.Receipt | None:
-        """Where an item is at the newest checkpoint; None if the log does not hold it."""
-        position, size = self._position(kind, digest), self.size
-        if position is None:
-            return None
-        path = inclusion_path(self._read, position, size)
-        checkpoint = self.checkpoint(old_size)
-        return pb.Receipt(entry=self._entry(position).to_bytes(), index=position, path=path, checkpoint=checkpoint)
-
-    def checkpoint(self, old_size: int) -> pb.SignedCheckpoint:
-        """The newest checkpoint, and the proof that it continues the one of `old_size` entries."""
-        size = self.size
-        if self._signed is None or self._signed[0] != size:
-            checkpoint = Checkpoint(self.key.name, size, root_hash(self._read, size))
-            self._signed = size, sign_checkpoint(self._secret_seed, checkpoint)
-        path = consistency_path(self._read, old_size, size) if old_size <= size else []
-        return pb.SignedCheckpoint(note=self._signed[1], consistency=path)
-
-    def _append(self, size: int, entry: Entry) -> None:
-        data = entry.to_bytes()
-        self._db.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", (size, entry.kind, entry.digest, data))
-        self._db.executemany("INSERT INTO nodes VALUES (?, ?, ?)", appended(self._read, size, leaf_hash(data)))
-
-    def _position(self, kind: EntryKind, digest: bytes) -> int | None:
-        query = "SELECT position FROM entries WHERE kind = ? AND digest = ?"
-        row = self._db.execute(query, (kind, digest)).fetchone()
-        return None if row is None else int(row[0])
-
-    def _entry(self, position: int) -> Entry:
-        row = self._db.execute("SELECT entry FROM entries WHERE position = ?", (position,)).fetchone()
-        return Entry.from_bytes(row[0])
-
-    def _stored(self, level: int, position: int) -> bytes:
-        query = "SELECT hash FROM nodes WHERE level = ? AND position = ?"
-        return bytes(self._db.execute(query, (level, position)).fetchone()[0])
-
-
-def open_log(folder: Path, name: str) -> Log:
-    """The log in a folder; both are made if they do not exist.  Raises DecodingError, ParameterError or OSError."""
-    check_name(name)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / "log.key"
-    with suppress(FileExistsError), open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(f"{SECRET_MAGIC}\n{os.urandom(SECRET_SEED_BYTES).hex()}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        magic, secret = path.read_text("ascii").split("\n")[:2]
-        seed = bytes.fromhex(secret)
-    except ValueError:
-        magic, seed = "", b""
-    if magic != SECRET_MAGIC or len(seed) != SECRET_SEED_BYTES:
-        raise DecodingError(f"{path}: not the secret of a log")
-    try:
-        return Log(folder / "log.sqlite", name, seed)
-    except sqlite3.DatabaseError as error:
-        raise DecodingError(f"{folder / 'log.sqlite'}: {error}") from None
+    def __post_init__(self) -> None:
+        if len({key.public for key in self.witnesses}) != len(self.witnesses) or len(self.witnesses) > MAX_WITNESSES:
+            raise ParameterError(f"a board has at most {MAX_WITNESSES} different witnesses")
 
 
 class Servicer(pb_grpc.BoardServicer):
-    """zkmark.v1.Board over a `Log`: one thread for the log, one to look at keys."""
+    """zkmark.v1.Board over a `Log`: one thread for the log, one to look at keys and signatures."""
 
-    def __init__(self, log: Log) -> None:
-        self._log = log
+    def __init__(self, log: Log, access: Access) -> None:
+        self._log, self._access = log, access
+        self._rate = Rate(access.writes_per_minute, max(int(access.writes_per_minute), 1))
+        self._witnesses = {key.public: key for key in access.witnesses}
         self._reader, self._checker = ThreadPoolExecutor(1, "log"), ThreadPoolExecutor(1, "keys")
         self._uploads = 0
         self._waiting: list[tuple[Item, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
 
     async def Publish(self, request_iterator: Any, context: Any) -> pb.Receipt:
+        await self._admit(context)
         if self._uploads >= MAX_UPLOADS:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many publish; try again later")
         self._uploads += 1
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(UPLOAD_S):
                 data = await _collect(request_iterator)
-                key = await loop.run_in_executor(self._checker, _checked, data)
-            receipt = await self._append(EntryKind.KEY, key.digest, key.owner_public_key)
+                key = await asyncio.get_running_loop().run_in_executor(self._checker, _checked, data)
         except (DecodingError, ParameterError, VerificationError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the upload took too long")
         finally:
             self._uploads -= 1
-        return receipt
+        return await self._append((EntryKind.KEY, key.digest, key.owner_public_key), context)
 
     async def Anchor(self, request: pb.AnchorRequest, context: Any) -> pb.Receipt:
+        await self._admit(context)
         if len(request.digest) != HASH_BYTES:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a digest has {HASH_BYTES} bytes")
-        return await self._append(EntryKind.COMMITMENTS, request.digest, b"")
+        return await self._append((EntryKind.COMMITMENTS, request.digest, b""), context)
 
     async def Find(self, request: pb.FindRequest, context: Any) -> pb.Receipt:
-        loop = asyncio.get_running_loop()
-        wanted = EntryKind.KEY, request.vk_digest, request.old_size
-        receipt = await loop.run_in_executor(self._reader, self._log.receipt, *wanted)
+        if request.ByteSize() > MAX_REQUEST_BYTES or len(request.witnesses) > MAX_WITNESSES:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request: too long")
+        wanted = EntryKind.KEY, request.vk_digest, request.old_size, set(request.witnesses), request.threshold
+        receipt = await self._read(context, self._log.receipt, *wanted)
         if receipt is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "the log does not hold this key")
         return receipt or pb.Receipt()
 
     async def Checkpoint(self, request: pb.CheckpointRequest, context: Any) -> pb.SignedCheckpoint:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._reader, self._log.checkpoint, request.old_size)
+        return await self._read(context, self._log.checkpoint, request.old_size)
 
-    async def _append(self, kind: EntryKind, digest: bytes, owner: bytes) -> pb.Receipt:
+    async def Offer(self, request: pb.CheckpointRequest, context: Any) -> pb.SignedCheckpoint:
+        return await self._read(context, self._log.offer, request.old_size, tuple(self._witnesses))
+
+    async def AddCosignature(self, request: pb.CosignatureRequest, context: Any) -> pb.CosignatureAnswer:
+        await self._admit(context)
+        if request.witness not in self._witnesses:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a witness of this board")
+        offered = await self._read(context, self._log.offered)
+        if offered.size != request.size:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another checkpoint is offered")
+        given = Cosignature((request.witness,), request.signature)
+        known = [self._witnesses[request.witness]]
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._checker, given.check, self._log.key, offered, known)
+        except (DecodingError, VerificationError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        await self._read(context, self._log.cosigned, request.size, request.witness, request.signature)
+        return pb.CosignatureAnswer()
+
+    async def _admit(self, context: Any) -> None:
+        """A client who may write now, or the end of the call."""
+        try:
+            self._rate.spend(client(context, self._access.tokens))
+        except Unauthenticated:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is needed")
+        except TooOften:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too often; try again later")
+
+    async def _read(self, context: Any, call: Callable[..., T], *args: object) -> T:
+        """What the log answers, in its thread."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reader, call, *args)
+        except SQLAlchemyError as error:
+            logger.error("the database fails: %s", type(error).__name__)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the log cannot be read or written; try again later")
+            raise
+
+    async def _append(self, item: Item, context: Any) -> pb.Receipt:
         """Have an item appended, together with all that wait when the log is free."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(((kind, digest, owner), done))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, done))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
-        await done
-        return await loop.run_in_executor(self._reader, self._log.receipt, kind, digest, 0) or pb.Receipt()
+        try:
+            await done
+        except SQLAlchemyError:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the log cannot be read or written; try again later")
+        return await self._read(context, self._log.receipt, item[0], item[1], 0) or pb.Receipt()
 
     async def _write(self) -> None:
         while self._waiting:
@@ -238,6 +166,7 @@ class Servicer(pb_grpc.BoardServicer):
             try:
                 await asyncio.get_running_loop().run_in_executor(self._reader, self._log.append, items)
             except Exception as error:
+                logger.error("nothing was appended: %s", type(error).__name__)
                 failure = error
             for _, done in batch:
                 if not done.cancelled():
@@ -273,12 +202,16 @@ def _checked(data: bytes) -> VerificationKey:
 class Server:
     """A running board: `port` is the bound one, `stop` ends it."""
 
-    def __init__(self, log: Log, listen: str) -> None:
-        self._servicer = Servicer(log)
-        self._server = grpc.aio.server(maximum_concurrent_rpcs=MAX_RPCS, options=[("grpc.so_reuseport", 0)])
+    def __init__(self, log: Log, listen: str, access: Access | None = None, tls: Listening | None = None) -> None:
+        self._servicer = Servicer(log, access or Access())
+        options = [("grpc.so_reuseport", 0)]
+        self._server = grpc.aio.server(interceptors=[Strict()], maximum_concurrent_rpcs=MAX_RPCS, options=options)
         pb_grpc.add_BoardServicer_to_server(self._servicer, self._server)
         try:
-            self.port = self._server.add_insecure_port(listen)
+            if tls is None:
+                self.port = self._server.add_insecure_port(listen)
+            else:
+                self.port = self._server.add_secure_port(listen, tls.credentials())
         except RuntimeError:
             raise ParameterError(f"cannot listen on {listen}") from None
 
@@ -290,9 +223,9 @@ class Server:
         await self._servicer.close()
 
 
-async def serve(log: Log, listen: str, ready: Callable[[int], None]) -> None:
-    """Serve until SIGTERM or SIGINT.  `ready` gets the bound port."""
-    server, stopping = Server(log, listen), asyncio.Event()
+async def serve(make: Callable[[], Server], ready: Callable[[int], None]) -> None:
+    """Serve until SIGTERM or SIGINT with the server that `make` makes in this loop.  `ready` gets the bound port."""
+    server, stopping = make(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     await server.start()
@@ -301,17 +234,21 @@ async def serve(log: Log, listen: str, ready: Callable[[int], None]) -> None:
     await server.stop()
 
 
-def publish(target: str, data: bytes, timeout_s: float = UPLOAD_S) -> Receipt:
+def publish(
+    target: str, data: bytes, timeout_s: float = UPLOAD_S, *, tls: Tls | None = None, token: str = ""
+) -> Receipt:
     """Publish an encoded verification key on the board at `target`; the receipt is still to be checked.
 
     Raises ParameterError if the board does not take it, DecodingError if its answer is malformed, ConnectionError if it
     cannot be reached or is busy.
     """
     chunks = (pb.KeyChunk(data=data[at : at + CHUNK]) for at in range(0, len(data), CHUNK))
-    return _receipt(target, lambda board: board.Publish(chunks, timeout=timeout_s))
+    return _receipt(ask(target, lambda board: board.Publish(chunks, timeout=timeout_s), tls, token))
 
 
-def anchor(target: str, log: LogKey, digest: bytes, timeout_s: float = UPLOAD_S) -> Anchor:
+def anchor(
+    target: str, log: LogKey, digest: bytes, timeout_s: float = UPLOAD_S, *, tls: Tls | None = None, token: str = ""
+) -> Anchor:
     """Have the digest of a key's commitments logged on the board at `target`, whose log has this key; checked.
 
     The same digest again gives an anchor with the same entry at a later checkpoint.
@@ -319,16 +256,24 @@ def anchor(target: str, log: LogKey, digest: bytes, timeout_s: float = UPLOAD_S)
     Raises as `publish` and `protocol.anchor.anchor_of` do.
     """
     request = pb.AnchorRequest(digest=digest)
-    return anchor_of(_receipt(target, lambda board: board.Anchor(request, timeout=timeout_s)), log, digest)
+    answer = ask(target, lambda board: board.Anchor(request, timeout=timeout_s), tls, token)
+    return anchor_of(_receipt(answer), log, digest)
 
 
-def _receipt(target: str, call: Callable[[pb_grpc.BoardStub], pb.Receipt]) -> Receipt:
-    with grpc.insecure_channel(target) as connection:
+def ask(target: str, call: Callable[[pb_grpc.BoardStub], T], tls: Tls | None, token: str) -> T:
+    """One answer of the board at `target`.
+
+    Raises ParameterError for INVALID_ARGUMENT, ConnectionError for everything else that is no answer.
+    """
+    with connect(target, tls, token) as connection:
         try:
-            answer = call(pb_grpc.BoardStub(connection))
+            return call(pb_grpc.BoardStub(connection))
         except grpc.RpcError as error:
             details = "".join(c if c.isprintable() else "?" for c in (error.details() or "")[:MAX_DETAILS])
             if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
                 raise ParameterError(f"the board at {target} does not take this: {details}") from None
             raise ConnectionError(f"no answer from the board at {target}: {details}") from None
+
+
+def _receipt(answer: pb.Receipt) -> Receipt:
     return Receipt(Entry.from_bytes(answer.entry), answer.index, tuple(answer.path), answer.checkpoint.note)

@@ -30,6 +30,7 @@ from prover.options import memory as _memory
 from prover.options import read as _read
 from prover.options import say as _print
 from prover.options import warm_up as _warm_up
+from prover.publication import board, publish, timestamp, witness
 
 if TYPE_CHECKING:
     from ml.quantise import Derivation
@@ -177,53 +178,6 @@ def prove_command(
     _print(as_json, result, f"at least {k_min} of {key.vk.h} secret triggers: {out}, {len(data):,} bytes")
 
 
-@cli.command("board")
-@click.option("--folder", required=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Where the log and its secret are; made if it does not exist.")  # fmt: skip
-@click.option("--name", required=True, help="Name of the log, for ever: a host and a path, for example.")
-@click.option("--listen", default="127.0.0.1:50052", show_default=True, metavar="HOST:PORT",
-              help="Port 0: any free one.")  # fmt: skip
-@json_option
-@outcome
-def board_command(folder: Path, name: str, listen: str, as_json: bool) -> None:
-    """Keep a public log of verification keys, which cannot take one back.  SIGTERM stops it gracefully."""
-    import asyncio
-
-    from prover.board import open_log, serve
-
-    log = open_log(folder, name)
-
-    def ready(port: int) -> None:
-        address, key = f"{listen.rpartition(':')[0]}:{port}", log.key.to_text()
-        _print(as_json, {"listening": address, "log_key": key}, f"listening on {address}, log key {key}")
-        sys.stdout.flush()
-
-    asyncio.run(serve(log, listen, ready))
-
-
-@cli.command("publish")
-@click.option("--vk", required=True, type=FILE, help="The verification key.")
-@click.option("--board", required=True, metavar="HOST:PORT", help="The board.")
-@click.option("--log-key", required=True, metavar="TEXT", help="The public key of the board's log.")
-@json_option
-@outcome
-def publish_command(vk: Path, board: str, log_key: str, as_json: bool) -> None:
-    """Publish a verification key on a board, and check that the log holds it."""
-    from protocol.keygen import MAX_KEY_BYTES, VerificationKey
-    from protocol.log import LogKey
-    from prover.board import publish
-
-    data, log = _read(vk, MAX_KEY_BYTES, "verification key"), LogKey.from_text(log_key)
-    key = VerificationKey.from_bytes(data)
-    receipt = publish(board, data)
-    size = receipt.check(log, key.digest, key.owner_public_key).size
-    result = {
-        "done": True, "vk_digest": key.digest.hex(), "index": receipt.index, "size": size,
-        "unix_time": receipt.entry.unix_time,
-    }  # fmt: skip
-    _print(as_json, result, f"entry {receipt.index} of {size} in the log {log.name}")
-
-
 def _triggers(
     shape: tuple[int, int, int], count: int, folder: Path | None, labels: Path | None
 ) -> tuple[Images, list[int] | None]:
@@ -296,7 +250,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
     yield line
 
 
-for command in (serve, requests, doctor, backup, restore, token):
+for command in (serve, requests, doctor, backup, restore, token, board, publish, timestamp, witness):
     cli.add_command(command)
 
 

@@ -60,7 +60,9 @@ class Case:
         )  # fmt: skip
         return tuple(path for path in named if path is not None)
 
-    def subject(self, nonce: bytes, publication: Publication | None = None) -> Subject:
+    def subject(
+        self, nonce: bytes, publication: Publication | None = None, stamp: Publication | None = None
+    ) -> Subject:
         """What the files hold.  Raises DecodingError, ParameterError or OSError."""
         key = VerificationKey.from_bytes(read(self.vk, MAX_KEY_BYTES, "verification key"))
         shape = key.parameters.shape
@@ -75,6 +77,7 @@ class Case:
             reference=read(self.reference, MAX_MODEL_BYTES, "model") if self.reference else None,
             review=Review.from_bytes(read(self.review, MAX_REVIEW_BYTES, "review")) if self.review else None,
             publication=publication,
+            stamp=stamp,
             model_date=_date(self.model),
             claim_date=None if self.proof is None else _date(self.proof),
         )

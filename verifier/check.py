@@ -54,8 +54,8 @@ class Subject:
 
     calibration: the images that the derivation names, if any.  images: her own, uint8 [n, C, H, W], for the fidelity
     floor; None to go without.  What the opened triggers show is known from `reference`, ONNX bytes of a classifier of
-    such images, or from a person's `review`, if any.  publication: finds log, index and time of the key on a board; its
-    VerificationError is a verdict.
+    such images, or from a person's `review`, if any.  publication: finds log, index and time of the key on a board;
+    stamp: finds time and authority of a time-stamp; their VerificationError is a verdict.
     model_date, claim_date: of the files, where they are files; shown, not believed.
     """
 
@@ -70,6 +70,7 @@ class Subject:
     publication: Publication | None = None
     model_date: datetime | None = None
     claim_date: datetime | None = None
+    stamp: Publication | None = None
 
 
 @dataclass
@@ -106,6 +107,7 @@ class Verdict:
     vk_digest: str | None = None
     model_digest: str | None = None
     network_digest: str | None = None
+    stamped: dict[str, str | int] | None = None
     derivation_digest: str | None = None
     freedom_bits: float | None = None
     proof_bytes: int | None = None
@@ -170,8 +172,7 @@ def check_key(
     verdict = Verdict()
     try:
         check_owner(key, reference, policy or Policy(), verdict, review)
-        if publication is not None:
-            verdict.published = publication(key)
+        _date_key(key, publication, stamp, verdict)
         verdict.outcome = "accepted"
     except VerificationError as error:
         verdict.failed_check, verdict.message = error.check, str(error)
@@ -189,6 +190,7 @@ def check(
     policy: Policy | None = None,
 ) -> Verdict:
     """Check everything and return the verdict.
+    stamp: Publication | None = None,
 
     Statement: at least k_min hidden triggers of the key are classified as their labels by the network derived from the
     model.  `obtain` returns the bytes of the claim, from a file or from a prover, and the channel in which it was made;
@@ -206,6 +208,15 @@ def check(
     context = subject.context
     verdict.context = {
         "purpose": context.purpose, "claimant": context.claimant, "verifier": context.verifier,
+def _date_key(
+    key: VerificationKey, publication: Publication | None, stamp: Publication | None, verdict: Verdict
+) -> None:
+    if stamp is not None:
+        verdict.stamped = stamp(key)
+    if publication is not None:
+        verdict.published = publication(key)
+
+
         "nonce": context.nonce.hex(),
     }  # fmt: skip
     verdict.caveats = (
@@ -229,8 +240,7 @@ def check(
 def _check(subject: Subject, obtain: Obtain, policy: Policy, verdict: Verdict) -> None:
     key = subject.key
     check_owner(key, subject.reference, policy, verdict, subject.review)
-    if subject.publication is not None:
-        verdict.published = subject.publication(key)
+    _date_key(key, subject.publication, subject.stamp, verdict)
     with _timed(verdict, "derive"):
         derived = derive(subject.model, subject.derivation, subject.calibration)
         verdict.network_digest = derived.network.digest.hex()
@@ -281,3 +291,8 @@ def _timed(verdict: Verdict, phase: str) -> Iterator[None]:
         yield
     finally:
         verdict.seconds[phase] = round(time.perf_counter() - start, 4)
+def unix_time_text(seconds: int) -> str:
+    """A log's time as verdicts show it."""
+    return time_text(datetime.fromtimestamp(min(seconds, MAX_UNIX_TIME), UTC))
+
+

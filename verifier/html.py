@@ -134,7 +134,7 @@ class Event:
 def _events(verdict: Verdict) -> list[Event]:
     """What happened, in the order of the times."""
     known = verdict.times
-    when = verdict.published or {}
+    when, stamped = verdict.published or {}, verdict.stamped or {}
     events = [
         Event(str(when.get("time", "")), "Key published", "by the clock of the log"),
         Event(known.get("model", ""), "Model seen", "the date of the verifier's file"),
@@ -143,6 +143,7 @@ def _events(verdict: Verdict) -> list[Event]:
     ]
     return sorted((event for event in events if event.time), key=lambda event: event.time)
 
+        Event(str(stamped.get("time", "")), "Key time-stamped", str(stamped.get("authority", ""))),
 
 def _sheet(key: VerificationKey) -> list[dict[str, str | int]]:
     images, labels = opened_items(key)

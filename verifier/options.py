@@ -131,7 +131,7 @@ policy_options = grouped(
 
 @dataclass(frozen=True)
 class Reach:
-    """How servers are reached, and what finds out where and when a key was published, if the options ask for it."""
+    """How servers are reached, and what finds out when a key was published or stamped, if the options ask for it."""
 
     tls: Tls | None
     token: str
@@ -144,32 +144,61 @@ class Reach:
 
 
 def _reach(
-    board: str | None, log_key: str | None, seen: Path | None, tls: bool, tls_ca: Path | None, tls_cert: Path | None,
+    board: str | None, log_key: str | None, seen: Path | None, witness: tuple[str, ...], witnesses: int | None,
+    timestamp: Path | None, tsa_roots: Path | None, tls: bool, tls_ca: Path | None, tls_cert: Path | None,
     tls_key: Path | None, token_file: Path | None,
 ) -> Reach:  # fmt: skip
     from zkmark.connect import read_tls, read_token
 
     secure = read_tls(tls_ca, tls_cert, tls_key) if tls or tls_ca or tls_cert or tls_key else None
     token = read_token(token_file) if token_file else ""
-    return Reach(secure, token, _publication(board, log_key, seen))
+    return Reach(secure, token, _publication(board, log_key, seen, witness, witnesses, secure, token),
+                 _stamp(timestamp, tsa_roots))  # fmt: skip
 
 
-def _publication(board: str | None, log_key: str | None, seen: Path | None) -> Publication | None:
-    if board is None and log_key is None and seen is None:
+def _stamp(timestamp: Path | None, roots: Path | None) -> Publication | None:
+    if timestamp is None and roots is None:
+        return None
+    if timestamp is None or roots is None:
+        raise click.UsageError("--timestamp and --tsa-roots go together")
+    from protocol.timestamp import MAX_RESPONSE_BYTES, MAX_ROOTS_BYTES, check_timestamp
+    from verifier.check import time_text
+    from zkmark.terminal import printable
+
+    response = read(timestamp, MAX_RESPONSE_BYTES, "time-stamp")
+    authorities = read(roots, MAX_ROOTS_BYTES, "roots of time-stamps")
+
+    def ask(key: VerificationKey) -> dict[str, str | int]:
+        found = check_timestamp(response, authorities, key.digest)
+        return {"time": time_text(found.time), "authority": printable(found.authority)}
+
+    return ask
+    stamp: Publication | None
+
+
+def _publication(
+    board: str | None, log_key: str | None, seen: Path | None, witness: tuple[str, ...], witnesses: int | None,
+    tls: Tls | None, token: str,
+) -> Publication | None:  # fmt: skip
+    if board is None and log_key is None and seen is None and not witness and witnesses is None:
         return None
     if board is None or log_key is None or seen is None:
         raise click.UsageError("--board, --log-key and --seen go together")
     from datetime import UTC, datetime
 
     from protocol.log import LogKey
-    from verifier.board import find
+    from verifier.board import Board, find
 
-    log = LogKey.from_text(log_key)
+    known = tuple(WitnessKey.from_text(text) for text in witness)
+    where = Board(board, LogKey.from_text(log_key), known, len(known) if witnesses is None else witnesses, tls, token)
 
     def ask(key: VerificationKey) -> dict[str, str | int]:
         receipt = find(board, log, key, seen)
         when = datetime.fromtimestamp(min(receipt.entry.unix_time, MAX_UNIX_TIME), UTC)
-        return {"log": log_key, "index": receipt.index, "time": f"{when:%Y-%m-%d %H:%M:%S} UTC"}
+        return {
+            "log": log_key, "index": receipt.index, "time": f"{when:%Y-%m-%d %H:%M:%S} UTC",
+            "witnesses": where.threshold,
+        }  # fmt: skip
 
     return ask
 
@@ -177,6 +206,7 @@ def _publication(board: str | None, log_key: str | None, seen: Path | None) -> P
 connection_options = grouped(
     _reach, "reach",
     click.option("--board", metavar="HOST:PORT", help="A board on which the key must have been published."),
+    from protocol.cosignature import WitnessKey
     click.option("--log-key", metavar="TEXT", help="The public key of the board's log."),
     click.option("--seen", type=NEW_FILE, help="File of the last checkpoint that you saw of it; kept up to date."),
     click.option("--tls", is_flag=True, help="Speak TLS, and trust the authorities of this system."),
@@ -195,6 +225,12 @@ def _case(
     from verifier.case import Case
 
     return Case(
+    click.option("--witness", multiple=True, metavar="TEXT",
+                 help="Public key of a witness of the log whom you trust; may be repeated."),
+    click.option("--witnesses", type=click.IntRange(min=1),
+                 help="How many of them must have signed what the log shows [default: all]."),
+    click.option("--timestamp", type=FILE, help="File of a time-stamp of the key (RFC 3161), made with `timestamp`."),
+    click.option("--tsa-roots", type=FILE, help="PEM file of the time-stamp authorities that you trust."),
         vk, model, proof, prover, None if nonce is None else bytes32(nonce, "--nonce"), purpose, claimant, verifier,
         calibration, preprocess, images, without_fidelity, reference, review,
     )  # fmt: skip

@@ -47,6 +47,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         *((name, value) for name, value in verdict.context.items()),
         ("proof", _if(verdict.proof_bytes, "{:,} bytes" + (", interactive" if verdict.interactive else ""))),
         ("seconds", ", ".join(f"{name} {value:.2f}" for name, value in verdict.seconds.items())),
+        ("time-stamp", None if verdict.stamped is None else "{time}, by {authority}".format_map(verdict.stamped)),
     ]
     for name, value in rows:
         if value:
@@ -87,7 +88,10 @@ def _fidelity(verdict: Verdict) -> str | None:
 
 def _published(verdict: Verdict) -> str | None:
     found = verdict.published
-    return None if found is None else "entry {index} of {log}, {time} by the clock of the log".format_map(found)
+    if found is None:
+        return None
+    signed = ", signed by {witnesses} witnesses" if found.get("witnesses") else ""
+    return ("entry {index} of {log}, {time} by the clock of the log" + signed).format_map(found)
 
 
 def contact_sheet(key: VerificationKey, path: Path, limit: int = MAX_SHEET_ITEMS) -> int:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from shutil import rmtree, which
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from sqlalchemy import URL, create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from ml.triggers import abstract_images
 from protocol.keygen import KeyParameters, MarkingKey, generate_key
@@ -148,3 +155,55 @@ def write_images(tmp_path: Path) -> Callable[[npt.NDArray[np.uint8], str], Path]
         return folder
 
     return write
+
+
+# --- databases of boards
+
+POSTGRES = all(which(name) for name in ("initdb", "postgres"))
+DATABASES = ["sqlite", "postgresql"] if POSTGRES else ["sqlite"]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[URL]:
+    """A PostgreSQL of our own behind a socket in a folder; it does not run as root."""
+    folder = Path(tempfile.mkdtemp(prefix="zkmark-pg-", dir="/tmp"))  # a socket's path is short
+    other: dict[str, object] = {}
+    if os.geteuid() == 0:
+        other = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+        os.chown(folder, 65534, 65534)
+    data = folder / "data"
+    making = ["initdb", "-D", data, "-A", "trust", "-U", "board", "-E", "UTF8", "--locale=C", "--no-sync"]
+    subprocess.run(making, check=True, stdout=subprocess.DEVNULL, cwd=folder, **other)
+    running = ["postgres", "-D", data, "-k", folder, "-F", "-c", "listen_addresses="]
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(running, stdout=log, stderr=log, cwd=folder, **other)
+    url = URL.create("postgresql+psycopg", "board", database="postgres", query={"host": str(folder)})
+    try:
+        for attempt in range(600):
+            try:
+                with create_engine(url).connect():
+                    break
+            except OperationalError:
+                if attempt == 599 or process.poll() is not None:
+                    raise RuntimeError((folder / "log").read_text()) from None
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.send_signal(2)  # what PostgreSQL calls fast
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+            rmtree(folder)
+
+
+@pytest.fixture(params=DATABASES)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
+    """An empty database."""
+    if request.param == "sqlite":
+        return URL.create("sqlite", database=str(tmp_path / "log.sqlite"))
+    url: URL = request.getfixturevalue("postgres")
+    name = f"board{os.urandom(8).hex()}"
+    with create_engine(url, isolation_level="AUTOCOMMIT").connect() as db:
+        db.execute(text(f"CREATE DATABASE {name}"))
+    return url.set(database=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -20,19 +21,25 @@ from pathlib import Path
 import grpc
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import URL, text
 
 from ml.quantise import Derivation
 from ml.triggers import abstract_images
+from protocol import bls
 from protocol.argument import Context
+from protocol.cosignature import MAX_WITNESSES, WitnessKey, cosign
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.keygen import KeyParameters, VerificationKey, generate_key
-from protocol.log import Entry, EntryKind, LogKey, Receipt, check_consistency, open_checkpoint
+from protocol.log import EntryKind, LogKey, Receipt, open_checkpoint
 from protocol.soundness import smallest_k_min
 from prover import board
-from prover.board import Item, Log, Server, anchor, open_log, publish
+from prover.access import Listening, Tokens
+from prover.board import Access, Server, anchor, publish
 from prover.cli import cli as prover_cli
 from prover.jobs import make_claim, subject
-from verifier.board import find
+from prover.log import KEPT_CHECKPOINTS, OFFER_S, Item, Log, open_log
+from prover.witness import Witness
+from verifier.board import Board, find
 from verifier.cli import cli as verifier_cli
 from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
@@ -48,126 +55,18 @@ def keys(count: int, start: int = 0) -> list[Item]:
     return [(KEY, bytes([n // 256, n % 256]) * 16, bytes([n % 256]) * 32) for n in range(start, start + count)]
 
 
-@pytest.fixture
-def log(tmp_path) -> Iterator[Log]:
-    found = Log(tmp_path / "log.sqlite", NAME, SEED)
-    yield found
-    found.close()
-
-
-def checked(log: Log, kind: EntryKind, vk_digest: bytes, owner: bytes, old_size: int = 0) -> Receipt:
-    answer = log.receipt(kind, vk_digest, old_size)
-    note = answer.checkpoint.note
-    receipt = Receipt(Entry.from_bytes(answer.entry), answer.index, tuple(answer.path), note)
-    receipt.check(log.key, vk_digest, owner)
-    return receipt
-
-
-# --- the log
-
-
-def test_every_key_stays_where_it_was_taken(log):
-    known = keys(37)
-    seen = []
-    for size in range(0, 37, 4):
-        log.append(known[size : size + 4])
-        seen.append(open_checkpoint(log.checkpoint(0).note, log.key))
-    assert [checkpoint.size for checkpoint in seen] == [*range(4, 37, 4), 37] and log.size == 37
-    for index, key in enumerate(known):
-        assert checked(log, *key).index == index
-    for old in seen:
-        answer = log.checkpoint(old.size)
-        check_consistency(old, open_checkpoint(answer.note, log.key), answer.consistency)
-    assert log.receipt(KEY, bytes(31), 0) is None and list(log.checkpoint(38).consistency) == []
-
-
-def test_an_empty_log(log):
-    assert log.size == 0 and open_checkpoint(log.checkpoint(0).note, log.key).size == 0
-    assert log.receipt(KEY, bytes(32), 0) is None
-
-
-def test_a_key_is_taken_once(log):
-    log.append(keys(3))
-    before = log.checkpoint(0).note
-    log.append([*keys(2), *keys(2)])
-    assert log.checkpoint(0).note == before
-    log.append([*keys(1, 9), *keys(1, 9), *keys(1, 10)])
-    assert log.size == 5
-
-
-def test_times_never_go_back(tmp_path):
-    clock = iter([1000.0, 900.0, 2000.5])
-    log = Log(tmp_path / "log.sqlite", NAME, SEED, lambda: next(clock))
-    for n in range(3):
-        log.append(keys(1, n))
-    assert [checked(log, *keys(1, n)[0]).entry.unix_time for n in range(3)] == [1000, 1000, 2000]
-    log.close()
-
-
-def test_a_failed_batch_leaves_nothing(log, monkeypatch):
-    log.append(keys(3))
-    before = log.checkpoint(0).note
-    real, calls = board.leaf_hash, []
-
-    def fail(data: bytes) -> bytes:
-        calls.append(data)
-        if len(calls) == 4:
-            raise OSError("no space")
-        return real(data)
-
-    monkeypatch.setattr(board, "leaf_hash", fail)
-    with pytest.raises(OSError, match="no space"):
-        log.append(keys(8, 3))
-    assert log.size == 3 and log.checkpoint(0).note == before
-    log.append(keys(9, 100))  # other ones: nothing of the first try is left, in memory neither
-    assert log.size == 12 and all(checked(log, *key).index == 3 + n for n, key in enumerate(keys(9, 100)))
-
-
-def test_a_log_is_opened_again(tmp_path):
-    folder = tmp_path / "board"
-    log = open_log(folder, NAME)
-    log.append(keys(5))
-    note, key = log.checkpoint(0).note, log.key
-    log.close()
-    again = open_log(folder, NAME)
-    assert again.key == key and open_checkpoint(again.checkpoint(0).note, key) == open_checkpoint(note, key)
-    again.close()
-    assert (folder / "log.key").stat().st_mode & 0o777 == 0o600
-    with pytest.raises(ParameterError, match=re.escape(key.to_text())):
-        open_log(folder, "another.example")
-    (folder / "log.key").write_text("zkmark log key 1\nzz\n")
-    with pytest.raises(DecodingError):
-        open_log(folder, NAME)
-    shutil.rmtree(folder)
-    folder.mkdir()
-    (folder / "log.sqlite").write_bytes(b"not a database, but long enough to be looked at" * 100)
-    with pytest.raises(DecodingError):
-        open_log(folder, NAME)
-    with pytest.raises(ParameterError):
-        open_log(tmp_path / "c", "two words")
-
-
-def test_what_is_stored_is_what_is_proven(log):
-    """An entry that is altered behind the log's back no longer has a proof."""
-    log.append(keys(6))
-    forged = Entry(*keys(1, 2)[0], 1).to_bytes()
-    log._db.execute("UPDATE entries SET entry = ? WHERE position = 2", (forged,))
-    with pytest.raises(VerificationError, match=r"log\.inclusion"):
-        checked(log, *keys(1, 2)[0])
-
-
 # --- the service
 
 
 @contextmanager
-def serving(log: Log) -> Iterator[str]:
+def serving(log: Log, access: Access | None = None, tls: Listening | None = None) -> Iterator[str]:
     """A board in a thread with an event loop of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
     async def begin() -> Server:
-        server = Server(log, "127.0.0.1:0")
+        server = Server(log, "127.0.0.1:0", access or Access(writes_per_minute=10_000.0), tls)
         await server.start()
         return server
 
@@ -193,15 +92,15 @@ def test_publish_and_find(world, others, tmp_path):
         for index, key in enumerate((others[0], world.key.vk)):
             receipt = publish(target, key.to_bytes())
             assert receipt.check(log.key, key.digest, key.owner_public_key).size == receipt.index + 1 == index + 1
-        assert find(target, log.key, world.key.vk, seen).index == 1
+        assert find(Board(target, log.key), world.key.vk, seen).index == 1
         first = seen.read_text()
         publish(target, others[1].to_bytes())
         assert publish(target, world.key.vk.to_bytes()).index == 1
-        assert find(target, log.key, world.key.vk, seen).index == 1
+        assert find(Board(target, log.key), world.key.vk, seen).index == 1
         sizes = [open_checkpoint(note, log.key).size for note in (first, seen.read_text())]
         assert sizes == [2, 3]
         with pytest.raises(VerificationError) as caught:
-            find(target, log.key, others[2], seen)
+            find(Board(target, log.key), others[2], seen)
         assert caught.value.check == "policy.published"
     assert [path.name for path in tmp_path.iterdir()] == sorted(["board", "seen"])
 
@@ -301,7 +200,7 @@ def test_commitments_are_anchored(world, tmp_path):
         for bad in (b"", bytes(31), bytes(33)):
             with pytest.raises(ParameterError, match="32 bytes"):
                 anchor(target, log.key, bad)
-        find(target, log.key, vk, tmp_path / "seen")
+        find(Board(target, log.key), vk, tmp_path / "seen")
     with pytest.raises(ConnectionError):
         anchor(target, log.key, bytes(32))
 
@@ -309,14 +208,206 @@ def test_commitments_are_anchored(world, tmp_path):
 def test_requests_of_any_size(world, tmp_path):
     with serving(open_log(tmp_path / "board", NAME)) as target, grpc.insecure_channel(target) as connection:
         stub = pb_grpc.BoardStub(connection)
-        for digest in (b"", b"x" * 100_000):
+        long = pb.FindRequest(vk_digest=b"x" * 100_000)
+        many = pb.FindRequest(witnesses=[b""] * (MAX_WITNESSES + 1))
+        for request, code in (
+            (pb.FindRequest(vk_digest=b"", old_size=(1 << 64) - 1), grpc.StatusCode.NOT_FOUND),
+            (pb.FindRequest(vk_digest=b"x" * 1000, threshold=3), grpc.StatusCode.NOT_FOUND),
+            (long, grpc.StatusCode.INVALID_ARGUMENT), (many, grpc.StatusCode.INVALID_ARGUMENT),
+        ):  # fmt: skip
             with pytest.raises(grpc.RpcError) as caught:
-                stub.Find(pb.FindRequest(vk_digest=digest, old_size=(1 << 64) - 1), timeout=LONG_S)
-            assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+                stub.Find(request, timeout=LONG_S)
+            assert caught.value.code() == code
         publish(target, world.key.vk.to_bytes())
         for size in (0, 1, 2, 1 << 62, (1 << 64) - 1):
             assert stub.Find(pb.FindRequest(vk_digest=world.key.vk.digest, old_size=size), timeout=LONG_S).index == 0
             assert not stub.Checkpoint(pb.CheckpointRequest(old_size=size), timeout=LONG_S).consistency
+
+
+def test_bytes_that_are_no_message_are_refused_quietly(tmp_path, caplog, capfd):
+    with serving(open_log(tmp_path / "board", NAME)) as target, grpc.insecure_channel(target) as connection:
+        for method in ("Publish", "Anchor", "Find", "Checkpoint", "Offer", "AddCosignature"):
+            call = connection.stream_unary if method == "Publish" else connection.unary_unary
+            given = iter([b"\xff\xff"]) if method == "Publish" else b"\xff\xff"
+            with pytest.raises(grpc.RpcError) as caught:
+                call(f"/zkmark.v1.Board/{method}")(given, timeout=LONG_S)
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT, method
+    assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_a_database_that_fails(world, tmp_path, caplog):
+    """The client may try again, and learns nothing of the database."""
+    log = open_log(tmp_path / "board", NAME)
+    with serving(log) as target:
+        publish(target, world.key.vk.to_bytes())
+        with log._engine.begin() as db:
+            db.execute(text("ALTER TABLE entries RENAME TO hidden"))
+        for ask in (
+            lambda: publish(target, world.key.vk.to_bytes()), lambda: anchor(target, log.key, bytes(32)),
+            lambda: find(Board(target, log.key), world.key.vk, tmp_path / "seen"),
+        ):  # fmt: skip
+            with pytest.raises(ConnectionError, match="cannot be read or written; try again"):
+                ask()
+        with log._engine.begin() as db:
+            db.execute(text("ALTER TABLE hidden RENAME TO entries"))
+        find(Board(target, log.key), world.key.vk, tmp_path / "seen")
+    assert "OperationalError" in caplog.text and "entries" not in caplog.text
+
+
+# --- who may write
+
+
+def test_tokens_are_for_writing(world, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"owner:{hashlib.sha256(b'open sesame').hexdigest()}\n")
+    log, data = open_log(tmp_path / "board", NAME), world.key.vk.to_bytes()
+    with serving(log, Access(Tokens(tokens))) as target:
+        for token in ("", "open says me"):
+            with pytest.raises(ConnectionError, match="token is needed"):
+                publish(target, data, token=token)
+            with pytest.raises(ConnectionError, match="token is needed"):
+                anchor(target, log.key, bytes(32), token=token)
+        assert publish(target, data, token="open sesame").index == 0
+        assert anchor(target, log.key, bytes(32), token="open sesame").index == 1
+        find(Board(target, log.key), world.key.vk, tmp_path / "seen")
+
+
+def test_a_client_may_write_so_often(world, tmp_path):
+    log = open_log(tmp_path / "board", NAME)
+    with serving(log, Access(writes_per_minute=1e-3)) as target:
+        anchor(target, log.key, bytes(32))
+        with pytest.raises(ConnectionError, match="too often"):
+            anchor(target, log.key, bytes(32))
+        with pytest.raises(ConnectionError, match="too often"):
+            publish(target, world.key.vk.to_bytes())
+        assert log.size == 1
+
+
+# --- witnesses
+
+
+class Witnesses:
+    """`count` of them, and a board that knows them."""
+
+    def __init__(self, folder: Path, count: int = 3) -> None:
+        self.seeds = [bytes([n + 1]) * 32 for n in range(count)]
+        self.keys = tuple(WitnessKey.of(f"witness.example/{n}", seed) for n, seed in enumerate(self.seeds))
+        self.all = [Witness(k.public, s, folder / f"signed{n}")
+                    for n, (k, s) in enumerate(zip(self.keys, self.seeds, strict=True))]  # fmt: skip
+        self.access = Access(writes_per_minute=10_000.0, witnesses=self.keys)
+
+
+def test_a_client_asks_for_witnesses(world, others, tmp_path):
+    crowd, log, seen, key = Witnesses(tmp_path), open_log(tmp_path / "board", NAME), tmp_path / "seen", world.key.vk
+    with serving(log, crowd.access) as target:
+        publish(target, others[0].to_bytes())
+        publish(target, key.to_bytes())
+
+        def ask(threshold: int, known: tuple[WitnessKey, ...] = crowd.keys) -> str:
+            try:
+                find(Board(target, log.key, known, threshold), key, seen)
+            except VerificationError as error:
+                return error.check
+            return "found"
+
+        assert ask(1) == "policy.witnesses"
+        assert crowd.all[0].sign_next(target, log.key).size == 2
+        assert [ask(n) for n in (1, 2, 3)] == ["found", "policy.witnesses", "policy.witnesses"]
+        publish(target, others[1].to_bytes())
+        for witness in crowd.all[1:]:  # who comes later signs the same checkpoint
+            assert witness.sign_next(target, log.key).size == 2
+        assert [ask(n) for n in (1, 2, 3)] == ["found"] * 3
+        assert [ask(n, crowd.keys[:2]) for n in (1, 2)] == ["found"] * 2
+        assert crowd.all[0].sign_next(target, log.key).size == 3  # all have signed the last one
+        assert [ask(n) for n in (1, 2, 3)] == ["found"] * 3  # the last one with so many
+        stranger = WitnessKey.of("stranger", bytes(32))
+        assert ask(1, (stranger,)) == "policy.witnesses" and ask(2, (stranger, *crowd.keys[:1])) == "policy.witnesses"
+        assert open_checkpoint(seen.read_text(), log.key).size == 3
+
+
+def test_an_offer_has_its_time(tmp_path):
+    """A witness who is gone holds the others up for a minute only."""
+    clock = [1000.0]
+    log = Log(URL.create("sqlite", database=str(tmp_path / "log.sqlite")), NAME, SEED, lambda: clock[0])
+
+    def offered() -> int:
+        return open_checkpoint(log.offer(0, [b"1", b"2"]).note, log.key).size
+
+    assert offered() == 0
+    log.append(keys(3))
+    assert offered() == 3  # an empty log needs no witnesses
+    log.append(keys(1, 3))
+    log.cosigned(3, b"1", b"signature")
+    clock[0] += OFFER_S - 1
+    assert offered() == 3
+    clock[0] += 1
+    assert offered() == 4
+    clock[0] = 5.0  # the clock went back
+    log.append(keys(1, 4))
+    assert offered() == 5
+    log.append(keys(1, 5))
+    for witness in (b"1", b"2"):
+        assert offered() == 5
+        log.cosigned(5, witness, b"signature")
+    assert offered() == 6
+    for size in range(6, 6 + 2 * KEPT_CHECKPOINTS):
+        log.cosigned(size, b"1", b"signature")
+    with log._engine.connect() as db:
+        assert db.scalar(text("SELECT COUNT(*) FROM cosignatures")) == KEPT_CHECKPOINTS
+    log.close()
+
+
+def test_signatures_that_a_board_does_not_take(world, others, tmp_path):
+    crowd, log = Witnesses(tmp_path, 2), open_log(tmp_path / "board", NAME)
+    stranger = Witness(bls.public_key(bytes(32)), bytes(32), tmp_path / "stranger")
+    with serving(log, crowd.access) as target, grpc.insecure_channel(target) as connection:
+        stub = pb_grpc.BoardStub(connection)
+        publish(target, world.key.vk.to_bytes())
+        with pytest.raises(ParameterError, match="not a witness"):
+            stranger.sign_next(target, log.key)
+        crowd.all[0].sign_next(target, log.key)
+        at = log.checkpoint(0).note
+        checkpoint = open_checkpoint(at, log.key)
+        good = cosign(crowd.seeds[1], log.key, checkpoint)
+        one = crowd.keys[1].public
+        for size, witness, signature, code in (
+            (1, one, cosign(crowd.seeds[0], log.key, checkpoint), grpc.StatusCode.INVALID_ARGUMENT),
+            (1, one, good[:-1], grpc.StatusCode.INVALID_ARGUMENT), (1, b"", good, grpc.StatusCode.INVALID_ARGUMENT),
+            (2, one, good, grpc.StatusCode.FAILED_PRECONDITION), (0, one, good, grpc.StatusCode.FAILED_PRECONDITION),
+            ((1 << 64) - 1, one, good, grpc.StatusCode.FAILED_PRECONDITION),
+        ):  # fmt: skip
+            request = pb.CosignatureRequest(size=size, witness=witness, signature=signature)
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.AddCosignature(request, timeout=LONG_S)
+            assert caught.value.code() == code
+        stub.AddCosignature(pb.CosignatureRequest(size=1, witness=one, signature=good), timeout=LONG_S)
+    with pytest.raises(ParameterError, match="different"):
+        Access(witnesses=crowd.keys * 2)
+    for bad in ((crowd.keys, 0), (crowd.keys, 3), ((), 1), (crowd.keys[:1] * 2, 1)):
+        with pytest.raises(ParameterError):
+            Board("", log.key, *bad)
+
+
+def test_a_witness_signs_one_history(world, others, tmp_path):
+    """A board whose operator puts back an old copy gets no signature for it, and convicts itself."""
+    crowd, folder = Witnesses(tmp_path, 1), tmp_path / "board"
+    log = open_log(folder, NAME)
+    with serving(log, crowd.access) as target:
+        publish(target, world.key.vk.to_bytes())
+    shutil.copytree(folder, tmp_path / "backup")
+    with serving(open_log(folder, NAME), crowd.access) as target:
+        publish(target, others[0].to_bytes())
+        assert crowd.all[0].sign_next(target, log.key).size == 2
+        assert crowd.all[0].sign_next(target, log.key).size == 2
+    with serving(open_log(tmp_path / "backup", NAME), crowd.access) as target:
+        with pytest.raises(VerificationError) as caught:
+            crowd.all[0].sign_next(target, log.key)
+        assert caught.value.check == "log.rollback" and "signed0.conflict" in str(caught.value)
+        publish(target, others[1].to_bytes())
+        clock_free = Witness(crowd.keys[0].public, crowd.seeds[0], tmp_path / "empty")
+        assert clock_free.sign_next(target, log.key).size in (1, 2)  # who loses the file signs anything
+        with pytest.raises(VerificationError):
+            crowd.all[0].sign_next(target, log.key)
 
 
 # --- boards that lie
@@ -331,11 +422,11 @@ def test_a_rollback_is_noticed(world, others, tmp_path):
     shutil.copytree(folder, tmp_path / "backup")
     with serving(open_log(folder, NAME)) as target:
         publish(target, others[0].to_bytes())
-        find(target, log.key, world.key.vk, seen)
+        find(Board(target, log.key), world.key.vk, seen)
     last = seen.read_text()
     with serving(open_log(tmp_path / "backup", NAME)) as target:
         with pytest.raises(VerificationError) as caught:
-            find(target, log.key, world.key.vk, seen)
+            find(Board(target, log.key), world.key.vk, seen)
         assert caught.value.check == "log.rollback"
         evidence = tmp_path / "seen.conflict"
         assert seen.read_text() == last and str(evidence) in str(caught.value)
@@ -343,16 +434,16 @@ def test_a_rollback_is_noticed(world, others, tmp_path):
         # Another key makes the two histories of one size.
         publish(target, others[1].to_bytes())
         with pytest.raises(VerificationError) as caught:
-            find(target, log.key, world.key.vk, seen)
+            find(Board(target, log.key), world.key.vk, seen)
         assert caught.value.check == "log.split" and seen.read_text() == last
         # And longer ones that do not join.
         publish(target, others[2].to_bytes())
         with pytest.raises(VerificationError) as caught:
-            find(target, log.key, world.key.vk, seen)
+            find(Board(target, log.key), world.key.vk, seen)
         assert caught.value.check == "log.consistency" and seen.read_text() == last
-        find(target, log.key, world.key.vk, tmp_path / "of a newcomer")  # whom only a comparison helps
+        find(Board(target, log.key), world.key.vk, tmp_path / "of a newcomer")  # whom only a comparison helps
         with pytest.raises(VerificationError):
-            find(target, log.key, world.key.vk, seen)
+            find(Board(target, log.key), world.key.vk, seen)
 
 
 Change = Callable[[pb.Receipt], object]
@@ -362,7 +453,8 @@ Change = Callable[[pb.Receipt], object]
 def lying(log: Log, change: Change) -> Iterator[str]:
     class Servicer(pb_grpc.BoardServicer):
         def Find(self, request, context):
-            answer = log.receipt(KEY, request.vk_digest, request.old_size)
+            wanted = request.vk_digest, request.old_size, set(request.witnesses), request.threshold
+            answer = log.receipt(KEY, *wanted)
             change(answer)
             return answer
 
@@ -397,19 +489,51 @@ def lying(log: Log, change: Change) -> Iterator[str]:
 )
 def test_no_lie_passes(world, tmp_path, change, error):
     key, seen = world.key.vk, tmp_path / "seen"
-    log = Log(tmp_path / "log.sqlite", NAME, SEED)
+    log = open_log(tmp_path / "board", NAME)
     log.append([*keys(4), (KEY, key.digest, key.owner_public_key)])
     with lying(log, lambda answer: None) as target:
-        find(target, log.key, key, seen)
+        find(Board(target, log.key), key, seen)
     log.append(keys(4, 4))
     before = seen.read_text()
     with lying(log, change) as target:
         with pytest.raises(error):
-            find(target, log.key, key, seen)
+            find(Board(target, log.key), key, seen)
     assert seen.read_text() == before
     with lying(log, lambda answer: None) as target:
-        find(target, log.key, key, seen)
+        find(Board(target, log.key), key, seen)
     assert seen.read_text() != before
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda a: a.ClearField("witnessed"), VerificationError),
+        (lambda a: setattr(a.witnessed, "note", ""), DecodingError),
+        (lambda a: setattr(a.witnessed, "note", a.checkpoint.note), VerificationError),
+        (lambda a: setattr(a.witnessed, "note", a.witnessed.note.replace("\n5\n", "\n6\n")), VerificationError),
+        (lambda a: setattr(a.witnessed, "signature", bytes(96)), DecodingError),
+        (lambda a: setattr(a.witnessed, "signature", a.witnessed.signature[:-1]), DecodingError),
+        (lambda a: a.witnessed.witnesses.append(b"\xff" * 48), VerificationError),
+        (lambda a: a.witnessed.witnesses.append(a.witnessed.witnesses[0]), DecodingError),
+        (lambda a: a.witnessed.witnesses.pop(), VerificationError),
+        (lambda a: a.witnessed.path.pop(), VerificationError),
+        (lambda a: a.witnessed.path.append(b""), DecodingError),
+        (lambda a: a.witnessed.consistency.pop(), VerificationError),
+        (lambda a: a.witnessed.ClearField("consistency"), VerificationError),
+    ],
+)
+def test_no_lie_about_witnesses_passes(world, tmp_path, change, error):
+    key, log, crowd = world.key.vk, open_log(tmp_path / "board", NAME), Witnesses(tmp_path, 2)
+    log.append([*keys(4), (KEY, key.digest, key.owner_public_key)])
+    checkpoint = open_checkpoint(log.checkpoint(0).note, log.key)
+    for seed, known in zip(crowd.seeds, crowd.keys, strict=True):
+        log.cosigned(5, known.public, cosign(seed, log.key, checkpoint))
+    log.append(keys(4, 4))
+    with lying(log, change) as target, pytest.raises(error):
+        find(Board(target, log.key, crowd.keys, 2), key, tmp_path / "seen")
+    with lying(log, lambda answer: None) as target:
+        find(Board(target, log.key, crowd.keys, 2), key, tmp_path / "seen")
     log.close()
 
 
@@ -419,19 +543,19 @@ def test_another_log_under_the_same_name(world, tmp_path):
     with serving(log) as target:
         publish(target, world.key.vk.to_bytes())
         with pytest.raises(VerificationError, match=r"log\.signature"):
-            find(target, pinned, world.key.vk, tmp_path / "seen")
+            find(Board(target, pinned), world.key.vk, tmp_path / "seen")
     assert not (tmp_path / "seen").exists()
 
 
 def test_nobody_there(world, tmp_path):
     key = LogKey(NAME, world.key.vk.owner_public_key)
     with pytest.raises(ConnectionError, match="unavailable"):
-        find("127.0.0.1:1", key, world.key.vk, tmp_path / "seen")
+        find(Board("127.0.0.1:1", key), world.key.vk, tmp_path / "seen")
     with pytest.raises(ConnectionError):
         publish("127.0.0.1:1", b"x")
     (tmp_path / "seen").write_bytes(b"\xff\xfe")
     with pytest.raises(DecodingError):
-        find("127.0.0.1:1", key, world.key.vk, tmp_path / "seen")
+        find(Board("127.0.0.1:1", key), world.key.vk, tmp_path / "seen")
 
 
 # --- the commands

@@ -423,18 +423,28 @@ class FindRequest(_message.Message):
 
     VK_DIGEST_FIELD_NUMBER: _builtins.int
     OLD_SIZE_FIELD_NUMBER: _builtins.int
+    WITNESSES_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
     vk_digest: _builtins.bytes
     old_size: _builtins.int
     """of the checkpoint that the client saw last; 0 for none"""
+    threshold: _builtins.int
+    """how many of them the client asks for"""
+    @_builtins.property
+    def witnesses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """public keys of the witnesses whom the client knows, at most 64"""
+
     def __init__(
         self,
         *,
         vk_digest: _builtins.bytes = ...,
         old_size: _builtins.int = ...,
+        witnesses: _abc.Iterable[_builtins.bytes] | None = ...,
+        threshold: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["old_size", b"old_size", "vk_digest", b"vk_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["old_size", b"old_size", "threshold", b"threshold", "vk_digest", b"vk_digest", "witnesses", b"witnesses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -486,6 +496,92 @@ class SignedCheckpoint(_message.Message):
 Global___SignedCheckpoint: _TypeAlias = SignedCheckpoint  # noqa: Y015
 
 @_typing.final
+class CosignatureRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    WITNESS_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    """of the checkpoint"""
+    witness: _builtins.bytes
+    """BLS public key, 48 bytes"""
+    signature: _builtins.bytes
+    """96 bytes"""
+    def __init__(
+        self,
+        *,
+        size: _builtins.int = ...,
+        witness: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signature", b"signature", "size", b"size", "witness", b"witness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CosignatureRequest: _TypeAlias = CosignatureRequest  # noqa: Y015
+
+@_typing.final
+class CosignatureAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CosignatureAnswer: _TypeAlias = CosignatureAnswer  # noqa: Y015
+
+@_typing.final
+class Witnessed(_message.Message):
+    """A checkpoint that witnesses signed, not newer than that of the receipt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTE_FIELD_NUMBER: _builtins.int
+    WITNESSES_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    note: _builtins.str
+    signature: _builtins.bytes
+    """all of theirs in one"""
+    @_builtins.property
+    def witnesses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """ascending"""
+
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """inclusion of the entry"""
+
+    @_builtins.property
+    def consistency(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """from this checkpoint to that of the receipt"""
+
+    def __init__(
+        self,
+        *,
+        note: _builtins.str = ...,
+        witnesses: _abc.Iterable[_builtins.bytes] | None = ...,
+        signature: _builtins.bytes = ...,
+        path: _abc.Iterable[_builtins.bytes] | None = ...,
+        consistency: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "note", b"note", "path", b"path", "signature", b"signature", "witnesses", b"witnesses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Witnessed: _TypeAlias = Witnessed  # noqa: Y015
+
+@_typing.final
 class Receipt(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -493,6 +589,7 @@ class Receipt(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    WITNESSED_FIELD_NUMBER: _builtins.int
     entry: _builtins.bytes
     """protocol.log.Entry"""
     index: _builtins.int
@@ -502,6 +599,10 @@ class Receipt(_message.Message):
 
     @_builtins.property
     def checkpoint(self) -> Global___SignedCheckpoint: ...
+    @_builtins.property
+    def witnessed(self) -> Global___Witnessed:
+        """the newest one that holds the entry, if there is one with enough witnesses"""
+
     def __init__(
         self,
         *,
@@ -509,10 +610,11 @@ class Receipt(_message.Message):
         index: _builtins.int = ...,
         path: _abc.Iterable[_builtins.bytes] | None = ...,
         checkpoint: Global___SignedCheckpoint | None = ...,
+        witnessed: Global___Witnessed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "witnessed", b"witnessed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "entry", b"entry", "index", b"index", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "entry", b"entry", "index", b"index", "path", b"path", "witnessed", b"witnessed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

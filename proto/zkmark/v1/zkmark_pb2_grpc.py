@@ -367,6 +367,16 @@ class BoardStub:
                 request_serializer=zkmark_dot_v1_dot_zkmark__pb2.CheckpointRequest.SerializeToString,
                 response_deserializer=zkmark_dot_v1_dot_zkmark__pb2.SignedCheckpoint.FromString,
                 _registered_method=True)
+        self.Offer = channel.unary_unary(
+                '/zkmark.v1.Board/Offer',
+                request_serializer=zkmark_dot_v1_dot_zkmark__pb2.CheckpointRequest.SerializeToString,
+                response_deserializer=zkmark_dot_v1_dot_zkmark__pb2.SignedCheckpoint.FromString,
+                _registered_method=True)
+        self.AddCosignature = channel.unary_unary(
+                '/zkmark.v1.Board/AddCosignature',
+                request_serializer=zkmark_dot_v1_dot_zkmark__pb2.CosignatureRequest.SerializeToString,
+                response_deserializer=zkmark_dot_v1_dot_zkmark__pb2.CosignatureAnswer.FromString,
+                _registered_method=True)
 
 
 class BoardServicer:
@@ -403,6 +413,21 @@ class BoardServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Offer(self, request, context):
+        """The checkpoint that witnesses are asked to sign: the same for all of them, for a while.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddCosignature(self, request, context):
+        """The signature of a witness, whom the board knows, on the checkpoint that is offered.  INVALID_ARGUMENT: not a
+        witness, or not her signature.  FAILED_PRECONDITION: another checkpoint is offered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BoardServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -425,6 +450,16 @@ def add_BoardServicer_to_server(servicer, server):
                     servicer.Checkpoint,
                     request_deserializer=zkmark_dot_v1_dot_zkmark__pb2.CheckpointRequest.FromString,
                     response_serializer=zkmark_dot_v1_dot_zkmark__pb2.SignedCheckpoint.SerializeToString,
+            ),
+            'Offer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Offer,
+                    request_deserializer=zkmark_dot_v1_dot_zkmark__pb2.CheckpointRequest.FromString,
+                    response_serializer=zkmark_dot_v1_dot_zkmark__pb2.SignedCheckpoint.SerializeToString,
+            ),
+            'AddCosignature': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddCosignature,
+                    request_deserializer=zkmark_dot_v1_dot_zkmark__pb2.CosignatureRequest.FromString,
+                    response_serializer=zkmark_dot_v1_dot_zkmark__pb2.CosignatureAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -537,6 +572,60 @@ class Board:
             '/zkmark.v1.Board/Checkpoint',
             zkmark_dot_v1_dot_zkmark__pb2.CheckpointRequest.SerializeToString,
             zkmark_dot_v1_dot_zkmark__pb2.SignedCheckpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Offer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zkmark.v1.Board/Offer',
+            zkmark_dot_v1_dot_zkmark__pb2.CheckpointRequest.SerializeToString,
+            zkmark_dot_v1_dot_zkmark__pb2.SignedCheckpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddCosignature(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/zkmark.v1.Board/AddCosignature',
+            zkmark_dot_v1_dot_zkmark__pb2.CosignatureRequest.SerializeToString,
+            zkmark_dot_v1_dot_zkmark__pb2.CosignatureAnswer.FromString,
             options,
             channel_credentials,
             insecure,

@@ -168,6 +168,12 @@ class BoardStub:
     """Where a published key is.  NOT_FOUND: the log does not hold it."""
     Checkpoint: _grpc.UnaryUnaryMultiCallable[_zkmark_pb2.CheckpointRequest, _zkmark_pb2.SignedCheckpoint]
     """The newest checkpoint."""
+    Offer: _grpc.UnaryUnaryMultiCallable[_zkmark_pb2.CheckpointRequest, _zkmark_pb2.SignedCheckpoint]
+    """The checkpoint that witnesses are asked to sign: the same for all of them, for a while."""
+    AddCosignature: _grpc.UnaryUnaryMultiCallable[_zkmark_pb2.CosignatureRequest, _zkmark_pb2.CosignatureAnswer]
+    """The signature of a witness, whom the board knows, on the checkpoint that is offered.  INVALID_ARGUMENT: not a
+    witness, or not her signature.  FAILED_PRECONDITION: another checkpoint is offered.
+    """
 
 @_typing.type_check_only
 class BoardAsyncStub(BoardStub):
@@ -186,6 +192,12 @@ class BoardAsyncStub(BoardStub):
     """Where a published key is.  NOT_FOUND: the log does not hold it."""
     Checkpoint: _aio.UnaryUnaryMultiCallable[_zkmark_pb2.CheckpointRequest, _zkmark_pb2.SignedCheckpoint]  # type: ignore[assignment]
     """The newest checkpoint."""
+    Offer: _aio.UnaryUnaryMultiCallable[_zkmark_pb2.CheckpointRequest, _zkmark_pb2.SignedCheckpoint]  # type: ignore[assignment]
+    """The checkpoint that witnesses are asked to sign: the same for all of them, for a while."""
+    AddCosignature: _aio.UnaryUnaryMultiCallable[_zkmark_pb2.CosignatureRequest, _zkmark_pb2.CosignatureAnswer]  # type: ignore[assignment]
+    """The signature of a witness, whom the board knows, on the checkpoint that is offered.  INVALID_ARGUMENT: not a
+    witness, or not her signature.  FAILED_PRECONDITION: another checkpoint is offered.
+    """
 
 class BoardServicer(metaclass=_abc_1.ABCMeta):
     """A board: an append-only log of published verification keys (protocol/SPEC.md section 4).  Nothing it says needs trust:
@@ -225,5 +237,23 @@ class BoardServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_zkmark_pb2.SignedCheckpoint, _abc.Awaitable[_zkmark_pb2.SignedCheckpoint]]:
         """The newest checkpoint."""
+
+    @_abc_1.abstractmethod
+    def Offer(
+        self,
+        request: _zkmark_pb2.CheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_zkmark_pb2.SignedCheckpoint, _abc.Awaitable[_zkmark_pb2.SignedCheckpoint]]:
+        """The checkpoint that witnesses are asked to sign: the same for all of them, for a while."""
+
+    @_abc_1.abstractmethod
+    def AddCosignature(
+        self,
+        request: _zkmark_pb2.CosignatureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_zkmark_pb2.CosignatureAnswer, _abc.Awaitable[_zkmark_pb2.CosignatureAnswer]]:
+        """The signature of a witness, whom the board knows, on the checkpoint that is offered.  INVALID_ARGUMENT: not a
+        witness, or not her signature.  FAILED_PRECONDITION: another checkpoint is offered.
+        """
 
 def add_BoardServicer_to_server(servicer: BoardServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,229 @@
+"""Time-stamps of keys by an authority of our own, which OpenSSL plays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from protocol.errors import DecodingError, ParameterError, VerificationError
+from protocol.timestamp import MAX_RESPONSE_BYTES, check_timestamp, query
+from prover.cli import cli as prover_cli
+from prover.timestamp import ask_authority
+from verifier.cli import cli as verifier_cli
+
+CONFIGURATION = """
+[req]
+distinguished_name = dn
+prompt = no
+[dn]
+CN = somebody
+[root]
+basicConstraints = critical, CA:true
+keyUsage = critical, keyCertSign
+[stamps]
+extendedKeyUsage = critical, timeStamping
+keyUsage = critical, digitalSignature
+[signs]
+keyUsage = critical, digitalSignature
+[authority]
+serial = {folder}/serial
+signer_digest = sha256
+default_policy = 1.2.3.4
+digests = sha256, sha512
+ess_cert_id_alg = sha256
+"""
+DATA = b"a key without its signature"
+DIGEST = hashlib.sha256(DATA).digest()
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A root and a time-stamp authority below it, in a folder."""
+
+    folder: Path
+
+    @staticmethod
+    def make(folder: Path, extensions: str = "stamps") -> Authority:
+        folder.mkdir()
+        (folder / "conf").write_text(CONFIGURATION.format(folder=folder))
+        (folder / "serial").write_text("01\n")
+        made = Authority(folder)
+        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-config", "conf"]
+        made.run("req", "-x509", *key, "-keyout", "root.key", "-out", "root.pem", "-extensions", "root",
+                 "-subj", "/CN=root", "-days", "30")  # fmt: skip
+        made.run("req", "-new", *key, "-keyout", "tsa.key", "-out", "tsa.csr", "-subj", "/CN=the authority")
+        made.run("x509", "-req", "-in", "tsa.csr", "-CA", "root.pem", "-CAkey", "root.key", "-set_serial", "7",
+                 "-out", "tsa.pem", "-days", "30", "-extfile", "conf", "-extensions", extensions)  # fmt: skip
+        return made
+
+    def run(self, *words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=self.folder, check=True, capture_output=True)
+
+    @property
+    def roots(self) -> bytes:
+        return (self.folder / "root.pem").read_bytes()
+
+    def answer(self, request: bytes) -> bytes:
+        (self.folder / "query").write_bytes(request)
+        self.run("ts", "-reply", "-config", "conf", "-section", "authority", "-queryfile", "query",
+                 "-signer", "tsa.pem", "-inkey", "tsa.key", "-out", "reply")  # fmt: skip
+        return (self.folder / "reply").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.make(tmp_path_factory.mktemp("tsa") / "tsa")
+
+
+@pytest.fixture(scope="module")
+def response(authority: Authority) -> bytes:
+    return authority.answer(query(DATA).request)
+
+
+@contextmanager
+def over_http(answer, status: int = 200) -> Iterator[str]:
+    """The URL of a server that answers a request with what `answer` makes of it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = answer(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(status)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/stamp"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_time_stamp(authority, response):
+    found = check_timestamp(response, authority.roots, DIGEST)
+    assert found.authority == "CN=the authority"
+    assert found.time.tzinfo == UTC and abs(datetime.now(UTC) - found.time) < timedelta(hours=1)
+
+
+def test_openssl_reads_it_too(authority, response):
+    (authority.folder / "kept").write_bytes(response)
+    words = ("ts", "-verify", "-digest", DIGEST.hex(), "-in", "kept", "-CAfile", "root.pem")
+    authority.run(*words)
+    with pytest.raises(subprocess.CalledProcessError):
+        authority.run(*words[:3], bytes(32).hex(), *words[4:])
+
+
+def test_stamps_that_do_not_convince(authority, response, tmp_path):
+    """Another digest, root, nonce, altered bytes, an answer without a token, and a signer who may not stamp."""
+    other, signer = Authority.make(tmp_path / "other"), Authority.make(tmp_path / "signer", "signs")
+    with pytest.raises(VerificationError) as caught:
+        check_timestamp(response, authority.roots, bytes(32))
+    assert caught.value.check == "timestamp.digest"
+    altered = bytearray(response)
+    altered[-5] ^= 1
+    for data, roots, nonce in (
+        (response, other.roots, None), (response, authority.roots, 1), (bytes(altered), authority.roots, None),
+    ):  # fmt: skip
+        with pytest.raises(VerificationError) as caught:
+            check_timestamp(data, roots, DIGEST, nonce)
+        assert caught.value.check == "timestamp.signature"
+    with pytest.raises(subprocess.CalledProcessError):  # OpenSSL itself refuses to stamp with it
+        signer.answer(query(DATA).request)
+    wide = check_timestamp(response, other.roots + authority.roots, DIGEST)
+    assert wide == check_timestamp(response, authority.roots, DIGEST)
+
+
+def test_malformed_stamps(authority, response):
+    for data in (b"", b"junk", response[:-1], response + b"\0", bytes(MAX_RESPONSE_BYTES + 1), b"\x30\x03\x02\x01\x02"):
+        with pytest.raises(DecodingError):
+            check_timestamp(data, authority.roots, DIGEST)
+    for roots in (b"", b"junk", authority.roots[:-40]):
+        with pytest.raises(DecodingError):
+            check_timestamp(response, roots, DIGEST)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@given(st.data())
+def test_altered_stamps_say_nothing_else(authority, response, data):
+    """Whatever is altered: malformed, refused, or the same time of the same authority."""
+    altered = bytearray(response)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at, count = data.draw(st.integers(0, len(altered) - 1)), data.draw(st.integers(0, 3))
+        altered[at : at + count] = data.draw(st.binary(max_size=3))
+    try:
+        found = check_timestamp(bytes(altered), authority.roots, DIGEST)
+    except (DecodingError, VerificationError):
+        return
+    assert found == check_timestamp(response, authority.roots, DIGEST)
+
+
+def test_an_authority_is_asked(world, authority):
+    with over_http(authority.answer) as url:
+        response, found = ask_authority(url, world.key.vk, authority.roots)
+    assert found == check_timestamp(response, authority.roots, world.key.vk.digest)
+    replayed = authority.answer(query(world.key.vk.to_bytes()[:-64]).request)
+    with over_http(lambda _: replayed) as url, pytest.raises(VerificationError) as caught:
+        ask_authority(url, world.key.vk, authority.roots)  # the nonce is another one
+    assert caught.value.check == "timestamp.signature"
+    with over_http(lambda _: bytes(MAX_RESPONSE_BYTES + 1)) as url, pytest.raises(ConnectionError):
+        ask_authority(url, world.key.vk, authority.roots)
+    for status in (302, 404, 500):
+        with over_http(authority.answer, status) as url, pytest.raises(ConnectionError, match=str(status)):
+            ask_authority(url, world.key.vk, authority.roots)
+    for bad in ("", "junk", "ftp://x", "file:///etc/passwd", "http://x:port", "http://[", "http://a b/"):
+        with pytest.raises((ParameterError, ConnectionError)):
+            ask_authority(bad, world.key.vk, authority.roots)
+    with pytest.raises(ConnectionError):
+        ask_authority("http://127.0.0.1:1/", world.key.vk, authority.roots)
+
+
+def run(cli: object, *args: object) -> tuple[int, dict[str, object]]:
+    result = CliRunner().invoke(cli, [*(str(arg) for arg in args), "--json"])
+    return result.exit_code, json.loads(result.stdout)
+
+
+def test_the_commands(world, authority, tmp_path):
+    vk = tmp_path / "owner.vk"
+    vk.write_bytes(world.key.vk.to_bytes())
+    roots = authority.folder / "root.pem"
+    with over_http(authority.answer) as url:
+        words = ["timestamp", "--vk", vk, "--tsa", url, "--tsa-roots", roots]
+        status, values = run(prover_cli, *words)
+        assert status == 0 and values["authority"] == "CN=the authority"
+        assert run(prover_cli, *words)[0] == 2  # it is there
+    stamp = tmp_path / "owner.vk.tsr"
+    asked = ["--timestamp", stamp, "--tsa-roots", roots]
+    status, values = run(verifier_cli, "key", vk, *asked)
+    assert status == 0 and values["stamped"]["authority"] == "CN=the authority"
+    text = CliRunner().invoke(verifier_cli, ["key", str(vk), *map(str, asked)]).output
+    assert "CN=the authority" in text and str(values["stamped"]["time"]) in text
+    stamp.write_bytes(authority.answer(query(DATA).request))
+    status, values = run(verifier_cli, "key", vk, *asked)
+    assert (status, values["failed_check"], values["stamped"]) == (1, "timestamp.digest", None)
+    other = Authority.make(tmp_path / "other")
+    status, values = run(verifier_cli, "key", vk, "--timestamp", stamp, "--tsa-roots", other.folder / "root.pem")
+    assert (status, values["failed_check"]) == (1, "timestamp.digest")
+    stamp.write_bytes(authority.answer(query(world.key.vk.to_bytes()[:-64]).request))
+    status, values = run(verifier_cli, "key", vk, "--timestamp", stamp, "--tsa-roots", other.folder / "root.pem")
+    assert (status, values["failed_check"]) == (1, "timestamp.signature")
+    assert CliRunner().invoke(verifier_cli, ["key", str(vk), "--timestamp", str(stamp)]).exit_code == 2
