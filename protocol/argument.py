@@ -34,7 +34,7 @@ from protocol.multilinear import lg
 from protocol.network import GATHER_BYTES, Forward, Network
 from protocol.pads import Form, Need, Party, System, Wire
 from protocol.soundness import LINK_REPETITIONS, SESSIONS, Counts, Ledger, argument_ledger, choose_parameters
-from protocol.transcript import Channel, FiatShamir, Masked, MaskedElements, Messages, Public, Transcript
+from protocol.transcript import Channel, FiatShamir, MaskedElements, Messages, Public, Transcript
 
 VERSION = "zkmark argument 1"
 MAGIC = b"zkmark proof 1\n"
@@ -262,7 +262,7 @@ def _session(
     pads = _draw_pads(statement, expander)
     report("commit", 0.05)
     committed = ligero.Committed(shape, values.images, values.arrays, pads, expander)
-    link_commitments = Masked(b"".join(masks.commit()))
+    link_commitments = masks.message()
 
     transcript = _open_transcript(statement, channel)
     out = Messages()

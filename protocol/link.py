@@ -105,6 +105,9 @@ class Masks:
             for value, r in zip(self.shares, self.share_blindings, strict=True)
         ]
 
+    def message(self) -> Masked:
+        return Masked(b"".join(self.commit()))
+
 
 @dataclass(frozen=True)
 class Answer:
