@@ -68,9 +68,9 @@ class Subject:
     reference: bytes | None = None
     review: Review | None = None
     publication: Publication | None = None
+    stamp: Publication | None = None
     model_date: datetime | None = None
     claim_date: datetime | None = None
-    stamp: Publication | None = None
 
 
 @dataclass
@@ -100,6 +100,7 @@ class Verdict:
     null_probability: str | None = None
     p_value_bits: float | None = None
     published: dict[str, str | int] | None = None
+    stamped: dict[str, str | int] | None = None
     void_items: int | None = None
     reviewer: str | None = None
     fidelity: Fidelity | None = None
@@ -107,7 +108,6 @@ class Verdict:
     vk_digest: str | None = None
     model_digest: str | None = None
     network_digest: str | None = None
-    stamped: dict[str, str | int] | None = None
     derivation_digest: str | None = None
     freedom_bits: float | None = None
     proof_bytes: int | None = None
@@ -163,11 +163,12 @@ def check_key(
     reference: bytes | None = None,
     review: Review | None = None,
     publication: Publication | None = None,
+    stamp: Publication | None = None,
 ) -> Verdict:
     """Check a verification key and what its owner opened; the verdict says what it is for.
 
     Checks: those of `protocol.keygen.check_key`, `key.ground_truth`, `policy.*` of keys.  The arguments are those of
-    `Subject`.  Raises DecodingError or ParameterError for a malformed reference, and what `publication` raises besides.
+    `Subject`.  Raises DecodingError or ParameterError for a malformed reference, and as they do.
     """
     verdict = Verdict()
     try:
@@ -177,6 +178,15 @@ def check_key(
     except VerificationError as error:
         verdict.failed_check, verdict.message = error.check, str(error)
     return verdict
+
+
+def _date_key(
+    key: VerificationKey, publication: Publication | None, stamp: Publication | None, verdict: Verdict
+) -> None:
+    if stamp is not None:
+        verdict.stamped = stamp(key)
+    if publication is not None:
+        verdict.published = publication(key)
 
 
 def check_claim(subject: Subject, claim: bytes, policy: Policy | None = None) -> Verdict:
@@ -190,7 +200,6 @@ def check(
     policy: Policy | None = None,
 ) -> Verdict:
     """Check everything and return the verdict.
-    stamp: Publication | None = None,
 
     Statement: at least k_min hidden triggers of the key are classified as their labels by the network derived from the
     model.  `obtain` returns the bytes of the claim, from a file or from a prover, and the channel in which it was made;
@@ -208,15 +217,6 @@ def check(
     context = subject.context
     verdict.context = {
         "purpose": context.purpose, "claimant": context.claimant, "verifier": context.verifier,
-def _date_key(
-    key: VerificationKey, publication: Publication | None, stamp: Publication | None, verdict: Verdict
-) -> None:
-    if stamp is not None:
-        verdict.stamped = stamp(key)
-    if publication is not None:
-        verdict.published = publication(key)
-
-
         "nonce": context.nonce.hex(),
     }  # fmt: skip
     verdict.caveats = (
@@ -291,8 +291,3 @@ def _timed(verdict: Verdict, phase: str) -> Iterator[None]:
         yield
     finally:
         verdict.seconds[phase] = round(time.perf_counter() - start, 4)
-def unix_time_text(seconds: int) -> str:
-    """A log's time as verdicts show it."""
-    return time_text(datetime.fromtimestamp(min(seconds, MAX_UNIX_TIME), UTC))
-
-

@@ -162,53 +162,6 @@ def verify_command(
 def _offline(claim: bytes) -> Obtain:
     from protocol.transcript import FiatShamir
 
-@cli.command("batch")
-@outcome
-@click.argument("cases", type=FILE)
-@click.option("--results", required=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Folder for verdicts and claims; what it holds already is not done again.")
-@_timeout
-@policy_options
-@connection_options
-@click.option("--html", type=NEW_FILE, help="New file for the table as a page for people.")
-@json_option
-def batch_command(
-    cases: Path, results: Path, timeout: float, policy: Policy, reach: Reach, html: Path | None, as_json: bool
-) -> None:  # fmt: skip
-    """Check many claims: a list of cases in TOML or CSV, with the options of `verify` as words.
-
-    Goes on after a case that fails.  Exit status 1 if any is rejected or undecided, else 2 if any could not be judged.
-    """
-    from verifier.batch import check_batch, read_list
-
-    check_new(html)
-    listed = read_list(cases)
-    _warm_up()
-    found = []
-    with progress(as_json) as report:
-        for result in check_batch(
-            listed, results, policy, remote=reach.remote, publication=reach.publication, stamp=reach.stamp,
-            progress=report, timeout_s=timeout,
-        ):  # fmt: skip
-            found.append(result)
-            click.echo(f"{result.name}: {result.outcome}", err=True)
-    if html is not None:
-        from verifier.html import batch_page
-
-        write_new(html, batch_page(found).encode())
-    if as_json:
-        click.echo(json.dumps([result.to_json() for result in found], indent=2))
-    else:
-        from rich.console import Console
-
-        from verifier.report import print_batch
-
-        print_batch(found, Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_WIDTH))
-    if any(result.verdict is not None and not result.verdict.accepted for result in found):
-        sys.exit(1)
-    sys.exit(2 if any(result.verdict is None for result in found) else 0)
-
-
     return lambda _: (claim, FiatShamir())
 
 

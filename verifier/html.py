@@ -137,13 +137,13 @@ def _events(verdict: Verdict) -> list[Event]:
     when, stamped = verdict.published or {}, verdict.stamped or {}
     events = [
         Event(str(when.get("time", "")), "Key published", "by the clock of the log"),
+        Event(str(stamped.get("time", "")), "Key time-stamped", str(stamped.get("authority", ""))),
         Event(known.get("model", ""), "Model seen", "the date of the verifier's file"),
         Event(known.get("claim", ""), "Proof made", "at the latest: the file's date, or when it came from the prover"),
         Event(known.get("checked", ""), "Proof checked", "by the clock of the verifier's computer"),
     ]
     return sorted((event for event in events if event.time), key=lambda event: event.time)
 
-        Event(str(stamped.get("time", "")), "Key time-stamped", str(stamped.get("authority", ""))),
 
 def _sheet(key: VerificationKey) -> list[dict[str, str | int]]:
     images, labels = opened_items(key)

@@ -136,6 +136,7 @@ class Reach:
     tls: Tls | None
     token: str
     publication: Publication | None
+    stamp: Publication | None
 
     def remote(self, target: str) -> Remote:
         from verifier.client import Remote
@@ -173,7 +174,6 @@ def _stamp(timestamp: Path | None, roots: Path | None) -> Publication | None:
         return {"time": time_text(found.time), "authority": printable(found.authority)}
 
     return ask
-    stamp: Publication | None
 
 
 def _publication(
@@ -186,6 +186,7 @@ def _publication(
         raise click.UsageError("--board, --log-key and --seen go together")
     from datetime import UTC, datetime
 
+    from protocol.cosignature import WitnessKey
     from protocol.log import LogKey
     from verifier.board import Board, find
 
@@ -193,7 +194,7 @@ def _publication(
     where = Board(board, LogKey.from_text(log_key), known, len(known) if witnesses is None else witnesses, tls, token)
 
     def ask(key: VerificationKey) -> dict[str, str | int]:
-        receipt = find(board, log, key, seen)
+        receipt = find(where, key, seen)
         when = datetime.fromtimestamp(min(receipt.entry.unix_time, MAX_UNIX_TIME), UTC)
         return {
             "log": log_key, "index": receipt.index, "time": f"{when:%Y-%m-%d %H:%M:%S} UTC",
@@ -206,9 +207,14 @@ def _publication(
 connection_options = grouped(
     _reach, "reach",
     click.option("--board", metavar="HOST:PORT", help="A board on which the key must have been published."),
-    from protocol.cosignature import WitnessKey
     click.option("--log-key", metavar="TEXT", help="The public key of the board's log."),
     click.option("--seen", type=NEW_FILE, help="File of the last checkpoint that you saw of it; kept up to date."),
+    click.option("--witness", multiple=True, metavar="TEXT",
+                 help="Public key of a witness of the log whom you trust; may be repeated."),
+    click.option("--witnesses", type=click.IntRange(min=1),
+                 help="How many of them must have signed what the log shows [default: all]."),
+    click.option("--timestamp", type=FILE, help="File of a time-stamp of the key (RFC 3161), made with `timestamp`."),
+    click.option("--tsa-roots", type=FILE, help="PEM file of the time-stamp authorities that you trust."),
     click.option("--tls", is_flag=True, help="Speak TLS, and trust the authorities of this system."),
     click.option("--tls-ca", type=FILE, help="PEM file of the authorities to trust instead; implies --tls."),
     click.option("--tls-cert", type=FILE, help="PEM file of your certificate, for a server that asks for one."),
@@ -225,12 +231,6 @@ def _case(
     from verifier.case import Case
 
     return Case(
-    click.option("--witness", multiple=True, metavar="TEXT",
-                 help="Public key of a witness of the log whom you trust; may be repeated."),
-    click.option("--witnesses", type=click.IntRange(min=1),
-                 help="How many of them must have signed what the log shows [default: all]."),
-    click.option("--timestamp", type=FILE, help="File of a time-stamp of the key (RFC 3161), made with `timestamp`."),
-    click.option("--tsa-roots", type=FILE, help="PEM file of the time-stamp authorities that you trust."),
         vk, model, proof, prover, None if nonce is None else bytes32(nonce, "--nonce"), purpose, claimant, verifier,
         calibration, preprocess, images, without_fidelity, reference, review,
     )  # fmt: skip

@@ -39,6 +39,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         ("void triggers", _if(verdict.void_items, "{} of the opened half")),
         ("reviewer", verdict.reviewer),
         ("published", _published(verdict)),
+        ("time-stamp", None if verdict.stamped is None else "{time}, by {authority}".format_map(verdict.stamped)),
         ("fidelity", _fidelity(verdict)),
         ("owner", verdict.owner),
         ("key", verdict.vk_digest),
@@ -47,7 +48,6 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         *((name, value) for name, value in verdict.context.items()),
         ("proof", _if(verdict.proof_bytes, "{:,} bytes" + (", interactive" if verdict.interactive else ""))),
         ("seconds", ", ".join(f"{name} {value:.2f}" for name, value in verdict.seconds.items())),
-        ("time-stamp", None if verdict.stamped is None else "{time}, by {authority}".format_map(verdict.stamped)),
     ]
     for name, value in rows:
         if value:
