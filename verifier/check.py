@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,11 +19,12 @@ import numpy.typing as npt
 
 from ml.quantise import Derivation, Derived, Fidelity, derive, fidelity
 from protocol import keygen
+from protocol.anchor import WINDOW
 from protocol.argument import Context, Statement, verify
 from protocol.claim import Claim, compare
 from protocol.errors import ParameterError, VerificationError
 from protocol.keygen import LabelRule, VerificationKey
-from protocol.soundness import NO_BOUND, bits, hidden_bad, p_value
+from protocol.soundness import ANCHOR_DOUBT, NO_BOUND, anchored_work, bits, hidden_bad, p_value
 from protocol.transcript import Channel, FiatShamir
 from verifier.ground_truth import check_ground_truth, check_review
 from verifier.policy import Policy
@@ -32,6 +33,7 @@ from verifier.review import Review
 Images = npt.NDArray[np.uint8]
 Publication = Callable[[VerificationKey], dict[str, str | int]]
 Obtain = Callable[[VerificationKey], tuple[bytes, Channel]]
+MAX_UNIX_TIME = 253402300799  # the year 9999
 CUT_AND_CHOOSE_WORK = 128  # log2 of the hashes that a cheating owner may have spent on the key
 
 CAVEATS = (
@@ -80,6 +82,8 @@ class Verdict:
     outcome: accepted, rejected, or undecided (the fidelity floor failed: nothing is known about the mark).
     failed_check: its name in SPEC.md.  bits: -log2 of probabilities.  digests: hexadecimal.  seconds: per phase.
     times: of the model's file, of the claim (its file's, or when it came), of the check; by this verifier's clock.
+    cut_and_choose_b: ill-formed triggers that can hide after 2^128 hashes of work.  anchor: where the commitments were
+    logged; if that log is trusted, there were 2^log2_coins coins, and anchored_b can hide but for probability 2^-40.
     no_bound: why there are no false_claim_bits; then there is a p-value for strangers of the given null_probability.
     """
 
@@ -95,6 +99,9 @@ class Verdict:
     argument_bits: float | None = None
     ledger: list[tuple[str, float]] | None = None
     cut_and_choose_b: int | None = None
+    anchor: dict[str, str | int] | None = None
+    log2_coins: int | None = None
+    anchored_b: int | None = None
     label_rule: str | None = None
     no_bound: str | None = None
     null_probability: str | None = None
@@ -129,6 +136,18 @@ class Verdict:
             values["fidelity"] = vars(self.fidelity)
         return {"accepted": self.accepted, **values}
 
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Verdict:
+        """The verdict that `to_json` wrote.  Raises KeyError or TypeError if a field is missing."""
+        known = {one.name: values[one.name] for one in fields(Verdict)}
+        for name in ("shape", "assumptions", "caveats"):
+            known[name] = None if known[name] is None else tuple(known[name])
+        if known["ledger"] is not None:
+            known["ledger"] = [(str(name), float(value)) for name, value in known["ledger"]]
+        if known["fidelity"] is not None:
+            known["fidelity"] = Fidelity(**known["fidelity"])
+        return Verdict(**known)
+
 
 def check_owner(
     key: VerificationKey, reference: bytes | None, policy: Policy, verdict: Verdict, review: Review | None = None
@@ -145,9 +164,18 @@ def check_owner(
     with _timed(verdict, "key"):
         keygen.check_key(key)
     policy.check_label_rule(key)
+    policy.check_anchor(key)
     if parameters.label_rule is LabelRule.CHOSEN:
         verdict.no_bound = NO_BOUND
-    verdict.cut_and_choose_b = hidden_bad(key.parameters.ell, CUT_AND_CHOOSE_WORK)
+    verdict.cut_and_choose_b = hidden_bad(parameters.ell, CUT_AND_CHOOSE_WORK)
+    if key.anchor is not None:
+        verdict.anchor = {
+            "log": key.anchor.log.to_text(), "index": key.anchor.index, "size": key.anchor.size,
+            "time": unix_time_text(key.anchor.unix_time), "trusted": policy.trusts_anchor(key),
+        }  # fmt: skip
+    if key.anchor is not None and policy.trusts_anchor(key):
+        verdict.log2_coins = anchored_work(key.anchor.size, WINDOW)
+        verdict.anchored_b = hidden_bad(parameters.ell, verdict.log2_coins, ANCHOR_DOUBT)
     if reference is not None:
         verdict.void_items = check_ground_truth(key, derive(reference, Derivation()).network)
     if review is not None:
@@ -277,6 +305,11 @@ def _check_fidelity(subject: Subject, derived: Derived, policy: Policy, verdict:
         except ImportError:
             raise ParameterError("the float model needs onnxruntime: install zkmark[fidelity]") from None
     policy.check_fidelity(verdict.fidelity)
+
+
+def unix_time_text(seconds: int) -> str:
+    """A log's time as verdicts show it."""
+    return time_text(datetime.fromtimestamp(min(seconds, MAX_UNIX_TIME), UTC))
 
 
 def time_text(when: datetime) -> str:

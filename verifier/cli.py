@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from verifier.policy import Policy
 
 MAX_NAMES_BYTES = 1 << 20
+TABLE_WIDTH = 160  # columns, where no terminal says how many
+
+_timeout = click.option("--timeout", type=click.FloatRange(min=1), default=900.0, show_default=True,
+                        help="Seconds to wait for the claim of a prover, with all tries.")  # fmt: skip
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -117,8 +121,7 @@ def review_command(vk: Path, secret: Path, out: Path, names: Path | None, show: 
 @outcome
 @case_options
 @click.option("--interactive", is_flag=True, help="Draw the challenges while the prover proves (with --prover).")
-@click.option("--timeout", type=click.FloatRange(min=1), default=900.0, show_default=True,
-              help="Seconds to wait for the claim of a prover, with all tries.")  # fmt: skip
+@_timeout
 @policy_options
 @connection_options
 @click.option("--html", type=NEW_FILE, help="New file for the verdict as a page for people.")
@@ -157,6 +160,53 @@ def verify_command(
         page = verdict_page(verdict, subject.key, _evidence(call, verdict))
         write_new(html, page.encode())
     _finish(verdict, as_json)
+
+
+@cli.command("batch")
+@outcome
+@click.argument("cases", type=FILE)
+@click.option("--results", required=True, type=click.Path(file_okay=False, path_type=Path),
+              help="Folder for verdicts and claims; what it holds already is not done again.")  # fmt: skip
+@_timeout
+@policy_options
+@connection_options
+@click.option("--html", type=NEW_FILE, help="New file for the table as a page for people.")
+@json_option
+def batch_command(
+    cases: Path, results: Path, timeout: float, policy: Policy, reach: Reach, html: Path | None, as_json: bool
+) -> None:  # fmt: skip
+    """Check many claims: a list of cases in TOML or CSV, with the options of `verify` as words.
+
+    Goes on after a case that fails.  Exit status 1 if any is rejected or undecided, else 2 if any could not be judged.
+    """
+    from verifier.batch import check_batch, read_list
+
+    check_new(html)
+    listed = read_list(cases)
+    _warm_up()
+    found = []
+    with progress(as_json or not sys.stderr.isatty()) as report:
+        for result in check_batch(
+            listed, results, policy, remote=reach.remote, publication=reach.publication, stamp=reach.stamp,
+            progress=report, timeout_s=timeout,
+        ):  # fmt: skip
+            found.append(result)
+            click.echo(f"{result.name}: {result.outcome}", err=True)
+    if html is not None:
+        from verifier.html import batch_page
+
+        write_new(html, batch_page(found).encode())
+    if as_json:
+        click.echo(json.dumps([result.to_json() for result in found], indent=2))
+    else:
+        from rich.console import Console
+
+        from verifier.report import print_batch
+
+        print_batch(found, Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_WIDTH))
+    if any(result.verdict is not None and not result.verdict.accepted for result in found):
+        sys.exit(1)
+    sys.exit(2 if any(result.verdict is None for result in found) else 0)
 
 
 def _offline(claim: bytes) -> Obtain:
@@ -204,16 +254,18 @@ def _evidence(call: click.Context, verdict: Verdict) -> list[tuple[str, str]]:
         given["nonce"] = None
     again = ["zkmark-verifier", "verify"]
     for option in call.command.params:
-        value = given[str(option.name)]
-        if value is True:
-            again.append(option.opts[0])
-        elif value not in (None, False, "", option.default):
-            again += [option.opts[0], str(value)]
+        given_values = given[str(option.name)]
+        for value in given_values if isinstance(given_values, tuple) else (given_values,):
+            if value is True:
+                again.append(option.opts[0])
+            elif value not in (None, False, "", option.default):
+                again += [option.opts[0], str(value)]
 
     def line(*words: object) -> str:
         return " ".join(quote(str(word)) for word in words)
 
-    show_key = line("zkmark-verifier", "key", given["vk"], "--sheet", "sheet.png")
+    accept = ["--accept-chosen-labels"] if given["accept_chosen_labels"] else []
+    show_key = line("zkmark-verifier", "key", given["vk"], "--sheet", "sheet.png", *accept)
     found = [
         ("The key, its digest, and all opened triggers.", show_key),
         ("The digest of the model file.", line("sha256sum", given["model"])),

@@ -10,18 +10,22 @@ import base64
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from math import comb, floor, log10
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ml.quantise import DEFAULT_MIN_AGREEMENT
 from protocol.keygen import LabelRule, VerificationKey
-from protocol.soundness import LOG2_MODELS, SESSIONS, bits, tail, void_limit
+from protocol.soundness import ANCHOR_DOUBT, LOG2_MODELS, SESSIONS, bits, tail, void_limit
 from verifier.check import CUT_AND_CHOOSE_WORK, Verdict
 from verifier.ground_truth import opened_items
+from verifier.options import tool_version
 from verifier.report import thumbnail
+
+if TYPE_CHECKING:
+    from verifier.batch import Result
 
 MAX_PAGE_ITEMS = 512  # opened triggers that a page shows: some 9 MB of noise
 THUMBNAIL = 64  # pixels of a thumbnail's longer side, at most
@@ -116,9 +120,10 @@ def verdict_page(verdict: Verdict, key: VerificationKey, commands: Sequence[tupl
         log2_models=LOG2_MODELS,
         sessions=SESSIONS,
         work=CUT_AND_CHOOSE_WORK,
+        doubt=ANCHOR_DOUBT,
         commands=commands,
         events=_events(verdict),
-        version=_version(),
+        version=tool_version(),
     )
 
 
@@ -136,6 +141,7 @@ def _events(verdict: Verdict) -> list[Event]:
     known = verdict.times
     when, stamped = verdict.published or {}, verdict.stamped or {}
     events = [
+        Event(str((verdict.anchor or {}).get("time", "")), "Commitments logged", "by the clock of the log"),
         Event(str(when.get("time", "")), "Key published", "by the clock of the log"),
         Event(str(stamped.get("time", "")), "Key time-stamped", str(stamped.get("authority", ""))),
         Event(known.get("model", ""), "Model seen", "the date of the verifier's file"),
@@ -143,6 +149,17 @@ def _events(verdict: Verdict) -> list[Event]:
         Event(known.get("checked", ""), "Proof checked", "by the clock of the verifier's computer"),
     ]
     return sorted((event for event in events if event.time), key=lambda event: event.time)
+
+
+def batch_page(results: Sequence[Result]) -> str:
+    """The table of a batch."""
+    return PAGES.get_template("batch.html").render(
+        results=results,
+        accepted=sum(result.outcome == "accepted" for result in results),
+        decimals=_decimals,
+        visible=visible,
+        version=tool_version(),
+    )
 
 
 def _sheet(key: VerificationKey) -> list[dict[str, str | int]]:
@@ -177,10 +194,3 @@ def _code(character: str) -> str:
 def _decimals(power: float) -> int:
     """n with 2^-power < 10^-n."""
     return floor(power * log10(2))
-
-
-def _version() -> str:
-    try:
-        return version("zkmark")
-    except PackageNotFoundError:
-        return "from source"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import wraps
+from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -61,6 +62,14 @@ def kind(error: BaseException) -> str:
     return "unavailable" if isinstance(error, ConnectionError) or type(error) is OSError else "misuse"
 
 
+def tool_version() -> str:
+    """Of this program."""
+    try:
+        return version("zkmark")
+    except PackageNotFoundError:
+        return "from source"
+
+
 def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Several options as one decorator, in the order of --help."""
 
@@ -95,8 +104,9 @@ def _fraction(call: click.Context, option: click.Parameter, text: str | None) ->
 
 def _policy(
     min_bits: float = 128.0, owner: str | None = None, reviewer: str | None = None,
-    accept_chosen_labels: bool = False, null_probability: Fraction | None = None,
+    accept_chosen_labels: bool = False, null_probability: Fraction | None = None, anchor_logs: tuple[str, ...] = (),
 ) -> Policy:  # fmt: skip
+    from protocol.log import LogKey
     from verifier.policy import NULL, Policy
 
     return Policy(
@@ -105,11 +115,12 @@ def _policy(
         reviewer=None if reviewer is None else bytes32(reviewer, "--reviewer"),
         chosen_labels=accept_chosen_labels,
         null=NULL if null_probability is None else null_probability,
+        anchor_logs=tuple(map(LogKey.from_text, anchor_logs)),
     )
 
 
-def _key_policy(owner: str | None, accept_chosen_labels: bool) -> Policy:
-    return _policy(owner=owner, accept_chosen_labels=accept_chosen_labels)
+def _key_policy(owner: str | None, accept_chosen_labels: bool, anchor_logs: tuple[str, ...]) -> Policy:
+    return _policy(owner=owner, accept_chosen_labels=accept_chosen_labels, anchor_logs=anchor_logs)
 
 
 _owner = click.option("--owner", metavar="HEX", help="Public key of the only owner whose keys count.")
@@ -117,7 +128,11 @@ _chosen_labels = click.option(
     "--accept-chosen-labels", is_flag=True,
     help="Accept a key whose owner chose the labels: nothing bounds false claims then.",
 )  # fmt: skip
-key_policy_options = grouped(_key_policy, "policy", _owner, _chosen_labels)
+_anchor_log = click.option(
+    "--anchor-log", "anchor_logs", multiple=True, metavar="TEXT",
+    help="Public key of a log that must have taken the key's commitments before its coin fell; several: any of them.",
+)  # fmt: skip
+key_policy_options = grouped(_key_policy, "policy", _owner, _chosen_labels, _anchor_log)
 policy_options = grouped(
     _policy, "policy", _owner,
     click.option("--reviewer", metavar="HEX", help="Public key of the one whose review you trust."),
@@ -126,6 +141,7 @@ policy_options = grouped(
     _chosen_labels,
     click.option("--null-probability", callback=_fraction, metavar="FRACTION",
                  help="With chosen labels: how likely you take a stranger to match a trigger [default: 1/2]."),
+    _anchor_log,
 )  # fmt: skip
 
 

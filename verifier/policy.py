@@ -8,6 +8,7 @@ from fractions import Fraction
 from ml.quantise import DEFAULT_MIN_AGREEMENT, Fidelity
 from protocol.errors import ParameterError, VerificationError
 from protocol.keygen import LabelRule, VerificationKey
+from protocol.log import LogKey
 from protocol.soundness import p_value
 from verifier.review import Review
 
@@ -24,6 +25,7 @@ class Policy:
     probability with which a stranger is then believed to match each trigger; a claim needs a p-value below LEVEL.
     reviewer: the Ed25519 key of the person whose review counts; None to take a review from anybody.
     owner: the Ed25519 key of the only owner whose keys count; None to take a key from anybody.
+    anchor_logs: logs that are trusted to have shown no coin twice; a key must be anchored in one, if there are any.
     """
 
     min_bits: float = MIN_BITS
@@ -32,6 +34,7 @@ class Policy:
     reviewer: bytes | None = None
     owner: bytes | None = None
     null: Fraction = NULL
+    anchor_logs: tuple[LogKey, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.null < 1 or self.null.denominator > 10**6:
@@ -46,6 +49,17 @@ class Policy:
         """Raises VerificationError `policy.chosen_labels`."""
         if key.parameters.label_rule is LabelRule.CHOSEN and not self.chosen_labels:
             raise VerificationError("policy.chosen_labels", "the owner chose the labels: false claims are not bounded")
+
+    def check_anchor(self, key: VerificationKey) -> None:
+        """Raises VerificationError `policy.anchor`.  That the anchor holds is left to `check_key`."""
+        if self.anchor_logs and key.anchor is None:
+            raise VerificationError("policy.anchor", "the key is not anchored in a log")
+        if self.anchor_logs and not self.trusts_anchor(key):
+            raise VerificationError("policy.anchor", "the key is anchored in another log")
+
+    def trusts_anchor(self, key: VerificationKey) -> bool:
+        """Whether the key is anchored in a trusted log."""
+        return key.anchor is not None and key.anchor.log in self.anchor_logs
 
     def check_reviewer(self, review: Review) -> None:
         """Raises VerificationError `policy.review`."""

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from protocol.keygen import VerificationKey
 from verifier.check import Verdict
 from verifier.ground_truth import opened_items
+from zkmark.terminal import printable
+
+if TYPE_CHECKING:
+    from verifier.batch import Result
 
 Pixels = npt.NDArray[np.uint8]
 COLORS = {"accepted": "bold green", "rejected": "bold red", "undecided": "bold yellow"}
@@ -36,6 +43,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         ("p-value", _bits(verdict.p_value_bits, f"strangers who match each with {verdict.null_probability} pass with")),
         ("argument", _bits(verdict.argument_bits, "a false proof passes with probability")),
         ("ill-formed triggers", _if(verdict.cut_and_choose_b, "at most {} can hide (2^128 hashes of work)")),
+        ("anchored", _anchored(verdict)),
         ("void triggers", _if(verdict.void_items, "{} of the opened half")),
         ("reviewer", verdict.reviewer),
         ("published", _published(verdict)),
@@ -57,6 +65,24 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
             console.print(f"\n{title}")
             for line in lines:
                 console.print(f"  - {escape(line)}", soft_wrap=True)
+
+
+def print_batch(results: Sequence[Result], console: Console) -> None:
+    """The table of a batch, and how many were accepted."""
+    table = Table("case", "outcome", "claim", "false claims", "fidelity", "why", box=None, header_style="dim")
+    for result in results:
+        found = result.verdict if result.outcome == "accepted" else None
+        table.add_row(
+            result.name,
+            f"[{COLORS.get(result.outcome, 'bold')}]{result.outcome}[/]",
+            "" if found is None else f"{found.k_min} of {found.h}",
+            "" if found is None else f"2^-{found.false_claim_bits:.1f}" if found.false_claim_bits else "no bound",
+            f"{found.fidelity.agreement:.2%}" if found is not None and found.fidelity is not None else "",
+            escape(printable(result.error if result.verdict is None else result.verdict.message)),
+        )
+    console.print(table)
+    accepted = sum(result.outcome == "accepted" for result in results)
+    console.print(f"{accepted} of {len(results)} accepted")
 
 
 def _triggers(verdict: Verdict) -> str | None:
@@ -84,6 +110,15 @@ def _if(value: int | None, text: str) -> str | None:
 def _fidelity(verdict: Verdict) -> str | None:
     found = verdict.fidelity
     return None if found is None else f"integer and float model agree on {found.agreement:.2%} of {found.count} images"
+
+
+def _anchored(verdict: Verdict) -> str | None:
+    if verdict.anchor is None:
+        return None
+    where = "entry {index} of {log}, {time} by the clock of the log".format_map(verdict.anchor)
+    if verdict.anchored_b is None:
+        return f"{where}; you do not say that you trust this log (--anchor-log)"
+    return f"{where}; at most {verdict.anchored_b} can hide, but for 2^-40: 2^{verdict.log2_coins} coins, not hashes"
 
 
 def _published(verdict: Verdict) -> str | None:
