@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -417,7 +417,8 @@ def server() -> str:
         log2_n, keys.LOG2_N = keys.LOG2_N, keys.LOG2_N_RANGE.start
         stack.callback(setattr, keys, "LOG2_N", log2_n)
         keys.save_marking_key(folder / "owner.mk", world()[1], SECRET)
-    prover, limits = Prover(folder / "owner.mk", SECRET), Limits(message_s=2.0, upload_s=5.0, coins_s=2.0, proof_s=20.0)
+    prover = Prover(folder / "owner.mk", SECRET)
+    limits = Limits(message_s=2.0, upload_s=5.0, coins_s=2.0, proof_s=20.0, per_minute=1e9, burst=10**9)
     return serving(lambda: Server(prover, "127.0.0.1:0", limits))
 
 
@@ -427,7 +428,7 @@ def requests() -> tuple[bytes, ...]:
     def one(model: bytes, interactive: bool) -> bytes:
         header = pb.ProveHeader(
             vk_digest=key.vk.digest, context=Context("", "", "", bytes(32)).to_bytes(),
-            derivation=Derivation().to_bytes(), model_size=len(model), interactive=interactive,
+            derivation=Derivation().to_bytes(), model_size=len(model), model_sha256=hashlib.sha256(model).digest(),
         )  # fmt: skip
         chunks = [pb.ProveRequest(model_chunk=model[at : at + 30000]) for at in range(0, len(model), 30000)]
         messages = [pb.ProveRequest(header=header), *chunks, *([pb.ProveRequest(coin=bytes(32))] * interactive)]
@@ -438,18 +439,28 @@ def requests() -> tuple[bytes, ...]:
 
 REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.NOT_FOUND,
 }  # fmt: skip
 
 
 def call_service(data: bytes) -> None:
+    """The messages as an interactive session, as a job, and each as a request about a job."""
+    sent = frames(data)
     with grpc.insecure_channel(server()) as channel:
-        prove = channel.stream_stream("/zkmark.v1.Prover/Prove", lambda m: m, pb.ProveEvent.FromString)
-        try:
-            list(prove(iter(frames(data)), timeout=15))
-        except grpc.RpcError as error:
-            if error.code() not in REFUSALS:
-                raise Failure(f"service: {error.code()} {error.details()}") from None
+        service = "/zkmark.v1.Prover/"
+        calls = [
+            lambda: list(channel.stream_stream(f"{service}Prove")(iter(sent), timeout=15)),
+            lambda: channel.stream_unary(f"{service}Submit")(iter(sent), timeout=15),
+            *(partial(channel.unary_unary(f"{service}Cancel"), message, timeout=15) for message in sent[:2]),
+            *(lambda m=m, k=k: list(channel.unary_stream(service + k)(m, timeout=15))
+              for m in sent[:2] for k in ("Follow", "Download")),
+        ]  # fmt: skip
+        for call in calls:
+            try:
+                call()
+            except grpc.RpcError as error:
+                if error.code() not in REFUSALS:
+                    raise Failure(f"service: {error.code()} {error.details()}") from None
         data = b"".join(
             channel.unary_stream("/zkmark.v1.Prover/Key", lambda m: m, lambda m: pb.KeyChunk.FromString(m).data)(
                 b"", timeout=15))  # it still serves
