@@ -59,7 +59,7 @@ def kind(error: BaseException) -> str:
     """The word for an error that is no verdict."""
     if isinstance(error, DecodingError):
         return "malformed"
-    return "unavailable" if isinstance(error, ConnectionError) or type(error) is OSError else "misuse"
+    return "unavailable" if isinstance(error, ConnectionError) else "misuse"
 
 
 def tool_version() -> str:
