@@ -109,7 +109,8 @@ def eq(x, n):
     """[eq(x, i) for i < n], lowest bit first."""
     out = [one]
     for c in x:
-        out = [e * (1 - c) for e in out] + [e * c for e in out]
+        high = [e * c for e in out]
+        out = [e - f for e, f in zip(out, high, strict=True)] + high
     return out[:n]
 
 
