@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +25,7 @@ from protocol import field, identity, layers, ligero, link, lookup, witness
 from protocol.encoding import Reader, Writer
 from protocol.errors import ParameterError, Restart, VerificationError
 from protocol.field import Vector
+from protocol.forks import Engine, Fork, Shared, forks
 from protocol.group import POINT_BYTES
 from protocol.keygen import MarkingKey, VerificationKey
 from protocol.layers import Context as NodeContext
@@ -47,6 +48,7 @@ _PROCESS_BYTES = 256 << 20  # the interpreter, its libraries and the kernels
 _TREE_BYTES = 85  # per leaf of the largest tree: its leaves, the layers above, and the tables of the first round
 
 Progress = Callable[[str, float], None]
+
 
 
 class Cancelled(Exception):
@@ -185,18 +187,15 @@ def _open_transcript(statement: Statement, channel: Channel) -> Transcript:
     return transcript
 
 
-def _parties(
-    statement: Statement, transcript: Transcript, pads: Vector | None = None,
-    messages: list[MaskedElements] | None = None,
-) -> list[Party]:
-    """One party per fork, each with its own range of pads."""
-    parties, at, triples = [], Need(), statement.shape.need.triples
-    for index, need in enumerate(statement.needs):
-        fork = transcript.fork("node", index)
-        given = None if messages is None else messages[index]
-        parties.append(Party(fork, need, at, triples, pads=pads, messages=given))
-        at += need
-    return parties
+def _replay(
+    parts: Sequence[Fork], messages: Sequence[MaskedElements], context: NodeContext
+) -> tuple[list[Party], list[Wire]]:
+    """The verifier's side of all forks, and the sums of their trees."""
+    parties = [fork.party(messages=given) for fork, given in zip(parts, messages, strict=True)]
+    sums = [layers.run(party, context, index) for index, party in enumerate(parties)]
+    for party in parties:
+        party.finish()
+    return parties, sums
 
 
 def _join(transcript: Transcript, parties: list[Party], sums: list[Wire]) -> System:
@@ -217,9 +216,9 @@ def _join(transcript: Transcript, parties: list[Party], sums: list[Wire]) -> Sys
 
 def prove(
     statement: Statement, marking_key: MarkingKey, channel: Channel | None = None, *,
-    progress: Progress | None = None, cancelled: Callable[[], bool] | None = None,
+    progress: Progress | None = None, cancelled: Callable[[], bool] | None = None, engine: Engine | None = None,
 ) -> bytes:
-    """The proof of a true statement.
+    """The proof of a true statement.  `engine` proves the forks elsewhere, in the Fiat-Shamir channel only.
 
     Raises VerificationError("prove.matches") when fewer than k_min hidden triggers match, without saying how many;
     ParameterError when the marking key is another key's; Cancelled; Restart, only in the interactive channel.
@@ -227,6 +226,8 @@ def prove(
     if marking_key.vk.digest != statement.key.digest:
         raise ParameterError("the marking key does not belong to this verification key")
     channel = channel or FiatShamir()
+    if engine is not None and channel.interactive:
+        raise ParameterError("forks that are proven elsewhere cannot ask the verifier for coins")
 
     def report(phase: str, fraction: float) -> None:
         if cancelled is not None and cancelled():
@@ -240,7 +241,7 @@ def prove(
         raise VerificationError("prove.matches", "this network does not match enough of the key's triggers")
     for _ in range(SESSIONS):
         try:
-            body = _session(statement, marking_key, forward, channel, report)
+            body = _session(statement, marking_key, forward, channel, report, engine)
         except Restart:
             if channel.interactive:
                 raise
@@ -251,7 +252,7 @@ def prove(
 
 
 def _session(
-    statement: Statement, key: MarkingKey, forward: Forward, channel: Channel, report: Progress
+    statement: Statement, key: MarkingKey, forward: Forward, channel: Channel, report: Progress, engine: Engine | None
 ) -> bytes:
     """One attempt, with fresh randomness."""
     layout, shape = statement.layout, statement.shape
@@ -279,13 +280,21 @@ def _session(
     transcript.absorb("link.answer", answer.to_bytes(layout))
     systems = [link.equations(layout, key.vk, gamma, answer, transcript)]
 
-    context = NodeContext(layout, alpha, beta, values)
-    parties = _parties(statement, transcript, pads=pads)
-    sums, weight = [], [layers.work(layout, index) for index in range(statement.forks)]
-    for index, party in enumerate(parties):
-        report("nodes", 0.25 + 0.6 * sum(weight[:index]) / sum(weight))
-        sums.append(layers.run(party, context, index))
-        out.send_elements(party.finish())
+    parts = forks(statement.needs, shape.need.triples, transcript)
+    if engine is None:
+        parties = [fork.party(pads=pads) for fork in parts]
+        context, sums = NodeContext(layout, alpha, beta, values), []
+        weight = [layers.work(layout, index) for index in range(statement.forks)]
+        for index, party in enumerate(parties):
+            report("nodes", 0.25 + 0.6 * sum(weight[:index]) / sum(weight))
+            sums.append(layers.run(party, context, index))
+            out.send_elements(party.finish())
+    else:
+        tasks = [(fork, values.part(layout, fork.index)) for fork in parts]
+        found = engine(Shared(layout, alpha, beta, pads), tasks, lambda share: report("nodes", 0.25 + 0.6 * share))
+        for fork in parts:
+            out.send_elements(found[fork.index])
+        parties, sums = _replay(parts, [found[fork.index] for fork in parts], NodeContext(layout, alpha, beta, None))
     systems += [party.system for party in parties]
     systems.append(_join(transcript, parties, sums))
     report("open", 0.85)
@@ -355,10 +364,8 @@ def verify(
         try:
             systems = [link.equations(layout, statement.key, gamma, answer, transcript)]
             context = NodeContext(layout, alpha, beta, None)
-            parties = _parties(statement, transcript, messages=messages)
-            sums = [layers.run(party, context, index) for index, party in enumerate(parties)]
-            for party in parties:
-                party.finish()
+            parts = forks(statement.needs, shape.need.triples, transcript)
+            parties, sums = _replay(parts, messages, context)
             systems += [party.system for party in parties]
             systems.append(_join(transcript, parties, sums))
             ligero.verify(shape, root, systems, transcript, reader)

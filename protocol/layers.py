@@ -39,6 +39,41 @@ class Witness:
     arrays: dict[str, npt.NDArray[np.uint32]]
     remainders: tuple[npt.NDArray[np.uint32], ...]
 
+    def column(self, layout: Layout, name: str) -> npt.NDArray[np.uint32]:
+        """The committed column [C H W, h]."""
+        offset, shape = layout.columns[name]
+        return self.images[offset : offset + prod(shape)]
+
+    def part(self, layout: Layout, index: int) -> Part:
+        """What fork `index` reads."""
+        last = len(layout.network.nodes)
+        if index > last:
+            return Part({}, {"uses": self.arrays["uses"]}, {})
+        columns, arrays, remainders = [f"u{index}", f"z{index}"] if 0 < index < last else [], {}, {}
+        if index == 0:
+            columns = ["x", "z0"]
+        else:
+            node = layout.network.nodes[index - 1]
+            columns += [f"z{edge.source}" for edge in node.edges]
+            columns += [f"z{k}" for k in (node.product.left, node.product.right)] if node.product else []
+            if node.shift:
+                remainders = {index - 1: self.remainders[index - 1]}
+        if index == last:
+            arrays = {name: self.arrays[name] for name in ("v0", "v1")}
+        return Part({name: self.column(layout, name) for name in columns}, arrays, remainders)
+
+
+@dataclass(frozen=True)
+class Part:
+    """As much of a witness as one fork reads: columns [C H W, h] and arrays by name, remainders by number."""
+
+    columns: dict[str, npt.NDArray[np.uint32]]
+    arrays: dict[str, npt.NDArray[np.uint32]]
+    remainders: dict[int, npt.NDArray[np.uint32]]
+
+    def column(self, layout: Layout, name: str) -> npt.NDArray[np.uint32]:
+        return self.columns[name]
+
 
 @dataclass(frozen=True)
 class Context:
@@ -47,7 +82,7 @@ class Context:
     layout: Layout
     alpha: Vector
     beta: Vector
-    witness: Witness | None
+    witness: Witness | Part | None
 
     @property
     def h(self) -> int:
@@ -57,8 +92,7 @@ class Context:
         """Prover: the committed column [C H W, h]."""
         if self.witness is None:
             raise RuntimeError("the verifier has no columns")
-        offset, shape = self.layout.columns[name]
-        return self.witness.images[offset : offset + prod(shape)]
+        return self.witness.column(self.layout, name)
 
 
 # --- what each node needs -------------------------------------------------------------------------

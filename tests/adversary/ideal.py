@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from protocol import argument, field, layers, ligero, link
+from protocol.forks import forks
 from protocol.keygen import MarkingKey
 from protocol.layers import Context, Witness
 from protocol.layout import PRODUCTS, Layout
@@ -92,16 +93,17 @@ def run(
             answer = link.answer(layout, key, masks, gamma)
             assert answer is not None
             systems.append(("link", link.equations(layout, key.vk, gamma, answer, transcript)))
-        parties = argument._parties(
-            statement, transcript, pads=pads if witness is not None else None,
-            messages=messages if witness is None else None)  # fmt: skip
+        parties = [
+            fork.party(pads=pads) if witness is not None else fork.party(messages=messages[fork.index])
+            for fork in forks(statement.needs, statement.shape.need.triples, transcript)
+        ]
         context = Context(layout, alpha, beta, witness)
-        forks = only or range(len(parties) if tables else len(parties) - 1)
-        sums = [layers.run(parties[index], context, index) for index in forks]
-        sent = {index: parties[index].finish() for index in forks}
+        chosen = only or range(len(parties) if tables else len(parties) - 1)
+        sums = [layers.run(parties[index], context, index) for index in chosen]
+        sent = {index: parties[index].finish() for index in chosen}
         if witness is not None:
             messages = [sent.get(index, field.zeros(0)) for index in range(len(parties))]
-        systems += [(str(index), parties[index].system) for index in forks]
+        systems += [(str(index), parties[index].system) for index in chosen]
         if len(sums) == len(parties):
             systems.append(("balance", argument._join(transcript, parties, sums)))
         sides.append(systems)

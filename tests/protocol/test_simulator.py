@@ -13,6 +13,7 @@ from scipy import stats
 
 from protocol import argument, field, identity, layers, ligero, link, witness
 from protocol.errors import VerificationError
+from protocol.forks import forks
 from protocol.group import ORDER
 from protocol.keygen import KeyParameters, generate_key
 from protocol.transcript import FiatShamir, InteractiveProver, InteractiveVerifier, Transcript
@@ -218,7 +219,7 @@ def said(layout, values, pads):
     with same_challenges():
         transcript = Transcript("masked", FiatShamir())
         alpha, beta = transcript.challenge("alpha"), transcript.challenge("beta")
-        parties = argument._parties(board, transcript, pads=pads)[:-1]
+        parties = [fork.party(pads=pads) for fork in forks(board.needs, board.shape.need.triples, transcript)][:-1]
         context = layers.Context(layout, alpha, beta, values)
         for index, party in enumerate(parties):
             layers.run(party, context, index)

@@ -21,6 +21,7 @@ import numpy as np
 from protocol import argument, field, group, layers, ligero, link, merkle, pedersen, reed_solomon
 from protocol.argument import Statement
 from protocol.encoding import Writer
+from protocol.forks import forks
 from protocol.group import ORDER
 from protocol.keygen import VerificationKey
 from protocol.layout import Layout
@@ -111,9 +112,8 @@ def proof(
     commitments, answer = answers(layout, statement.key, gamma, random)
     systems = [link.equations(layout, statement.key, gamma, answer, transcript)]
     messages = [elements(random, need.sent) for need in statement.needs]
-    parties = argument._parties(statement, transcript, messages=messages)
-    context = layers.Context(layout, alpha, beta, None)
-    sums = [layers.run(party, context, index) for index, party in enumerate(parties)]
+    parts = forks(statement.needs, statement.shape.need.triples, transcript)
+    parties, sums = argument._replay(parts, messages, layers.Context(layout, alpha, beta, None))
     systems += [party.system for party in parties]
     systems.append(argument._join(transcript, parties, sums))
     root, opened = opening(statement.shape, systems, transcript, random)

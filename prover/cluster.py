@@ -1,0 +1,105 @@
+"""Forks proven by the workers of a Ray cluster (docs.ray.io): other processes of this machine, or other machines.
+
+The proof is the one that this process would make: transcript and messages do not depend on where a fork is proven.  A
+worker that is lost costs the forks it held, which go to another.  What workers receive is as secret as the marking
+key, and Ray's own connections need its TLS settings (RAY_USE_TLS): the cluster must be the owner's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import protocol
+from protocol import layers
+from protocol.errors import ParameterError
+from protocol.forks import Engine, Fork, Shared
+from protocol.kernels import cpu
+from protocol.layers import Part
+from protocol.transcript import MaskedElements
+
+AHEAD = 2  # forks per worker that are sent before one is asked for: no worker waits, and memory stays bounded
+RETRIES = 8  # workers that one fork may lose
+POLL_S = 0.5  # between looks at whether the caller cancels
+
+
+@cache
+def version() -> str:
+    """Digest of the protocol's source: workers with another one would make proofs that nobody accepts."""
+    folder, digest = Path(protocol.__path__[0]), hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def prove_fork(shared: Shared, fork: Fork, part: Part, expected: str, threads: int) -> MaskedElements:
+    """In a worker: the messages of one fork.  Raises ParameterError in a worker with another version."""
+    if version() != expected:
+        raise ParameterError("a worker of the cluster runs another version of zkmark")
+    cpu.THREADS = threads
+    shared = replace(shared, alpha=_own(shared.alpha), beta=_own(shared.beta), pads=_own(shared.pads))
+    columns, arrays = ({name: _own(a) for name, a in named.items()} for named in (part.columns, part.arrays))
+    return shared.prove(fork, Part(columns, arrays, {k: _own(a) for k, a in part.remainders.items()}))
+
+
+def _own(array: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """A writable copy: what Ray shares is read-only, and kernels would be compiled once more for it."""
+    return np.array(array)
+
+
+def ray_engine(address: str | None = None, *, workers: int | None = None, threads: int = 1) -> Engine:
+    """An engine on the Ray cluster at `address` (HOST:PORT or "auto"), or on one of this machine's own.
+
+    workers: of a cluster of our own (default: one per core); threads: cores that each fork uses.
+    Raises ParameterError if Ray is not installed or the cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ParameterError("--engine ray needs the package ray: pip install 'zkmark[ray]'") from None
+    if not ray.is_initialized():
+        own: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+        try:
+            ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ParameterError(f"no Ray cluster: {error}") from None
+    task: Any = ray.remote(num_cpus=threads, max_retries=RETRIES)(prove_fork)
+
+    def engine(
+        shared: Shared, forks: Sequence[tuple[Fork, Part]], report: Callable[[float], None]
+    ) -> dict[int, MaskedElements]:
+        work = {fork.index: layers.work(shared.layout, fork.index) for fork, _ in forks}
+        waiting = sorted(forks, key=lambda one: work[one[0].index])  # the largest last, to be popped first
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        most = AHEAD * max(1, int(resources.get("CPU", 1)) // threads)
+        kept, done = ray.put(shared), 0
+        running: dict[Any, int] = {}
+        found: dict[int, MaskedElements] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < most:
+                    fork, part = waiting.pop()
+                    running[task.remote(kept, fork, part, version(), threads)] = fork.index
+                report(done / sum(work.values()))
+                ready, _ = ray.wait(list(running), timeout=POLL_S)
+                for reference in ready:
+                    index = running.pop(reference)
+                    found[index] = MaskedElements(_own(ray.get(reference)))
+                    done += work[index]
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            raise ConnectionError(f"the Ray cluster failed: {type(error).__name__}") from None
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+        return found
+
+    return engine

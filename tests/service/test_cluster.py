@@ -1,0 +1,85 @@
+"""Proofs on a Ray cluster of this machine: two workers, one of which dies."""
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+
+from ml.quantise import Derivation
+from protocol.argument import Cancelled, Context, Statement, prove, verify
+from protocol.errors import ParameterError
+from protocol.forks import Shared
+from prover import cluster
+from prover.jobs import subject
+
+
+@pytest.fixture(scope="module")
+def engine():
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield cluster.ray_engine(workers=2)
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def case(world):
+    about = subject(world.marked, Derivation(), None, world.key.vk)
+    context = Context("", "", "", bytes(32))
+    return Statement(world.key.vk, about.network, 1, context, about.model_digest, about.derivation_digest), world.key
+
+
+@dataclass(frozen=True)
+class Deadly(Shared):
+    """Kills the first worker that proves with it."""
+
+    mark: Path | None = None
+
+    def prove(self, fork, part):
+        try:
+            os.close(os.open(self.mark, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return super().prove(fork, part)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_proof(engine, case):
+    statement, key = case
+    seen = []
+    verify(statement, prove(statement, key, engine=engine, progress=lambda phase, share: seen.append(phase)))
+    assert "nodes" in seen
+
+
+def test_a_worker_that_dies_is_replaced(engine, case, tmp_path):
+    statement, key = case
+
+    def deadly(shared, tasks, report):
+        return engine(Deadly(shared.layout, shared.alpha, shared.beta, shared.pads, tmp_path / "dead"), tasks, report)
+
+    verify(statement, prove(statement, key, engine=deadly))
+    assert (tmp_path / "dead").exists()
+
+
+def test_another_version_of_the_protocol(engine, case, monkeypatch):
+    statement, key = case
+    monkeypatch.setattr(cluster, "version", lambda: "another")
+    with pytest.raises(ParameterError, match="version"):
+        prove(statement, key, engine=engine)
+
+
+def test_cancelled(engine, case):
+    statement, key = case
+    seen = []
+    with pytest.raises(Cancelled):
+        prove(statement, key, engine=engine, progress=lambda phase, share: seen.append(phase),
+              cancelled=lambda: "nodes" in seen)  # fmt: skip
+    verify(statement, prove(statement, key, engine=engine))
+
+
+def test_no_cluster(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ParameterError, match="Ray"):
+        cluster.ray_engine("127.0.0.1:1")
