@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from py_arkworks_bls12381 import GT, G1Point, G2Point, Scalar
 
 from protocol import group
-from protocol.errors import DecodingError, VerificationError
+from protocol.errors import DecodingError
 
 PUBLIC_BYTES = 48
 SIGNATURE_BYTES = 96
@@ -50,9 +50,9 @@ def prove_possession(seed: bytes) -> bytes:
     return _sign(seed, public_key(seed), POSSESSION)
 
 
-def check_possession(public: bytes, proof: bytes) -> None:
-    """Raise DecodingError for what encodes no key and no signature, VerificationError `bls` if it proves nothing."""
-    _check(group.decode(public), public, proof, POSSESSION)
+def is_possessed(public: bytes, proof: bytes) -> bool:
+    """Whether the proof shows that somebody knows the secret.  Raises DecodingError for what encodes no key."""
+    return _holds(group.decode(public), public, proof, POSSESSION)
 
 
 def aggregate(signatures: Sequence[bytes]) -> bytes:
@@ -63,14 +63,14 @@ def aggregate(signatures: Sequence[bytes]) -> bytes:
     return bytes(total.to_compressed_bytes())
 
 
-def check_aggregate(publics: Sequence[bytes], message: bytes, signature: bytes) -> None:
-    """Statement: everybody of `publics` signed the message (FastAggregateVerify, section 3.3.4).
+def is_signed(publics: Sequence[bytes], message: bytes, signature: bytes) -> bool:
+    """Whether everybody of `publics` signed the message (FastAggregateVerify, section 3.3.4).
 
-    Raises DecodingError for what encodes no keys and no signature, VerificationError `bls` if it is false.
-    Left to the caller: that possession of each key was checked, that they are different.
+    Raises DecodingError for what encodes no keys or no signature.
+    Left to the caller: that all keys are possessed, that they are different.
     """
     keys = [group.decode(public) for public in publics]
-    _check(group.sum_points(keys), message, signature, SIGN)
+    return _holds(group.sum_points(keys), message, signature, SIGN)
 
 
 def _sign(seed: bytes, message: bytes, domain: bytes) -> bytes:
@@ -90,10 +90,6 @@ def _signature(data: bytes) -> G2Point:
     return point
 
 
-def _check(key: G1Point, message: bytes, signature: bytes, domain: bytes) -> None:
-    point = _signature(signature)
-    good = key != group.identity() and GT.pairing_check(
-        [key, -G1Point()], [G2Point.hash_to_curve(message, domain), point]
-    )
-    if not good:
-        raise VerificationError("bls", "the keys did not sign this")
+def _holds(key: G1Point, message: bytes, signature: bytes, domain: bytes) -> bool:
+    points = [G2Point.hash_to_curve(message, domain), _signature(signature)]
+    return key != group.identity() and bool(GT.pairing_check([key, -G1Point()], points))

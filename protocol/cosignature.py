@@ -53,10 +53,8 @@ class WitnessKey:
         key = WitnessKey(name, public, possession)
         if not is_name(name) or not value.startswith(ALGORITHM) or key.to_text() != text:
             raise DecodingError("witness key: not name+hash+base64 of a BLS key")
-        try:
-            bls.check_possession(public, possession)
-        except VerificationError:
-            raise DecodingError("witness key: nobody has shown to possess it") from None
+        if not bls.is_possessed(public, possession):
+            raise DecodingError("witness key: nobody has shown to possess it")
         return key
 
 
@@ -92,7 +90,5 @@ class Cosignature:
             raise DecodingError("cosignature: not a sorted list of witnesses")
         if not {key.public for key in known}.issuperset(self.witnesses):  # possession of others is not shown
             raise VerificationError("log.cosignature", "signed by a witness who is not known here, too")
-        try:
-            bls.check_aggregate(self.witnesses, signed_bytes(log, checkpoint), self.signature)
-        except VerificationError:
-            raise VerificationError("log.cosignature", "the witnesses did not sign this checkpoint") from None
+        if not bls.is_signed(self.witnesses, signed_bytes(log, checkpoint), self.signature):
+            raise VerificationError("log.cosignature", "the witnesses did not sign this checkpoint")

@@ -46,7 +46,7 @@ def test_keys_and_signatures_are_those_of_another_implementation():
     joined = Reference.Aggregate(signatures)
     assert bls.aggregate(signatures) == joined
     publics = [KEYS[0].public, KEYS[1].public]
-    bls.check_aggregate(publics, message, joined)
+    assert bls.is_signed(publics, message, joined)
     assert Reference.FastAggregateVerify(publics, message, joined)
 
 
@@ -106,7 +106,7 @@ def test_a_rogue_key_signs_for_others_where_possession_is_not_shown():
     """The equation alone holds: it is the proof of possession that keeps such a key out."""
     public, signature = rogue()
     publics = sorted([public, KEYS[0].public])
-    bls.check_aggregate(publics, signed_bytes(LOG, CHECKPOINT), signature)
+    assert bls.is_signed(publics, signed_bytes(LOG, CHECKPOINT), signature)
     forged = Cosignature(tuple(publics), signature)
     with pytest.raises(VerificationError) as caught:
         forged.check(LOG, CHECKPOINT, KEYS)
@@ -121,8 +121,7 @@ def test_possession_is_another_statement_than_a_signature():
     signed = bls.sign(SEEDS[0], KEYS[0].public)
     with pytest.raises(DecodingError, match="possess"):
         WitnessKey.from_text(replace(KEYS[0], possession=signed).to_text())
-    with pytest.raises(VerificationError):
-        bls.check_aggregate([KEYS[0].public], KEYS[0].public, KEYS[0].possession)
+    assert not bls.is_signed([KEYS[0].public], KEYS[0].public, KEYS[0].possession)
 
 
 def test_keys_that_add_up_to_nothing_sign_nothing():
@@ -130,9 +129,9 @@ def test_keys_that_add_up_to_nothing_sign_nothing():
     public = KEYS[0].public
     opposite = bytes([public[0] ^ 0x20]) + public[1:]
     group.decode(opposite)
-    for signature in (INFINITY_2, cosigned(1).signature):
-        with pytest.raises((DecodingError, VerificationError)):
-            bls.check_aggregate([public, opposite], b"anything", signature)
+    assert not bls.is_signed([public, opposite], b"anything", cosigned(1).signature)
+    with pytest.raises(DecodingError):
+        bls.is_signed([public, opposite], b"anything", INFINITY_2)
 
 
 def outside(count: int) -> bytes:
@@ -150,12 +149,12 @@ def test_points_of_no_group():
     message = signed_bytes(LOG, CHECKPOINT)
     for public in (INFINITY_1, bytes(48), b"\xff" * 48, KEYS[0].public[:-1], outside(48)):
         with pytest.raises(DecodingError):
-            bls.check_aggregate([public], message, cosigned(0).signature)
+            bls.is_signed([public], message, cosigned(0).signature)
         with pytest.raises(DecodingError):
-            bls.check_possession(public, KEYS[0].possession)
+            bls.is_possessed(public, KEYS[0].possession)
     for signature in (INFINITY_2, bytes(96), b"\xff" * 96, b"", cosigned(0).signature[:-1], outside(96)):
         with pytest.raises(DecodingError):
-            bls.check_aggregate([KEYS[0].public], message, signature)
+            bls.is_signed([KEYS[0].public], message, signature)
         with pytest.raises(DecodingError):
             bls.aggregate([signature])
         with pytest.raises(DecodingError):
