@@ -7,7 +7,8 @@
 
 The owner commits before the coin d falls, so that a model which does not depend on d matches each label with
 probability 1 / |L|, whatever the images are (Adi et al., USENIX Security 2018, PKeyGen; the coin answers the false
-claims of Liu et al., USENIX Security 2024).
+claims of Liu et al., USENIX Security 2024).  Hashing again and again may find her a better coin; she cannot do that
+with an anchor in the seed, which says that a log took the commitments before anybody could know it (`protocol.anchor`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import numpy.typing as npt
 from Crypto.Hash import cSHAKE256
 
 from protocol import identity, pedersen
+from protocol.anchor import MAGIC as ANCHOR_MAGIC
+from protocol.anchor import MAX_ANCHOR_BYTES, Anchor
 from protocol.encoding import Reader, Writer
 from protocol.errors import ParameterError, VerificationError
 from protocol.group import ORDER, POINT_BYTES, Point, decode, encode, multiply
@@ -33,7 +36,7 @@ from protocol.soundness import FALSE_CLAIM_TARGET, false_claim_bits, smallest_el
 MAX_ELL = 4096
 MAX_PIXELS = pedersen.MAX_GENERATORS  # channels * height * width
 MAX_CLASSES = 1 << 16
-MAX_BEACON_BYTES = 1024
+MAX_BEACON_BYTES = MAX_ANCHOR_BYTES
 MAX_KEY_BYTES = 1 << 30  # of an encoded key; what reads a file or a stream stops here
 SIGNATURE_LABEL = "verification key"
 
@@ -105,7 +108,7 @@ class VerificationKey:
     owner_public_key: bytes  # Ed25519, 32 bytes
     triggers: tuple[bytes, ...]  # ell encoded points c_t
     shares: tuple[bytes, ...]  # ell encoded points c_L
-    beacon: bytes
+    beacon: bytes  # an encoded anchor; anything else makes the coin no better than nothing does
     openings: Openings  # of the opened triggers, in ascending order
     signature: bytes  # the owner's, on `digest`
 
@@ -148,7 +151,7 @@ class VerificationKey:
         openings = Openings.read(r, opened, parameters)
         key = VerificationKey(parameters, owner, triggers, shares, beacon, openings, r.raw(identity.SIGNATURE_BYTES))
         r.done()
-        _ = key.trigger_points, key.share_points  # raise DecodingError
+        _ = key.trigger_points, key.share_points, key.anchor  # raise DecodingError
         return key
 
     @cached_property
@@ -165,15 +168,31 @@ class VerificationKey:
         return [decode(c) for c in self.shares]
 
     @cached_property
+    def anchor(self) -> Anchor | None:
+        """What the beacon says about a log, if it is an anchor; `check_key` checks it."""
+        return Anchor.from_bytes(self.beacon) if self.beacon.startswith(ANCHOR_MAGIC) else None
+
+    @cached_property
+    def commitments_digest(self) -> bytes:
+        """32 bytes for a log: everything the owner chose before the coin fell."""
+        commitments = self._parameter_bytes() + self._commitment_bytes()
+        return cSHAKE256.new(commitments, custom=b"zkmark/commitments").read(32)
+
+    @cached_property
     def seed(self) -> bytes:
-        """32 bytes that depend on everything the owner could choose."""
+        """32 bytes that depend on everything the owner could choose, and on the beacon."""
+        everything = self._parameter_bytes() + Writer().blob(self.beacon).to_bytes() + self._commitment_bytes()
+        return cSHAKE256.new(everything, custom=b"zkmark/pkeygen-v1").read(32)
+
+    def _parameter_bytes(self) -> bytes:
         p = self.parameters
         out = Writer().text("BLS12-381 G1").blob(pedersen.DOMAIN).u32(p.classes)
         for n in p.shape:
             out.u32(n)
-        out.raw(self.owner_public_key).u8(p.label_rule).blob(self.beacon).u32(p.ell)
-        out.raw(b"".join(self.triggers)).raw(b"".join(self.shares))
-        return cSHAKE256.new(out.to_bytes(), custom=b"zkmark/pkeygen-v1").read(32)
+        return out.raw(self.owner_public_key).u8(p.label_rule).to_bytes()
+
+    def _commitment_bytes(self) -> bytes:
+        return Writer().u32(self.parameters.ell).raw(b"".join(self.triggers)).raw(b"".join(self.shares)).to_bytes()
 
     @cached_property
     def challenge_bits(self) -> npt.NDArray[np.bool_]:
@@ -288,6 +307,74 @@ class MarkingKey:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class PendingKey:
+    """A key whose coin has not fallen: every secret, and commitments that a log may take.
+
+    Only one key may be made of it.  Two coins open two halves, which together are three quarters of the triggers.
+    """
+
+    secrets: MarkingKey = field(repr=False)  # its vk is not opened, and nobody sees it
+
+    @property
+    def parameters(self) -> KeyParameters:
+        return self.secrets.vk.parameters
+
+    @property
+    def digest(self) -> bytes:
+        """What a log is asked to take (`protocol.anchor`)."""
+        return self.secrets.vk.commitments_digest
+
+    def draw(self, beacon: bytes = b"") -> MarkingKey | None:
+        """The key with the coin that `beacon` (the bytes of an anchor) gives; None if its h is outside the window."""
+        vk, secrets = replace(self.secrets.vk, beacon=beacon), self.secrets
+        low, high = window(vk.parameters.ell)
+        if not low <= vk.h <= high:
+            return None
+        vk = replace(vk, openings=secrets.openings(vk.opened))
+        vk = replace(vk, signature=identity.sign(secrets.owner_secret_seed, SIGNATURE_LABEL, vk.digest))
+        return replace(secrets, vk=vk)
+
+    def blinded_anew(self, entropy: Entropy = os.urandom) -> PendingKey:
+        """The same with another blinding of the first trigger, and so another digest and another coin.
+
+        The owner decides on it by public values only, so the new blinding hides as well as the old one did.
+        """
+        old, vk, fresh = self.secrets.trigger_randomness, self.secrets.vk, _uniform(ORDER, entropy)
+        point = vk.trigger_points[0] + multiply(pedersen.GENERATORS.blinding, fresh - old[0])
+        vk = replace(vk, triggers=(encode(point), *vk.triggers[1:]))
+        return PendingKey(replace(self.secrets, vk=vk, trigger_randomness=(fresh, *old[1:])))
+
+    def finish(self, entropy: Entropy = os.urandom) -> MarkingKey:
+        """The key without an anchor, blinded anew until its h is inside the window."""
+        pending = self
+        while (key := pending.draw()) is None:
+            pending = pending.blinded_anew(entropy)
+        return key
+
+    def to_bytes(self) -> bytes:
+        """Everything in the clear."""
+        secrets = self.secrets
+        out = Writer().raw(b"zkmark pending key 1\n").blob(secrets.vk.to_bytes())
+        secrets.openings(np.arange(self.parameters.ell)).write(out)
+        return out.raw(secrets.owner_secret_seed).to_bytes()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> PendingKey:
+        """The pending key encoded by `to_bytes`.  Raises DecodingError."""
+        r = Reader(data, "pending key")
+        r.magic(b"zkmark pending key 1\n")
+        vk = VerificationKey.from_bytes(r.blob(MAX_KEY_BYTES))
+        o = Openings.read(r, vk.parameters.ell, vk.parameters)
+        owner_secret_seed = r.raw(identity.SECRET_SEED_BYTES)
+        r.done()
+        if len(vk.openings) or vk.beacon or identity.public_key(owner_secret_seed) != vk.owner_public_key:
+            raise r.fail("the coin has fallen, or the public and the secret part do not belong together")
+        return PendingKey(
+            MarkingKey(vk, o.images, o.shares, o.trigger_randomness, o.share_randomness, owner_secret_seed)
+        )
+
+
 def generate_key(
     parameters: KeyParameters,
     images: Images,
@@ -296,7 +383,19 @@ def generate_key(
     entropy: Entropy = os.urandom,
     progress: Callable[[int, int], None] | None = None,
 ) -> MarkingKey:
-    """A new key over images uint8 [ell, C, H, W]; `progress(done, ell)` while they are committed.
+    """A new key without an anchor.  Arguments and errors are those of `commit_key`."""
+    return commit_key(parameters, images, labels=labels, entropy=entropy, progress=progress).finish(entropy)
+
+
+def commit_key(
+    parameters: KeyParameters,
+    images: Images,
+    *,
+    labels: Sequence[int] | None = None,
+    entropy: Entropy = os.urandom,
+    progress: Callable[[int, int], None] | None = None,
+) -> PendingKey:
+    """Commitments to images uint8 [ell, C, H, W] and to shares; `progress(done, ell)` while they are made.
 
     `labels` are given for LabelRule.CHOSEN only.  Every share and blinding is drawn from an own 256-bit seed: what is
     opened says nothing about the generator of what is not.
@@ -330,28 +429,27 @@ def generate_key(
         Openings(images[:0], np.zeros(0, np.int64), (), ()),
         bytes(identity.SIGNATURE_BYTES),
     )
-    low, high = window(ell)
-    while not low <= vk.h <= high:
-        # The choice sees public values only, so the new blinding of c_t,0 hides as well as the old one did.
-        fresh = _uniform(ORDER, entropy)
-        points[0] += multiply(pedersen.GENERATORS.blinding, fresh - trigger_randomness[0])
-        trigger_randomness[0] = fresh
-        vk = replace(vk, triggers=(encode(points[0]), *vk.triggers[1:]))
-    secrets = (np.array(shares, np.int64), tuple(trigger_randomness), tuple(share_randomness), owner_secret_seed)
-    vk = replace(vk, openings=MarkingKey(vk, images, *secrets).openings(vk.opened))
-    vk = replace(vk, signature=identity.sign(owner_secret_seed, SIGNATURE_LABEL, vk.digest))
-    return MarkingKey(vk, images, *secrets)
+    return PendingKey(
+        MarkingKey(
+            vk, images, np.array(shares, np.int64), tuple(trigger_randomness), tuple(share_randomness),
+            owner_secret_seed,
+        )
+    )  # fmt: skip
 
 
 def check_key(vk: VerificationKey, *, entropy: Entropy = os.urandom) -> None:
     """Check everything that a verification key shows.
 
     Statement: the owner committed to `ell` triggers and shares before e and d fell, and opened those with e_i = 1.
-    Checks: key.signature, key.window, key.range, key.duplicates, key.openings; VerificationError names the failed one.
+    Checks: key.signature, those of an anchor (log.signature, log.inclusion, log.window) if there is one, key.window,
+    key.range, key.duplicates, key.openings; VerificationError names the failed one.
     Soundness error: 2^-128 for the openings, whose weights are drawn here; soundness.hidden_bad for what stays hidden.
-    Left to the caller: whether the opened images and labels look right, when the key was published, the label rule.
+    Left to the caller: whether the opened images and labels look right, when the key was published, the label rule,
+    whether the log of the anchor is one that she trusts.
     """
     identity.check_signature(vk.owner_public_key, SIGNATURE_LABEL, vk.digest, vk.signature, "key.signature")
+    if vk.anchor is not None:
+        vk.anchor.check(vk.commitments_digest)
     low, high = window(vk.parameters.ell)
     if not low <= vk.h <= high:
         raise VerificationError("key.window", f"{vk.h} triggers are hidden, {low} to {high} are accepted")

@@ -28,6 +28,7 @@ MAX_LOG2_ROW = 18
 DISCRETE_LOGARITHM = "discrete logarithms in BLS12-381 G1 are hard (published estimates: 2^117 to 2^126)"
 HASHES = "SHA-256 and cSHAKE256 behave as random oracles (collisions: 2^128)"
 FIAT_SHAMIR = "Fiat-Shamir: W hashes of work multiply the statistical error by W"
+ANCHOR_DOUBT = 40  # under an anchor, more ill-formed triggers than stated stay hidden with probability 2^-40
 NO_BOUND = (
     "the owner chose the images and their labels: whoever picks images that models of the task answer in one way "
     "matches models that were never marked, and nothing bounds how often"
@@ -123,6 +124,17 @@ def hidden_bad(ell: int, log2_work: int, log2_doubt: int = 0) -> int:
         middle = (below + above) // 2
         below, above = (middle, above) if possible(middle) else (below, middle)
     return below
+
+
+def anchored_work(size: int, window: int) -> int:
+    """log2, rounded up, of the coins that an owner can have seen for a key anchored at a checkpoint of `size` entries.
+
+    A coin is drawn by the log: one for each of its entries and each checkpoint of up to `window` entries later, so at
+    most `window` for each size.  That makes window * size coins up to this one; and 32 is for the owner's choice of
+    this one among all that came before and after, since 1 + 1/2 + ... + 1/n < 32 for logs of n <= 2^45 entries.
+    Holds for an honest log.  One that gives its owner coins to choose from leaves her only what she can hash.
+    """
+    return (32 * window * size - 1).bit_length()
 
 
 # The argument

@@ -6,6 +6,7 @@ bytes of the three frozen files and returns the intermediate values of vectors.j
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from fractions import Fraction
 from functools import cache
@@ -322,6 +323,47 @@ def below(bound, stream):
             return value
 
 
+class Anchor:
+    def __init__(self, data):
+        r = Bytes(data)
+        r.magic(b"zkmark anchor 1\n")
+        try:
+            self.name = r.blob().decode()
+        except UnicodeDecodeError:
+            raise Failed("malformed") from None
+        good = self.name.isprintable() and 0 < len(self.name) <= 256 and not {*self.name} & {"+", " "}
+        self.public, self.index, self.seconds = r.raw(32), r.int(8), r.int(8)
+        length = r.int(1)
+        require(good and length <= 64, "malformed")
+        self.path = [r.raw(32) for _ in range(length)]
+        self.size, self.root, self.signature = r.int(8), r.raw(32), r.raw(64)
+        r.done()
+        require(self.index < self.size <= 1 << 62, "malformed")
+
+    def check(self, digest):
+        text = f"{self.name}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
+        try:
+            eddsa.new(ECC.import_key(ED25519_PREFIX + self.public), "rfc8032").verify(text.encode(), self.signature)
+        except ValueError:
+            raise Failed("log.signature") from None
+        leaf = sha(b"\0zkmark log entry 2\n\1" + digest + self.seconds.to_bytes(8, "little"))
+        path = list(self.path)
+        require(root_of(leaf, self.index, self.size, path) == self.root and not path, "log.inclusion")
+        require(self.size - self.index <= 4096, "log.window")
+
+
+def root_of(leaf, index, size, path):
+    """The root over `size` leaves by recursion from the top (RFC 9162, section 2.1.1); takes from the end of `path`."""
+    if size == 1:
+        return leaf
+    split = 1 << (size - 1).bit_length() - 1
+    require(bool(path), "log.inclusion")
+    sibling = path.pop()
+    if index < split:
+        return sha(b"\1" + root_of(leaf, index, split, path) + sibling)
+    return sha(b"\1" + sibling + root_of(leaf, index - split, size - split, path))
+
+
 class Key:
     """A verification key, checked."""
 
@@ -339,13 +381,18 @@ class Key:
         blindings = [[r.int(32) for _ in range(opened)] for _ in range(2)]
         signature = r.raw(64)
         r.done()
-        require(len(beacon) <= 1024 and all(value < q for part in blindings for value in part), "malformed")
+        require(rule < 2 and len(beacon) <= 4096, "malformed")
+        require(all(value < q for part in blindings for value in part), "malformed")
+        anchor = Anchor(beacon) if beacon.startswith(b"zkmark anchor 1\n") else None
         points = [[point(c) for c in part] for part in (self.triggers, self.shares)]
         self.digest = sha(data[:-64])
         signed(self.owner, "verification key", self.digest, signature, "key.signature")
-        seed = blob(b"BLS12-381 G1") + blob(DOMAIN) + u32(self.classes, *self.shape) + self.owner + bytes([rule])
-        seed += blob(beacon) + u32(self.ell) + b"".join(self.triggers) + b"".join(self.shares)
-        self.seed = shake(seed, "zkmark/pkeygen-v1").read(32)
+        parameters = blob(b"BLS12-381 G1") + blob(DOMAIN) + u32(self.classes, *self.shape) + self.owner + bytes([rule])
+        commitments = u32(self.ell) + b"".join(self.triggers) + b"".join(self.shares)
+        self.commitments_digest = shake(parameters + commitments, "zkmark/commitments").read(32)
+        if anchor:
+            anchor.check(self.commitments_digest)
+        self.seed = shake(parameters + blob(beacon) + commitments, "zkmark/pkeygen-v1").read(32)
         stream = shake(self.seed, "zkmark/cnc").read(-(-self.ell // 8))
         self.bits = [stream[i // 8] >> i % 8 & 1 for i in range(self.ell)]
         self.offsets = [

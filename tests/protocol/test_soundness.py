@@ -3,7 +3,7 @@
 from dataclasses import replace
 from fractions import Fraction
 from itertools import product
-from math import comb, inf, isqrt, log2, prod
+from math import comb, inf, isqrt, log, log2, prod
 
 import pytest
 from hypothesis import given
@@ -125,6 +125,24 @@ def test_hidden_bad_by_enumeration():
         survive = [sum(hidden % (1 << bad) == (1 << bad) - 1 for hidden in accepted) for bad in range(high + 1)]
         expected = max((bad for bad, ways in enumerate(survive) if ways << log2_work >= 1 << ell), default=0)
         assert soundness.hidden_bad(ell, log2_work) == expected
+
+
+def test_anchored_work():
+    """A weight of 1 / (32 window n) for every coin at n entries adds up to less than one, for logs of 2^45 entries."""
+    assert soundness.anchored_work(1, 1) == 5 and soundness.anchored_work(2**20, 4096) == 37
+    for size in (1, 2, 3, 1000, 2**40 + 1):
+        work = soundness.anchored_work(size, 4096)
+        assert 2**work >= 32 * 4096 * size > 2 ** (work - 1)
+    harmonic = log(2**45) + 0.5772156649 + 2**-46  # 1 + 1/2 + ... + 1/n, to 2^-90
+    assert harmonic < 32 < log(2**46) + 0.5772156649
+
+
+def test_an_anchor_leaves_fewer_ill_formed_triggers():
+    for ell in (132, 256, 512, 4096):
+        for entries in (1, 2**10, 2**30):
+            work = soundness.anchored_work(entries, 4096)
+            anchored = soundness.hidden_bad(ell, work, soundness.ANCHOR_DOUBT)
+            assert anchored < soundness.hidden_bad(ell, 128)
 
 
 # The argument
