@@ -63,23 +63,24 @@ def _measure(names: list[str], runs: int) -> None:
     if unknown := set(names) - {*JOBS, *groups, "micro", "curves", "peers"}:
         raise SystemExit(f"no benchmark {', '.join(sorted(unknown))}; jobs are {', '.join(JOBS)}")
     for name in names:
+        busy = results.others()
         if name == "micro":
             print("micro benches", flush=True)
-            results.save("micro", {"first_use_compile_seconds": _compile(), **micro()})
+            results.save("micro", busy, {"first_use_compile_seconds": _compile(), **micro()})
         elif name == "curves":
             curves = {"triggers": BY_TRIGGERS, "activations": BY_ACTIVATIONS}
             measured: dict[str, Any] = {job.name: {} for jobs in curves.values() for job in jobs}
             for point in measured:
                 measured[point] = _job(point, runs, profile=False)
             points = {kind: [measured[job.name] for job in jobs] for kind, jobs in curves.items()}
-            results.save("curves", {"runs": runs, **points})
+            results.save("curves", busy, {"runs": runs, **points})
         elif name == "peers":
             ours = _job("lenet-28x28", runs, profile=False)
-            results.save("peers", {"runs": runs, "zkmark": ours, "ezkl": ezkl(JOBS["lenet-28x28"], runs)})
+            results.save("peers", busy, {"runs": runs, "zkmark": ours, "ezkl": ezkl(JOBS["lenet-28x28"], runs)})
         else:
             for job in groups.get(name, (JOBS.get(name),)):
                 if job is not None:
-                    results.save(job.name, {"runs": runs, **_job(job.name, runs)})
+                    results.save(job.name, results.others(), {"runs": runs, **_job(job.name, runs)})
 
 
 def _job(name: str, runs: int, profile: bool = True) -> dict[str, Any]:

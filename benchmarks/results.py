@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,18 @@ RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).parent.with_name("README.md")
 PHASES = Path(__file__).with_name("PHASES.md")
 BEGIN, END = "<!-- benchmarks: begin -->\n", "<!-- benchmarks: end -->\n"
-BUSY = 1.0  # load average from which the texts say that the machine had other work
+BUSY = 0.1  # share of the processor time of others from which the texts say that there was other work
 LIBRARIES = ("numpy", "numba", "llvmlite", "py_arkworks_bls12381", "pycryptodome", "onnxruntime", "torch")
 
 
-LOAD = os.getloadavg()[0]  # before this process did anything
-
-
 def machine() -> dict[str, Any]:
-    """What the numbers depend on and a reader can compare with; the load is that before the first measurement."""
+    """What the numbers depend on and a reader can compare with."""
     return {
         "processor": _proc("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(int((_proc("/proc/meminfo", "MemTotal") or "0").split()[0]) / 2**20),
         "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "python": platform.python_version(),
-        "load_before": round(LOAD, 1),
         "versions": {name: version(name) for name in LIBRARIES},
     }
 
@@ -38,12 +35,27 @@ def _proc(path: str, field: str) -> str | None:
         lines = Path(path).read_text().splitlines()
     except OSError:
         return None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), None)
+    return next((line[len(field) :].strip(" \t:") for line in lines if line.startswith(field)), None)
 
 
-def save(name: str, result: dict[str, Any]) -> None:
+def others(seconds: float = 1.0) -> float:
+    """Share of the machine's processor time that is in use while this process sleeps."""
+
+    def ticks() -> tuple[int, int]:
+        numbers = [int(n) for n in (_proc("/proc/stat", "cpu ") or "0 0 0 0 0").split()]
+        return sum(numbers[:8]), numbers[3] + numbers[4]
+
+    before = ticks()
+    time.sleep(seconds)
+    total, idle = (b - a for a, b in zip(before, ticks(), strict=True))
+    return round(1 - idle / total, 2) if total else 0.0
+
+
+def save(name: str, busy: float, result: dict[str, Any]) -> None:
+    """busy: `others` before the measurement."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
+    about = {**machine(), "busy_before": busy}
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": about, **result}, indent=2) + "\n")
 
 
 def load(name: str) -> dict[str, Any] | None:
@@ -71,9 +83,11 @@ def table() -> str:
     if not measured:
         return "Nothing measured yet.\n"
     hosts = dict.fromkeys(_host(entry["machine"]) for entry in measured)
+    disturbed = [job["job"] for job in measured if job["machine"].get("busy_before", 1.0) > BUSY]
     lines = [
         f"{'; '.join(hosts)}. All h hidden triggers in one proof, kernels compiled; seconds are medians of the runs, "
-        "memory is the peak of a fresh process.",
+        "memory is the peak of a fresh process."
+        + (f" The machine had other work while these were measured: {', '.join(disturbed)}." if disturbed else ""),
         "",
         "| network | h | activations per image | keygen | derive | prove | verify | proof "
         "| memory, derive / prove / verify | soundness | runs |",
@@ -191,9 +205,7 @@ def _phase_row(name: str, values: tuple[float, ...], whole: float, total: int, c
 
 
 def _host(machine: dict[str, Any]) -> str:
-    text = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, Python {machine['python']}"
-    load = machine["load_before"]
-    return text if load < BUSY else f"{text} (busy with other work: load average {load} before the measurement)"
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, Python {machine['python']}"
 
 
 def _count(value: int) -> str:
