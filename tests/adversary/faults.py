@@ -9,6 +9,7 @@ Every fault is a context manager; `argument.prove` inside it makes the forged pr
     message       one of her masked messages is changed                         linear.sum
     root, zero_roots  lookup trees claim other roots                            linear.sum
     masked_sum    her linear mask has a sum                                     linear.sum
+    padding       slots of her rows that nothing is said to be in hold values   linear.sum
     weighed       she looks a value up zero times, or twice                     linear.sum
     answers       her answers to the link's challenge are changed               link.range, link.opening
     polynomial    one of her test polynomials is changed                        *.columns, linear.sum, quadratic.zero
@@ -289,6 +290,22 @@ def masked_sum(total: int) -> Any:
             rest = field.total(np.ascontiguousarray(lin[:, size::size]))
             lin[:, :1] = field.sub(field.scale(field.constant(total), pow(size, -1, P)), rest)
             committed._blinding = (prox, lin, quad)
+            return original(committed)
+
+        return lie
+
+    return replaced(ligero.Committed, "_encode", make)
+
+
+def padding(array: str, value: int) -> Any:
+    """The slots behind the end of an array, in its last row, hold `value`."""
+
+    def make(original: Any) -> Any:
+        def lie(committed: Any) -> Any:
+            first, count = committed.shape.array_rows[array]
+            used = committed.shape.layout.arrays[array] - (count - 1) * committed.shape.size
+            assert used < committed.shape.size, f"{array} fills its rows"
+            committed._arrays[used:, first + count - 1] = value
             return original(committed)
 
         return lie

@@ -25,11 +25,11 @@ from protocol.argument import Context, Statement
 from protocol.errors import VerificationError
 from protocol.keygen import SIGNATURE_LABEL, KeyParameters, LabelRule, check_key, generate_key
 from protocol.soundness import false_claim_bits, p_value, smallest_k_min, tail, window
+from tests.adversary.rates import DOUBT, agrees
 from verifier.policy import LEVEL, Policy
 
 ELL, CLASSES = 160, 10
 KEYS = 250
-DOUBT = 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,7 @@ def transferable(digits):
 # Chosen and joint labels
 
 
+@pytest.mark.reaches("policy.chosen_labels")
 def test_chosen_labels_are_a_forgery(victim, transferable):
     """The key is in order, the false claim is proven, and as many triggers match as 128 bits would ask for."""
     images, labels = transferable
@@ -145,6 +146,7 @@ def test_grinding_the_coin_gains_its_work_and_no_more(tries):
     assert false_claim_bits(h, CLASSES, smallest_k_min(h, CLASSES)) - 6 > 120  # what is left of 128 after the work
 
 
+@pytest.mark.reaches("prove.matches")
 def test_the_same_accuser_proves_nothing_under_the_coin(victim, accuser):
     context, k_min = Context("false claim", "accuser", "judge", bytes(32)), smallest_k_min(accuser.vk.h, CLASSES)
     with pytest.raises(VerificationError) as error:
@@ -193,15 +195,12 @@ def outcomes(key, count):
     return found
 
 
-def binomial(hits, trials, rate):
-    assert stats.binomtest(hits, trials, float(rate)).pvalue > DOUBT, (hits, trials, float(rate))
-
-
 def accepted_keys(ell):
     low, high = window(ell)
     return Fraction(sum(comb(ell, h) for h in range(low, high + 1)), 2**ell)
 
 
+@pytest.mark.reaches("key.range")
 @pytest.mark.parametrize("bad", [1, 3])
 def test_ill_formed_items_are_caught_at_the_rate_of_the_formula(little, bad):
     """Shares that are no label: a key passes if all of them stay hidden."""
@@ -210,11 +209,12 @@ def test_ill_formed_items_are_caught_at_the_rate_of_the_formula(little, bad):
     found = outcomes(replace(little, shares=shares), KEYS)
     low, high = window(16)
     rate = Fraction(sum(comb(16 - bad, h - bad) for h in range(max(low, bad), high + 1)), 2**16)
-    binomial(found.count(""), KEYS, rate)
-    binomial(found.count("key.range"), KEYS, accepted_keys(16) - rate)
+    agrees("keys with ill-formed items", found.count(""), KEYS, rate)
+    agrees("keys with ill-formed items", found.count("key.range"), KEYS, accepted_keys(16) - rate)
     assert set(found) <= {"", "key.range", "key.window"}
 
 
+@pytest.mark.reaches("key.duplicates")
 def test_two_triggers_of_one_image(little):
     """Caught if both are opened.  They gain nothing: the coin gives them their labels, a network gives them one."""
     images = little.images.copy()
@@ -222,8 +222,8 @@ def test_two_triggers_of_one_image(little):
     found = outcomes(replace(little, images=images), KEYS)
     low, high = window(16)
     caught = Fraction(sum(comb(14, h) for h in range(low, high + 1)), 2**16)  # both opened, h of the other 14 hidden
-    binomial(found.count("key.duplicates"), KEYS, caught)
-    binomial(found.count(""), KEYS, accepted_keys(16) - caught)
+    agrees("keys with ill-formed items", found.count("key.duplicates"), KEYS, caught)
+    agrees("keys with ill-formed items", found.count(""), KEYS, accepted_keys(16) - caught)
 
 
 # Somebody else's key
@@ -235,6 +235,7 @@ def rejected(vk, check):
     assert error.value.check == check
 
 
+@pytest.mark.reaches("key.signature")
 def test_a_copied_key(little):
     """A thief can show a key, but not sign for it; under her own name the challenge opens other triggers."""
     make = published(little)
@@ -260,6 +261,7 @@ def passes(vk):
     return True
 
 
+@pytest.mark.reaches("key.openings")
 def test_a_rerandomized_copy(little):
     """Commitments shifted by known blindings cannot be linked to the original, nor opened where that was hidden."""
     make = published(little)

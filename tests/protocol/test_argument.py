@@ -179,6 +179,7 @@ def others(statement, key):
     }
 
 
+@pytest.mark.reaches("owner.signature", "link.opening")
 @pytest.mark.parametrize(
     "name", ["k_min", "model", "derivation", "nonce", "purpose", "claimant", "verifier", "one weight", "key"]
 )
@@ -190,6 +191,7 @@ def test_a_proof_is_for_one_statement(statement, key, proof, name):
     rejected("link.opening", other, resigned(other, key, proof))
 
 
+@pytest.mark.reaches("owner.signature")
 def test_a_proof_needs_the_owner(statement, key, proof):
     stranger = replace(key, owner_secret_seed=bytes(32))
     rejected("owner.signature", statement, resigned(statement, stranger, proof))
@@ -200,6 +202,7 @@ def test_a_proof_needs_the_owner(statement, key, proof):
     assert resigned(statement, key, proof) == proof
 
 
+@pytest.mark.reaches("owner.signature")
 def test_owners_signature_covers_every_byte(statement, proof):
     for at in range(len(argument.MAGIC), len(proof), len(proof) // 20):
         changed = bytearray(proof)
@@ -243,6 +246,7 @@ def test_one_element_changed_in_each_part(statement, key, proof):
         assert found in CHANGED[name.split(" ")[0] if name.startswith("fork") else name], (name, found)
 
 
+@pytest.mark.reaches("merkle.path")
 def test_two_columns_swapped(statement, key, proof):
     """With their salts: right leaves in wrong places."""
     parts = {name: first for name, first, _ in sections(statement)}
@@ -346,6 +350,7 @@ def session(statement, key, draw=os.urandom):
     raise Restart
 
 
+@pytest.mark.reaches("channel.coin", "link.opening")
 def test_interactive(statement, key, proof):
     interactive, verifier = session(statement, key)
     ledger = argument.verify(statement, interactive, verifier)
@@ -356,6 +361,7 @@ def test_interactive(statement, key, proof):
     rejected("channel.coin", statement, proof, session(statement, key)[1])
 
 
+@pytest.mark.reaches("channel.unused_coin")
 def test_a_prover_with_two_tries_is_rejected(statement, key):
     """She asks for a coin, does not like it, and goes on from another state."""
     interactive, verifier = session(statement, key)
@@ -366,6 +372,7 @@ def test_a_prover_with_two_tries_is_rejected(statement, key):
     rejected("channel.unused_coin", statement, interactive, fresh)
 
 
+@pytest.mark.reaches("channel.second_coin")
 def test_a_verifier_who_asks_twice_is_refused(statement, key):
     """Two runs from the same coins of the prover's machine: the second question about one state is not answered."""
     asked = []

@@ -53,21 +53,25 @@ def test_no_lie_at_all(statement, key):
 # Values
 
 
+@pytest.mark.reaches("linear.sum", "quadratic.zero")
 @pytest.mark.parametrize("name", ["x", "z0", "u1", "z2", "u3", "g", "d", "v0", "count", "uses", "mask"])
 def test_one_committed_value(statement, key, name):
     check = "quadratic.zero" if name in ("d", "count") else "linear.sum"
     rejected(check, statement, key, entry(name, delta=1))
 
 
+@pytest.mark.reaches("linear.sum")
 def test_a_changed_value_with_multiplicities_to_match(statement, key):
     rejected("linear.sum", statement, key, entry("z1", 77, recount=True))
 
 
+@pytest.mark.reaches("linear.columns")
 def test_test_polynomials_corrected_to_hide_it(statement, key):
     """All sums come out right; the linear polynomial no longer is that of the committed rows."""
     rejected("linear.columns", statement, key, entry("z1"), faults.stubborn())
 
 
+@pytest.mark.reaches("linear.sum")
 def test_one_logit(statement, key):
     """A logit of a class, with all arrays that follow from it: the output layer says otherwise."""
 
@@ -87,15 +91,18 @@ def test_one_logit(statement, key):
     rejected("linear.sum", statement, key, faults.committed(change))
 
 
+@pytest.mark.reaches("linear.sum")
 def test_a_wrong_remainder(statement, key):
     rejected("linear.sum", statement, key, faults.remainders(1, 5, 1))
 
 
+@pytest.mark.reaches("linear.sum")
 def test_a_value_that_is_not_looked_up(statement, key):
     """Another pixel than a byte, with a leaf of weight 0 in the place of its lookup."""
     rejected("linear.sum", statement, key, entry("x", 0, 1 << 20, recount=True), faults.weighed(1, 0, 0))
 
 
+@pytest.mark.reaches("linear.sum")
 def test_the_evaluation_of_another_network(statement, key):
     """All values are those of another marked network with the same structure."""
     other = marked_network(key, seed=5)
@@ -125,6 +132,7 @@ def unmatched(statement, key):
     raise AssertionError("no network misses exactly one trigger")
 
 
+@pytest.mark.reaches("prove.matches")
 def test_k_min_one_too_high(unmatched, key):
     statement, _ = unmatched
     with pytest.raises(VerificationError) as error:
@@ -134,12 +142,14 @@ def test_k_min_one_too_high(unmatched, key):
     argument.verify(true, argument.prove(true, key))
 
 
+@pytest.mark.reaches("linear.sum")
 def test_a_margin_that_wraps(unmatched, key):
     """m = 1 on the trigger that does not match: v = p - something has an upper limb in no table."""
     statement, missed = unmatched
     rejected("linear.sum", statement, key, faults.claims([missed]))
 
 
+@pytest.mark.reaches("quadratic.zero", "quadratic.columns")
 def test_m_without_margin(unmatched, key):
     """m = 1 and v = 0 for the trigger that does not match: v is not m d.  Every linear equation holds."""
     statement, missed = unmatched
@@ -156,6 +166,7 @@ def test_m_without_margin(unmatched, key):
     rejected("quadratic.columns", statement, key, faults.claims([missed]), faults.committed(change), faults.stubborn())
 
 
+@pytest.mark.reaches("quadratic.zero")
 def test_m_of_two(unmatched, key):
     """One match counted twice makes up for the one that is missing."""
     statement, missed = unmatched
@@ -168,6 +179,7 @@ def test_m_of_two(unmatched, key):
     rejected("quadratic.zero", statement, key, faults.claims([missed]), faults.committed(change))
 
 
+@pytest.mark.reaches("linear.sum", "quadratic.zero")
 def test_count_bits(unmatched, key):
     """k_min = h - 1 with two misses would need the count -1: no bits say so, and no bit is -1."""
     statement, missed = unmatched
@@ -213,6 +225,7 @@ def swapped_shares(key):
     return replace(key, shares=shares)
 
 
+@pytest.mark.reaches("link.opening", "linear.sum")
 @pytest.mark.parametrize("change", [one_pixel, one_label, swapped_shares])
 def test_other_triggers_than_the_published(statement, key, change):
     """Answered for what she committed to, the group equation fails; for what was published, the linear one."""
@@ -246,6 +259,7 @@ def answering(change):
     return faults.replaced(link, "answer", make)
 
 
+@pytest.mark.reaches("linear.sum")
 @pytest.mark.parametrize("value", [256, -1])
 def test_a_pixel_that_is_no_byte(statement, key, value):
     """She published a commitment to such a number and answers for it: no table knows it, and the byte is not it."""
@@ -255,6 +269,7 @@ def test_a_pixel_that_is_no_byte(statement, key, value):
     rejected("linear.sum", false, other, answering(lambda g: g * delta))
 
 
+@pytest.mark.reaches("link.opening")
 def test_a_huge_pixel(statement, key):
     """The answers are larger than can be sent: she would have to reduce them modulo p, which opens nothing."""
     value = P << 20
@@ -265,6 +280,7 @@ def test_a_huge_pixel(statement, key):
     rejected("link.opening", replace(statement, key=other.vk), other, reduced)
 
 
+@pytest.mark.reaches("linear.sum")
 def test_a_rational_pixel(statement, key, monkeypatch):
     """A commitment to t + 1/2 (mod the group order) answers even challenges with small integers: it buys nothing.
 
@@ -299,11 +315,13 @@ ANSWERS = {
 }
 
 
+@pytest.mark.reaches("link.opening")
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_wrong_answer(statement, key, name):
     rejected("link.opening", statement, key, faults.answers(ANSWERS[name]))
 
 
+@pytest.mark.reaches("link.range")
 def test_answers_out_of_range(statement, key):
     """A small mask: the answer is right and would tell about the pixel."""
     pixel, share = link.bounds(statement.layout)
@@ -328,6 +346,7 @@ def test_answers_out_of_range(statement, key):
     assert pixel.holds(pixel.largest) and not pixel.holds(pixel.largest - 1) and not share.holds(1 << share.width)
 
 
+@pytest.mark.reaches("linear.sum")
 def test_masks_in_the_group_are_not_those_in_the_field(statement, key):
     """She may commit to other residues than those of her group commitments: the pixels are then not the published."""
     rejected("linear.sum", statement, key, entry("mask", 0))
@@ -337,6 +356,7 @@ def test_masks_in_the_group_are_not_those_in_the_field(statement, key):
 # Pads, products and messages
 
 
+@pytest.mark.reaches("quadratic.zero")
 def test_a_wrong_product_of_pads(statement, key):
     def change(statement, pads):
         pads = pads.copy()
@@ -347,6 +367,7 @@ def test_a_wrong_product_of_pads(statement, key):
     rejected("quadratic.zero", statement, key, faults.pads(change))
 
 
+@pytest.mark.reaches("linear.sum")
 def test_a_copied_pad_that_is_none(statement, key):
     """A triple that should repeat two pads has others, with their right product."""
 
@@ -359,16 +380,19 @@ def test_a_copied_pad_that_is_none(statement, key):
     rejected("linear.sum", statement, key, faults.pads(change))
 
 
+@pytest.mark.reaches("linear.sum")
 @pytest.mark.parametrize("label", ["root.q", "root.p", "root.s", "round", "layer.ends", "edges"])
 def test_a_message_changed_by_one(statement, key, label):
     rejected("linear.sum", statement, key, faults.message(label, 2))
 
 
+@pytest.mark.reaches("linear.sum")
 def test_zero_roots(statement, key):
     """0/0 is equal to every sum, so that all trees would balance; she also commits to a value that is in no table."""
     rejected("linear.sum", statement, key, faults.zero_roots(), entry("u1", 0, 1 << 20))
 
 
+@pytest.mark.reaches("linear.sum")
 def test_sums_that_balance_for_two_trees_only(statement, key):
     """Errors of two trees' sums that cancel: each tree proves its own."""
     with faults.message("root.s", 1, delta=5):
@@ -378,14 +402,17 @@ def test_sums_that_balance_for_two_trees_only(statement, key):
 # The commitment
 
 
+@pytest.mark.reaches("proximity.columns")
 def test_a_row_that_is_no_codeword(statement, key):
     rejected("proximity.columns", statement, key, faults.codewords(3))
 
 
+@pytest.mark.reaches("proximity.columns")
 def test_a_row_that_is_a_codeword_in_half_of_the_columns(statement, key):
     rejected("proximity.columns", statement, key, faults.codewords(3, 0.5))
 
 
+@pytest.mark.reaches("proximity.columns", "linear.sum", "linear.columns", "quadratic.zero", "quadratic.columns")
 @pytest.mark.parametrize(("name", "changes", "check"), [
     ("proximity", [(0, 1)], "proximity.columns"),
     ("linear", [(0, 1)], "linear.sum"),
@@ -409,6 +436,7 @@ def test_columns_of_her_choice(statement, key):
     assert getattr(error.value, "check", "merkle.path") == "merkle.path"
 
 
+@pytest.mark.reaches("linear.sum")
 def test_blinding_outside_its_space(statement, key):
     """A linear mask whose sum is not 0 moves the sum of the test; see test_ligero for one that cancels an error."""
     rejected("linear.sum", statement, key, faults.masked_sum(1))

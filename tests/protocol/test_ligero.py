@@ -88,6 +88,7 @@ def rejected(check, *given):
     assert error.value.check == check
 
 
+@pytest.mark.reaches("merkle.path")
 def test_random_systems(shape, committed, values, pads):
     parts = systems(shape, values, pads)
     data = proven(committed, parts)
@@ -97,6 +98,7 @@ def test_random_systems(shape, committed, values, pads):
     rejected("merkle.path", shape, bytes(32), parts, data)
 
 
+@pytest.mark.reaches("linear.sum")
 def test_one_false_equation_among_many(shape, committed, values, pads):
     """Each constant by one, and each kind of claim: the sum of the linear test is another."""
     parts = systems(shape, values, pads)
@@ -108,6 +110,7 @@ def test_one_false_equation_among_many(shape, committed, values, pads):
         rejected("linear.sum", shape, committed.root, false, proven(committed, false))
 
 
+@pytest.mark.reaches("linear.sum")
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_blinding_that_cancels_a_false_equation(shape, values, pads, number):
     """Her linear mask is hers: were an equation's weight known to her, the sum of the mask could make up for it.
@@ -155,6 +158,7 @@ def test_combine_is_the_weighted_sum_of_the_equations(shape, values, pads):
         assert {chunk for _, chunk in test.chunks} == set(range(shape.chunks))
 
 
+@pytest.mark.reaches("quadratic.zero", "quadratic.columns")
 @pytest.mark.parametrize(("x", "y", "z"), PRODUCTS)
 def test_products(shape, values, pads, x, y, z):
     """A false product in the last slot of an array, with equations that hold for the lie."""
@@ -170,6 +174,7 @@ def test_products(shape, values, pads, x, y, z):
     rejected("quadratic.columns", shape, committed.root, parts, forged)
 
 
+@pytest.mark.reaches("quadratic.zero")
 def test_triples(shape, values, pads):
     t = shape.need.triples
     lie = pads.copy()

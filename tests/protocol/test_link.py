@@ -54,6 +54,7 @@ def test_answers_by_plain_integers(round_of, key):
     checks(key, *round_of)
 
 
+@pytest.mark.reaches("link.range", "link.opening")
 def test_errors_in_every_place(round_of, key):
     layout, masks, gamma, answer = round_of
 
@@ -75,6 +76,7 @@ def test_errors_in_every_place(round_of, key):
         rejected("link.range", key, layout, masks, gamma, replace(answer, shares=[value, *answer.shares[1:]]))
 
 
+@pytest.mark.reaches("link.opening")
 def test_errors_that_cancel_without_random_weights(round_of, key):
     """+1 in one repetition, -1 in another: equal weights would let it pass, the verifier's own do not."""
     layout, masks, gamma, answer = round_of
@@ -84,6 +86,7 @@ def test_errors_that_cancel_without_random_weights(round_of, key):
     link.check_group(layout, key.vk, masks.commit(), gamma, lie, lambda n: b"\1" * n)
 
 
+@pytest.mark.reaches("link.opening")
 def test_another_challenge_or_key(round_of, key):
     layout, masks, gamma, answer = round_of
     other = gamma[0].copy()

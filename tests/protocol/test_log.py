@@ -136,6 +136,7 @@ def test_no_other_history_is_consistent():
                             check_consistency(TREE.checkpoint(old), other.checkpoint(new), part)
 
 
+@pytest.mark.reaches("log.rollback", "log.split", "log.consistency")
 def test_rollback_and_split_view():
     other = Tree([b"else %d" % n for n in range(9)])
     with pytest.raises(VerificationError) as caught:
@@ -216,6 +217,7 @@ def test_signatures_of_others_and_extensions_are_passed_over():
         open_checkpoint(f"{text}\nextension\n\n{line}", KEY)  # well formed, but not what was signed
 
 
+@pytest.mark.reaches("log.signature")
 def test_only_the_log_signs():
     checkpoint = TREE.checkpoint(5)
     note = sign_checkpoint(SEED, checkpoint)
@@ -278,6 +280,7 @@ def receipt(index: int = 3, size: int = 6) -> Receipt:
     return Receipt(entries[index], index, path, sign_checkpoint(SEED, tree.checkpoint(size)))
 
 
+@pytest.mark.reaches("log.signature", "log.entry", "log.inclusion")
 def test_receipts():
     good = receipt()
     digest = bytes([3]) * 32
@@ -369,6 +372,7 @@ def test_no_other_anchor_holds():
         assert caught.value.check == check
 
 
+@pytest.mark.reaches("log.window")
 def test_a_checkpoint_anchors_for_a_while():
     """Each later checkpoint is another coin; their number is bounded."""
     tree = Tree([ANCHORED.to_bytes(), *(b"%d" % n for n in range(WINDOW))])

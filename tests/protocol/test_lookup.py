@@ -197,6 +197,7 @@ def test_a_scaled_root_has_the_same_sum_and_is_rejected(leaves):
     assert failed
 
 
+@pytest.mark.reaches("messages.count")
 def test_too_few_messages(leaves):
     need = tree_need(SHAPE, orders[5])
     verifier = Party(Transcript("tree", FiatShamir()), need, Need(), need.triples, messages=field.zeros(need.sent - 1))

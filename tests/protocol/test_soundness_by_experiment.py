@@ -14,23 +14,12 @@ from random import Random
 import numpy as np
 import pytest
 from Crypto.Hash import cSHAKE256
-from scipy import stats
 
 from protocol import pedersen, soundness
+from tests.adversary.rates import agrees
 from tests.toy.ligero import Challenge, Claims, Code, Committed, answer, times, verify
 from tests.toy.link import Link
 from tests.toy.sumcheck import Verifier, difference, sumcheck, tree
-
-DOUBT = 1e-3  # of each test, at fixed seeds, when the code is right
-
-
-def agrees(hits, trials, rate, most=None):
-    """The observed number of successes belongs to `rate`, and `rate` is at most the formula's error `most`."""
-    assert stats.binomtest(int(hits), trials, float(rate)).pvalue > DOUBT, (int(hits), trials, float(rate))
-    interval = stats.binomtest(int(hits), trials).proportion_ci(0.999)
-    assert interval.high - interval.low < max(0.05, float(rate))  # enough trials to say something
-    assert most is None or rate <= most
-
 
 # Sumchecks and lookups
 
@@ -55,7 +44,7 @@ def test_sumcheck(p, rounds):
         )
         hits += last == value(*(table[0] for table in ends)) % p and (truth - claim) % p != 0
     rate = (1 - Fraction(1, p)) * (1 - (1 - Fraction(2, p - 1)) ** rounds)  # the claim is true by chance in 1 of p
-    agrees(hits, trials, rate, Fraction(2 * rounds, p - 1))
+    agrees("sumcheck", hits, trials, rate, Fraction(2 * rounds, p - 1))
 
 
 def test_a_difference_has_no_third_root():
@@ -81,7 +70,7 @@ def test_lookup_tree(p, depth):
     for j in range(depth):
         missed *= one * two**j * one
     most = Fraction(sum(2 * j + 2 for j in range(depth)), p - 1)
-    agrees(hits, trials, 1 - missed, most)
+    agrees("lookup tree", hits, trials, 1 - missed, most)
 
 
 def test_an_honest_tree():
@@ -151,7 +140,7 @@ def test_a_random_point():
     p, m, trials = 61, 4, 20000
     x = np.random.default_rng(1).integers(1, p, (trials, m))
     hits = ((x - np.array([3, 7, 11, 13])) % p == 0).any(axis=1).sum()
-    agrees(hits, trials, 1 - (1 - Fraction(1, p - 1)) ** m, Fraction(m, p - 1))
+    agrees("random point", hits, trials, 1 - (1 - Fraction(1, p - 1)) ** m, Fraction(m, p - 1))
 
 
 # The commitment: 16 slots, 128 columns, 3 queries over F_257
@@ -217,7 +206,7 @@ def test_proximity():
     made.words = words
     checks = verify(CODE, TRUE, challenge, polynomials, columns, opened(made, columns))
     hits = checks["proximity.columns"].sum()
-    agrees(hits, TRIALS, Fraction(comb(CODE.columns - e, T), comb(CODE.columns, T)), WORST)
+    agrees("column queries", hits, TRIALS, Fraction(comb(CODE.columns - e, T), comb(CODE.columns, T)), WORST)
 
 
 def test_errors_that_cancel_in_the_combination():
@@ -232,7 +221,7 @@ def test_errors_that_cancel_in_the_combination():
     ratios = rng.permutation(np.arange(1, p))[: e + 1]  # -b / f in each wrong column
     r = rng.integers(0, p, trials)  # the theorem's coefficients are uniform
     wrong = ((r[:, None] - ratios) % p != 0).sum(axis=1)
-    agrees((wrong <= e).sum(), trials, Fraction(e + 1, p), Fraction(CODE.columns, p))
+    agrees("proximity", (wrong <= e).sum(), trials, Fraction(e + 1, p), Fraction(CODE.columns, p))
 
 
 def test_a_false_sum_with_a_polynomial_of_many_roots():
@@ -252,7 +241,8 @@ def test_a_false_sum_with_a_polynomial_of_many_roots():
     lin = (lin + missing[:, None] * delta) % CODE.p
     checks = verify(CODE, false, challenge, (prox, lin, quad), columns, opened(made, columns))
     assert checks["linear.sum"].all() and missing.all()
-    agrees(checks["linear.columns"].sum(), TRIALS, Fraction(comb(roots, T), comb(CODE.columns, T)), WORST)
+    rate = Fraction(comb(roots, T), comb(CODE.columns, T))
+    agrees("linear test", checks["linear.columns"].sum(), TRIALS, rate, WORST)
 
 
 def test_a_false_product_with_a_polynomial_of_many_roots():
@@ -282,7 +272,7 @@ def test_a_false_product_with_a_polynomial_of_many_roots():
     zeros = (CODE.evaluate(delta) == 0).sum(axis=1)
     assert zeros.min() >= free_roots and zeros.max() <= roots
     rate = np.mean([comb(int(z), T) for z in zeros]) / comb(CODE.columns, T)
-    agrees(checks["quadratic.columns"].sum(), TRIALS, rate, WORST)
+    agrees("quadratic test", checks["quadratic.columns"].sum(), TRIALS, rate, WORST)
 
 
 # The batching of equations
@@ -310,7 +300,7 @@ def test_false_equations_and_a_blinding_row_that_helps(equations):
     made = Committed.make(CODE, values, masks, free, total)
     checks = verify(CODE, claims, challenge, answer(made, claims, challenge), columns, opened(made, columns))
     rate = Fraction(equations, CODE.p - 1)
-    agrees(checks["linear.sum"].sum(), 20000, rate, LIST * rate)
+    agrees("batched equations", checks["linear.sum"].sum(), 20000, rate, LIST * rate)
     assert all(passed.all() for name, passed in checks.items() if name != "linear.sum")
 
 
@@ -328,7 +318,7 @@ def test_a_constant_weight_is_no_weight():
         hits = checks["linear.sum"].sum()
         assert all(passed.all() for name, passed in checks.items() if name != "linear.sum")
         if first:
-            agrees(hits, trials, rate, LIST * rate)
+            agrees("batched equations", hits, trials, rate, LIST * rate)
         else:
             assert hits == trials
 
@@ -343,7 +333,7 @@ def test_two_false_products_that_cancel():
         checks = verify(CODE, claims, challenge, answer(made, claims, challenge), columns, opened(made, columns))
         hits = checks["quadratic.zero"].sum()
         if rate:
-            agrees(hits, trials, rate, LIST * rate)
+            agrees("quadratic test", hits, trials, rate, LIST * rate)
         else:
             assert hits == 0
 
@@ -372,7 +362,7 @@ def test_link(p, repetitions):
             assert toy.opens(toy.commit(mu, omega), published, gamma, z, tau)
             passed &= toy.agrees(residue, other, gamma, z)
         hits += passed
-    agrees(hits, trials, Fraction(1, p**repetitions), Fraction(1, p**repetitions))
+    agrees("link", hits, trials, Fraction(1, p**repetitions), Fraction(1, p**repetitions))
 
 
 def test_a_rational_opening_is_one_pixel_modulo_p():
@@ -396,7 +386,7 @@ def test_openings_checked_at_once():
     for _ in range(trials):
         w = [random.getrandbits(bits) for _ in commitments]
         hits += pedersen.opens(commitments, w, [w[0] * 8 + w[1] * 8], w[0] + 2 * w[1])
-    agrees(hits, trials, Fraction(1, 2**bits))
+    agrees("openings at once", hits, trials, Fraction(1, 2**bits))
 
 
 # Keys
@@ -423,7 +413,7 @@ def test_cut_and_choose(ell, bad):
     for k in range(trials):
         bits = coin(hashlib.sha256(b"%d %d %d" % (ell, bad, k)).digest(), ell)
         hits += not bits[:bad].any() and low <= ell - int(bits.sum()) <= high
-    agrees(hits, trials, all_hidden(ell, bad))
+    agrees("cut and choose", hits, trials, all_hidden(ell, bad))
 
 
 def test_hidden_bad_is_where_the_work_is_spent():
@@ -442,4 +432,4 @@ def test_hidden_bad_is_where_the_work_is_spent():
 
     for b in (bad, bad + 1):
         wins = sum(tries(b, trial) for trial in range(150))
-        agrees(wins, 150, 1 - (1 - all_hidden(ell, b)) ** (1 << work), (1 << work) * all_hidden(ell, b))
+        agrees("grinding", wins, 150, 1 - (1 - all_hidden(ell, b)) ** (1 << work), (1 << work) * all_hidden(ell, b))

@@ -218,6 +218,7 @@ def test_coins_change_every_challenge():
     assert fiat_shamir.challenge_bytes("c", 16) not in (one[0], two[0])
 
 
+@pytest.mark.reaches("channel.coin")
 def test_a_proof_of_another_session_has_no_coins():
     verifier = InteractiveVerifier(coins())
     conversation(verifier)
@@ -237,6 +238,7 @@ def test_no_second_coin_on_one_state():
     assert error.value.check == "channel.second_coin"
 
 
+@pytest.mark.reaches("channel.second_coin", "channel.coin")
 def test_the_verifier_answers_each_state_once_and_never_after_the_session():
     verifier = InteractiveVerifier(coins())
     verifier.answer(bytes(32))

@@ -86,6 +86,7 @@ def others() -> list[VerificationKey]:
     return [generate_key(KeyParameters((1, 4, 4), 10, 160), images).vk for _ in range(3)]
 
 
+@pytest.mark.reaches("policy.published")
 def test_publish_and_find(world, others, tmp_path):
     seen, log = tmp_path / "seen", open_log(tmp_path / "board", NAME)
     with serving(log) as target:
@@ -297,6 +298,7 @@ class Witnesses:
         self.access = Access(writes_per_minute=10_000.0, witnesses=self.keys)
 
 
+@pytest.mark.reaches("policy.witnesses")
 def test_a_client_asks_for_witnesses(world, others, tmp_path):
     crowd, log, seen, key = Witnesses(tmp_path), open_log(tmp_path / "board", NAME), tmp_path / "seen", world.key.vk
     with serving(log, crowd.access) as target:

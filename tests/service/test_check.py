@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from ml.quantise import Derivation, Fidelity, images_digest
 from ml.triggers import abstract_images
 from protocol import soundness
-from protocol.anchor import Anchor
 from protocol.argument import Context, Statement, verify
 from protocol.claim import Claim
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.identity import public_key
-from protocol.keygen import KeyParameters, LabelRule, VerificationKey, commit_key, generate_key
-from protocol.log import Checkpoint, Entry, EntryKind, LogKey, leaf_hash, open_note, sign_checkpoint
+from protocol.keygen import KeyParameters, LabelRule, VerificationKey, generate_key
 from protocol.soundness import smallest_k_min, void_limit
 from protocol.transcript import FiatShamir
 from prover.jobs import make_claim, subject
 from tests.service.conftest import memorize, two_layers
 from verifier import check as checking
-from verifier.check import Subject, Verdict, check, check_key
+from verifier.check import Subject, Verdict, check
 from verifier.ground_truth import check_ground_truth, void_items
-from verifier.html import verdict_page
 from verifier.policy import Policy
-from verifier.report import print_verdict
 
 CONTEXT = Context("a dispute", "the owner", "the court", bytes(range(32)))
 PLAIN = Derivation()
@@ -78,16 +72,19 @@ def test_another_context(suspect, claim, field):
     assert (verdict.outcome, verdict.failed_check) == ("rejected", f"statement.{field}")
 
 
+@pytest.mark.reaches("statement.model")
 def test_another_model(world, suspect, claim):
     assert judge(replace(suspect, model=world.other), claim).failed_check == "statement.model"
     assert judge(replace(suspect, model=world.copy), claim).failed_check == "statement.model"
 
 
+@pytest.mark.reaches("statement.network", "statement.derivation")
 def test_another_derivation(suspect, claim):
     changed = replace(suspect, derivation=Derivation(table_bits=15))
     assert judge(changed, claim, Policy(min_bits=10)).failed_check in ("statement.network", "statement.derivation")
 
 
+@pytest.mark.reaches("statement.key")
 def test_another_key(suspect, claim):
     key = generate_key(KeyParameters((1, 4, 4), 10, 160), abstract_images(160, (1, 4, 4)))
     assert judge(replace(suspect, key=key.vk), claim, Policy(min_bits=10)).failed_check == "statement.key"
@@ -113,11 +110,13 @@ def test_another_k_min(suspect, claim, change):
     assert (verdict.failed_check == "policy.k_min") == (change < 0)
 
 
+@pytest.mark.reaches("policy.k_min")
 @pytest.mark.parametrize("k_min", [0, 1, 10_000, (1 << 32) - 1])
 def test_k_min_out_of_range(suspect, claim, k_min):
     assert judge(suspect, replace(claim, k_min=k_min)).failed_check == "policy.k_min"
 
 
+@pytest.mark.reaches("policy.k_min")
 def test_the_verifiers_own_minimum(suspect, claim):
     assert judge(suspect, claim, Policy(min_bits=300)).failed_check == "policy.k_min"
     assert judge(suspect, claim, Policy(min_bits=10)).accepted
@@ -161,6 +160,7 @@ def test_a_false_key_is_rejected_by_name(suspect, claim):
     assert (verdict.outcome, verdict.failed_check) == ("rejected", "key.signature")
 
 
+@pytest.mark.reaches("policy.owner")
 def test_only_the_named_owner_counts(world, suspect, claim):
     assert judge(suspect, claim, Policy(owner=world.key.vk.owner_public_key)).accepted
     verdict = check(suspect, lambda _: pytest.fail("asked for a proof"), Policy(owner=bytes(32)))
@@ -172,6 +172,7 @@ def test_only_the_named_owner_counts(world, suspect, claim):
     assert verdict.failed_check == "key.signature"
 
 
+@pytest.mark.reaches("policy.chosen_labels")
 def test_chosen_labels_are_refused_by_default(world, suspect, claim):
     labels = [n % 10 for n in range(160)]
     parameters = KeyParameters((1, 4, 4), 10, 160, LabelRule.CHOSEN)
@@ -227,48 +228,6 @@ def test_a_proof_under_chosen_labels_is_none_under_the_coin(chosen):
     assert error.value.check == "owner.signature"
 
 
-@pytest.fixture(scope="module")
-def anchored(world):
-    """(log key, key): its commitments are the only entry of a log."""
-    secret = bytes(range(32))
-    log = LogKey("log.example/keys", public_key(secret))
-    pending = commit_key(KeyParameters((1, 4, 4), 10, 160), world.key.images)
-    while True:
-        leaf = leaf_hash(Entry(EntryKind.COMMITMENTS, pending.digest, b"", 1_700_000_000).to_bytes())
-        _, signature = open_note(sign_checkpoint(secret, Checkpoint(log.name, 1, leaf)), log)
-        key = pending.draw(Anchor(log, 0, 1_700_000_000, (), 1, leaf, signature).to_bytes())
-        if key is not None:
-            return log, key
-        pending = pending.blinded_anew()
-
-
-def test_an_anchor_counts_if_its_log_is_trusted(world, anchored):
-    log, key = anchored
-    other = LogKey("another.example/keys", log.public)
-    plain = check_key(key.vk)
-    assert plain.accepted and plain.anchor["log"] == log.to_text() and not plain.anchor["trusted"]
-    assert plain.anchored_b is None and plain.log2_coins is None
-    verdict = check_key(key.vk, Policy(anchor_logs=(other, log)))
-    assert verdict.accepted and verdict.anchor["trusted"] and verdict.anchor["time"] == "2023-11-14 22:13:20 UTC"
-    assert verdict.log2_coins == 17 and verdict.cut_and_choose_b == soundness.hidden_bad(160, 128)
-    assert verdict.anchored_b == soundness.hidden_bad(160, 17, 40) < verdict.cut_and_choose_b
-    assert json.loads(json.dumps(verdict.to_json()))["anchored_b"] == verdict.anchored_b
-    for policy, vk in ((Policy(anchor_logs=(other,)), key.vk), (Policy(anchor_logs=(log,)), world.key.vk)):
-        found = check_key(vk, policy)
-        assert (found.outcome, found.failed_check) == ("rejected", "policy.anchor")
-
-
-def test_the_verdict_says_what_an_anchor_is_worth(anchored):
-    log, key = anchored
-    out = Console(file=io.StringIO(), width=300)
-    for policy, words in ((Policy(), "--anchor-log"), (Policy(anchor_logs=(log,)), "2^17 coins, not hashes")):
-        print_verdict(check_key(key.vk, policy), out)
-        assert words in out.file.getvalue()
-    page = verdict_page(check_key(key.vk, Policy(anchor_logs=(log,))), key.vk, [])
-    assert "2<sup>17</sup> coins" in page and "Commitments logged" in page and "2023-11-14" in page
-    assert "does not say that she trusts it" in verdict_page(check_key(key.vk), key.vk, [])
-
-
 @pytest.mark.parametrize("null", [Fraction(0), Fraction(1), Fraction(-1, 2), Fraction(1, 10**7)])
 def test_null_probabilities_out_of_range(null):
     with pytest.raises(ParameterError, match="between 0 and 1"):
@@ -292,6 +251,7 @@ def test_fidelity_is_reported(world, suspect, claim):
     assert checking.UNFAITHFUL not in verdict.caveats
 
 
+@pytest.mark.reaches("policy.fidelity")
 @pytest.mark.parametrize("found", [Fidelity(200, 0.979, False), Fidelity(200, 1.0, True)])
 def test_a_failed_fidelity_floor_is_undecided(suspect, claim, monkeypatch, found):
     monkeypatch.setattr(checking, "fidelity", lambda *_: found)
@@ -307,6 +267,7 @@ def test_without_onnxruntime(suspect, claim, monkeypatch):
         judge(replace(suspect, images=np.zeros((1, 1, 4, 4), np.uint8)), claim)
 
 
+@pytest.mark.reaches("prover.refused")
 def test_a_refusal_is_a_verdict(suspect):
     def refuse(_: object) -> bytes:
         raise VerificationError("prover.refused", "no proof is made for this model")
@@ -327,6 +288,7 @@ def test_calibration_images_are_part_of_the_statement(world, suspect):
         judge(replace(named, calibration=images[::-1]), calibrated)
 
 
+@pytest.mark.reaches("key.ground_truth")
 def test_ground_truth(world):
     key = world.key.vk
     labels = key.opened_labels

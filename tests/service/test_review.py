@@ -108,6 +108,7 @@ def test_void_items_decide(world):
     assert caught.value.check == "key.ground_truth"
 
 
+@pytest.mark.reaches("policy.review")
 def test_only_the_trusted_reviewer_counts(world):
     key = world.key.vk
     review, verdict = sign_review(SEED, key, judgments(key, 2)), Verdict()
