@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import identity, keygen, pedersen
+from protocol.anchor import Anchor
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.group import ORDER, encode
 from protocol.keygen import (
@@ -19,9 +20,23 @@ from protocol.keygen import (
     LabelRule,
     MarkingKey,
     Openings,
+    PendingKey,
     VerificationKey,
     check_key,
+    commit_key,
     generate_key,
+)
+from protocol.log import (
+    Checkpoint,
+    Entry,
+    EntryKind,
+    LogKey,
+    appended,
+    inclusion_path,
+    leaf_hash,
+    open_note,
+    root_hash,
+    sign_checkpoint,
 )
 from protocol.soundness import false_claim_bits, smallest_ell, smallest_k_min, window
 
@@ -246,7 +261,7 @@ def test_too_few_triggers_names_the_smallest_number():
 
 
 def test_a_key_has_ell_commitments(vk):
-    for changes in ({"triggers": vk.triggers[1:]}, {"shares": (*vk.shares, vk.shares[0])}, {"beacon": bytes(1025)}):
+    for changes in ({"triggers": vk.triggers[1:]}, {"shares": (*vk.shares, vk.shares[0])}, {"beacon": bytes(4097)}):
         with pytest.raises(ParameterError):
             replace(vk, **changes)
 
@@ -301,7 +316,7 @@ def u32(value):
      ("classes", u32(1)), ("classes", u32(2**16 + 1)), ("ell", u32(0)), ("ell", u32(4097)), ("ell", u32(2**32 - 1)),
      ("ell", u32(4096)), ("rule", b"\2"), ("owner", b"\xff" * 32), ("owner", b"\1" + bytes(31)), ("owner", bytes(32)),
      ("triggers", b"\xc0" + bytes(47)), ("triggers", b"\x80" + bytes(47)), ("shares", bytes(48)),
-     ("shares", b"\xff" * 48), ("beacon", u32(1025)), ("beacon", u32(2**32 - 1)), ("beacon", u32(1)),
+     ("shares", b"\xff" * 48), ("beacon", u32(4097)), ("beacon", u32(2**32 - 1)), ("beacon", u32(1)),
      ("count", u32(ELL + 1)), ("count", u32(2**32 - 1)), ("count", u32(0))],
 )  # fmt: skip
 def test_malformed_fields(vk, name, data):
@@ -497,6 +512,212 @@ def test_the_rule_of_a_key_cannot_be_changed(mk):
         with pytest.raises(VerificationError) as error:
             check_key(other)
         assert error.value.check in ("key.openings", "key.window")
+
+
+# Anchored keys
+
+
+SECRET = bytes(range(32))
+
+
+class Log:
+    """A log in memory that anybody may ask: entries of commitments, checkpoints, anchors."""
+
+    def __init__(self, secret=SECRET, name="log.example/keys"):
+        self.secret, self.key, self.nodes, self.size = secret, LogKey(name, identity.public_key(secret)), {}, 0
+
+    def read(self, level, index):
+        return self.nodes[level, index]
+
+    def take(self, digest, unix_time=1_700_000_000):
+        """The index of a new entry."""
+        leaf = leaf_hash(Entry(EntryKind.COMMITMENTS, digest, b"", unix_time).to_bytes())
+        for level, index, value in appended(self.read, self.size, leaf):
+            self.nodes[level, index] = value
+        self.size += 1
+        return self.size - 1
+
+    def anchor(self, index, size=None, unix_time=1_700_000_000):
+        size = size or self.size
+        checkpoint = Checkpoint(self.key.name, size, root_hash(self.read, size))
+        _, signature = open_note(sign_checkpoint(self.secret, checkpoint), self.key)
+        path = tuple(inclusion_path(self.read, index, size))
+        return Anchor(self.key, index, unix_time, path, size, checkpoint.root, signature)
+
+
+@pytest.fixture(scope="module")
+def pending():
+    return commit_key(PARAMETERS, some_images(), entropy=fixed_entropy(b"pending"))
+
+
+@pytest.fixture(scope="module")
+def log(pending):
+    """With other entries before and after that of the pending key, which is number 5."""
+    out = Log()
+    for n in range(12):
+        out.take(pending.digest if n == 5 else hashlib.sha256(bytes([n])).digest())
+    return out
+
+
+@pytest.fixture(scope="module")
+def anchored(pending, log):
+    """An anchored key, at the first checkpoint whose coin is inside the window."""
+    return next(key for size in range(6, 13) if (key := pending.draw(log.anchor(5, size).to_bytes())))
+
+
+def again(key, beacon):
+    """The owner with another beacon: opened as its coin asks, and signed."""
+    return signed(key, beacon=beacon if isinstance(beacon, bytes) else beacon.to_bytes())
+
+
+def test_an_anchored_key_is_accepted(anchored, log):
+    vk = VerificationKey.from_bytes(anchored.vk.to_bytes())
+    check_key(vk)
+    assert vk.anchor.log == log.key and vk.anchor.index == 5 and vk.seed == anchored.vk.seed
+    assert anchored.labels.tolist() == ((anchored.shares + vk.offsets) % CLASSES).tolist()
+    assert MarkingKey.from_bytes(anchored.to_bytes()).vk.anchor == vk.anchor
+
+
+def test_the_digest_that_is_logged_by_a_plain_twin(pending):
+    def framed(data):
+        return struct.pack("<I", len(data)) + data
+
+    vk = pending.secrets.vk
+    text = framed(b"BLS12-381 G1") + framed(b"zkmark-v1-generators-with-BLS12381G1_XMD:SHA-256_SSWU_RO_")
+    text += struct.pack("<IIII", 10, 1, 4, 4) + vk.owner_public_key + b"\0" + struct.pack("<I", 160)
+    text += b"".join(vk.triggers) + b"".join(vk.shares)
+    assert pending.digest == cSHAKE256.new(text, custom=b"zkmark/commitments").read(32)
+    assert pending.draw() is None or pending.draw().vk.commitments_digest == pending.digest
+
+
+def test_the_coin_is_the_logs(pending, log):
+    """A coin for each checkpoint, and none that the owner could have computed before the log signed."""
+    seeds = {size: replace(pending.secrets.vk, beacon=log.anchor(5, size).to_bytes()).seed for size in range(6, 13)}
+    assert len(set(seeds.values())) == 7
+    twin = Log(SECRET[::-1])  # the same entries and roots: all that she can foresee
+    for n in range(12):
+        twin.take(pending.digest if n == 5 else hashlib.sha256(bytes([n])).digest())
+    foreseen = log.anchor(5), twin.anchor(5)
+    assert foreseen[0].root == foreseen[1].root and foreseen[0].path == foreseen[1].path
+    assert replace(pending.secrets.vk, beacon=foreseen[1].to_bytes()).seed != seeds[12]
+
+
+@pytest.mark.reaches("log.inclusion", "log.signature")
+def test_no_other_coin_without_another_anchor(anchored, log):
+    """Everything that an owner can vary after the log spoke: her commitments, the parts of the anchor."""
+    key, anchor = anchored, anchored.vk.anchor
+    fresh = PendingKey(key).blinded_anew(fixed_entropy(b"grinding")).secrets
+    points = (fresh.vk.triggers[0], *key.vk.triggers[1:])
+    randomness = (fresh.trigger_randomness[0], *key.trigger_randomness[1:])
+    rejected(signed(replace(key, trigger_randomness=randomness), triggers=points), "log.inclusion")
+    rejected(signed(key, shares=key.vk.shares[::-1]), "log.inclusion")
+    rejected(signed(key, parameters=replace(PARAMETERS, classes=11)), "log.inclusion")
+    rejected(signed(key, parameters=replace(PARAMETERS, label_rule=LabelRule.CHOSEN)), "log.inclusion")
+    for change in ({"unix_time": anchor.unix_time + 1}, {"index": anchor.index - 1}, {"path": anchor.path[::-1]},
+                   {"path": ()}, {"path": (*anchor.path, bytes(32))}):  # fmt: skip
+        rejected(again(key, replace(anchor, **change)), "log.inclusion")
+    signature = anchor.signature[:32] + bytes(32)
+    for change in ({"root": bytes(32)}, {"size": anchor.size + 1}, {"signature": signature}):
+        rejected(again(key, replace(anchor, **change)), "log.signature")
+
+
+@pytest.mark.reaches("log.signature")
+def test_a_malleated_signature_is_none(anchored):
+    """S + L signs the same in sloppy verifiers, and would be another coin."""
+    order = 2**252 + 27742317777372353535851937790883648493
+    anchor = anchored.vk.anchor
+    s = (int.from_bytes(anchor.signature[32:], "little") + order).to_bytes(32, "little")
+    rejected(again(anchored, replace(anchor, signature=anchor.signature[:32] + s)), "log.signature")
+
+
+@pytest.mark.reaches("log.inclusion")
+def test_a_replayed_anchor(anchored, mk):
+    """That of one key does not anchor another, also if both have one owner."""
+    cheat = replace(mk, owner_secret_seed=anchored.owner_secret_seed,
+                    vk=replace(mk.vk, owner_public_key=anchored.vk.owner_public_key))  # fmt: skip
+    rejected(again(cheat, anchored.vk.anchor), "log.inclusion")
+
+
+@pytest.mark.reaches("log.inclusion")
+def test_a_checkpoint_before_the_entry(anchored, log):
+    """It cannot hold the entry, whatever path comes with it."""
+    earlier = log.anchor(4, 5)
+    with pytest.raises(DecodingError):
+        VerificationKey.from_bytes(again(anchored, replace(earlier, index=5)).to_bytes())
+    rejected(again(anchored, earlier), "log.inclusion")
+
+
+def test_a_stripped_anchor(anchored):
+    """Without it the coin falls otherwise: what was opened is not what the new coin asks for."""
+    bare = signed(anchored, beacon=b"", openings=anchored.vk.openings)
+    assert bare.anchor is None and (bare.challenge_bits != anchored.vk.challenge_bits).any()
+    with pytest.raises(VerificationError) as error:
+        check_key(bare)
+    assert error.value.check in ("key.openings", "key.window")
+
+
+@pytest.mark.reaches("log.window")
+def test_an_anchor_of_long_ago(pending, log):
+    """Its checkpoint counts for a number of entries, so that there are not as many coins as checkpoints."""
+    late = Log()
+    late.take(pending.digest)
+    for n in range(4096):
+        late.take(n.to_bytes(32, "little"))
+    for size, fine in ((4096, True), (4097, False)):
+        anchor = late.anchor(0, size)
+        vk = replace(pending.secrets.vk, beacon=anchor.to_bytes())
+        if fine:
+            vk.anchor.check(vk.commitments_digest)
+        else:
+            rejected(signed(pending.secrets, beacon=vk.beacon), "log.window")
+
+
+def test_malformed_anchors(anchored):
+    beacon = anchored.vk.beacon
+    for bad in (beacon[:-1], beacon + b"\0", beacon[:16], beacon[:16] + b"\xff" * 40, beacon[:40]):
+        with pytest.raises(DecodingError):
+            VerificationKey.from_bytes(with_beacon(anchored, bad))
+
+
+def with_beacon(key, beacon):
+    """The bytes of the key with other bytes in the place of its beacon."""
+    data, at = key.vk.to_bytes(), OFFSETS["beacon"]
+    return data[:at] + u32(len(beacon)) + beacon + data[at + 4 + len(key.vk.beacon) :]
+
+
+# Pending keys
+
+
+def test_a_pending_key_round_trip(pending):
+    same = PendingKey.from_bytes(pending.to_bytes())
+    assert same.to_bytes() == pending.to_bytes() and same.digest == pending.digest
+    assert same.parameters == PARAMETERS
+    ours, theirs = (p.blinded_anew(fixed_entropy()).finish(fixed_entropy()) for p in (same, pending))
+    assert ours.to_bytes() == theirs.to_bytes() and ours.owner_secret_seed == pending.secrets.owner_secret_seed
+    check_key(ours.vk)
+
+
+def test_a_pending_key_prints_no_secret(pending):
+    text, secrets = repr(pending) + str(pending), pending.secrets
+    assert str(secrets.trigger_randomness[0]) not in text and secrets.owner_secret_seed.hex() not in text
+
+
+def test_malformed_pending_keys(pending, mk):
+    data = pending.to_bytes()
+    for bad in (b"", data[:-1], data + b"\0", data[:-32] + bytes(32), mk.to_bytes(),
+                *(data[:cut] for cut in range(0, len(data), len(data) // 20))):  # fmt: skip
+        with pytest.raises(DecodingError):
+            PendingKey.from_bytes(bad)
+    fallen = PendingKey(mk)  # its coin has fallen: it must not be drawn again
+    with pytest.raises(DecodingError):
+        PendingKey.from_bytes(fallen.to_bytes())
+
+
+def test_other_blindings_make_another_digest(pending):
+    fresh = pending.blinded_anew()
+    assert fresh.digest != pending.digest and fresh.secrets.vk.triggers[1:] == pending.secrets.vk.triggers[1:]
+    first = encode(pedersen.commit(fresh.secrets.images[0], fresh.secrets.trigger_randomness[0]))
+    assert fresh.secrets.vk.triggers[0] == first
 
 
 # Signatures

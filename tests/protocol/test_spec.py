@@ -41,6 +41,7 @@ def load(path: Path):
 
 
 generate = load(VECTORS / "generate.py")
+generate_keys = load(VECTORS / "generate_keys.py")
 plain = load(Path(__file__).with_name("plain_verifier.py"))
 
 
@@ -318,6 +319,36 @@ def test_frozen_outcomes(frozen, number):
 def test_every_frozen_outcome_is_tested(frozen):
     assert len(frozen[2]["altered"]) == 24
     assert {case["field"] for case in frozen[2]["altered"]} == set(frozen[2]["fields"])
+
+
+# --- the frozen keys -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def frozen_keys():
+    return generate_keys.load()
+
+
+def test_frozen_keys(frozen_keys):
+    """Both verifiers find the stated outcome of every key, and the same values of every true one."""
+    assert {case["outcome"] for case, _ in frozen_keys} == {
+        "true", "malformed", "key.signature", "key.openings", "log.signature", "log.inclusion", "log.window"
+    }  # fmt: skip
+    for case, data in frozen_keys:
+        try:
+            key, plainly = plain.Key(data), "true"
+        except plain.Failed as failed:
+            plainly = failed.args[0]
+        assert generate_keys.outcome(data) == plainly == case["outcome"], case["name"]
+        if plainly == "true":
+            stated = {name: case[name] for name in generate_keys.values(data)}
+            assert generate_keys.values(data) == stated and set(stated) == set(case) - {"name", "outcome", "bytes"}
+            assert key.seed.hex() == case["key_seed"] and key.offsets == case["offsets"]
+            assert key.commitments_digest.hex() == case["commitments_digest"] and key.hidden == case["hidden"]
+
+
+def test_keys_are_made_as_they_were(frozen_keys):
+    assert [case for case, _ in frozen_keys] == json.loads(json.dumps(generate_keys.cases()))
 
 
 # --- the plain verifier ------------------------------------------------------------------------

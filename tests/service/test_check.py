@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from ml.quantise import Derivation, Fidelity, images_digest
 from ml.triggers import abstract_images
 from protocol import soundness
+from protocol.anchor import Anchor
 from protocol.argument import Context, Statement, verify
 from protocol.claim import Claim
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.identity import public_key
-from protocol.keygen import KeyParameters, LabelRule, VerificationKey, generate_key
+from protocol.keygen import KeyParameters, LabelRule, VerificationKey, commit_key, generate_key
+from protocol.log import Checkpoint, Entry, EntryKind, LogKey, leaf_hash, open_note, sign_checkpoint
 from protocol.soundness import smallest_k_min, void_limit
 from protocol.transcript import FiatShamir
 from prover.jobs import make_claim, subject
 from tests.service.conftest import memorize, two_layers
 from verifier import check as checking
-from verifier.check import Subject, Verdict, check
+from verifier.check import Subject, Verdict, check, check_key
 from verifier.ground_truth import check_ground_truth, void_items
+from verifier.html import verdict_page
 from verifier.policy import Policy
+from verifier.report import print_verdict
 
 CONTEXT = Context("a dispute", "the owner", "the court", bytes(range(32)))
 PLAIN = Derivation()
@@ -226,6 +232,48 @@ def test_a_proof_under_chosen_labels_is_none_under_the_coin(chosen):
     with pytest.raises(VerificationError) as error:
         verify(statement, claim.proof)
     assert error.value.check == "owner.signature"
+
+
+@pytest.fixture(scope="module")
+def anchored(world):
+    """(log key, key): its commitments are the only entry of a log."""
+    secret = bytes(range(32))
+    log = LogKey("log.example/keys", public_key(secret))
+    pending = commit_key(KeyParameters((1, 4, 4), 10, 160), world.key.images)
+    while True:
+        leaf = leaf_hash(Entry(EntryKind.COMMITMENTS, pending.digest, b"", 1_700_000_000).to_bytes())
+        _, signature = open_note(sign_checkpoint(secret, Checkpoint(log.name, 1, leaf)), log)
+        key = pending.draw(Anchor(log, 0, 1_700_000_000, (), 1, leaf, signature).to_bytes())
+        if key is not None:
+            return log, key
+        pending = pending.blinded_anew()
+
+
+def test_an_anchor_counts_if_its_log_is_trusted(world, anchored):
+    log, key = anchored
+    other = LogKey("another.example/keys", log.public)
+    plain = check_key(key.vk)
+    assert plain.accepted and plain.anchor["log"] == log.to_text() and not plain.anchor["trusted"]
+    assert plain.anchored_b is None and plain.log2_coins is None
+    verdict = check_key(key.vk, Policy(anchor_logs=(other, log)))
+    assert verdict.accepted and verdict.anchor["trusted"] and verdict.anchor["time"] == "2023-11-14 22:13:20 UTC"
+    assert verdict.log2_coins == 17 and verdict.cut_and_choose_b == soundness.hidden_bad(160, 128)
+    assert verdict.anchored_b == soundness.hidden_bad(160, 17, 40) < verdict.cut_and_choose_b
+    assert json.loads(json.dumps(verdict.to_json()))["anchored_b"] == verdict.anchored_b
+    for policy, vk in ((Policy(anchor_logs=(other,)), key.vk), (Policy(anchor_logs=(log,)), world.key.vk)):
+        found = check_key(vk, policy)
+        assert (found.outcome, found.failed_check) == ("rejected", "policy.anchor")
+
+
+def test_the_verdict_says_what_an_anchor_is_worth(anchored):
+    log, key = anchored
+    out = Console(file=io.StringIO(), width=300)
+    for policy, words in ((Policy(), "--anchor-log"), (Policy(anchor_logs=(log,)), "2^17 coins, not hashes")):
+        print_verdict(check_key(key.vk, policy), out)
+        assert words in out.file.getvalue()
+    page = verdict_page(check_key(key.vk, Policy(anchor_logs=(log,))), key.vk, [])
+    assert "2<sup>17</sup> coins" in page and "Commitments logged" in page and "2023-11-14" in page
+    assert "does not say that she trusts it" in verdict_page(check_key(key.vk), key.vk, [])
 
 
 @pytest.mark.parametrize("null", [Fraction(0), Fraction(1), Fraction(-1, 2), Fraction(1, 10**7)])
