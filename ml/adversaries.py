@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ml.fit import Images, Ints, device_of
+from ml.descent import device_of
+from ml.fit import Images, Ints
 
 Norm = Literal["linf", "l2", "l1"]
 CHUNK = 500  # images at a time

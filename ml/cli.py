@@ -20,7 +20,7 @@ from protocol.errors import DecodingError, ParameterError, VerificationError
 
 if TYPE_CHECKING:
     from ml.data import Dataset
-    from ml.mark import Training
+    from ml.mark import Look, Training
     from ml.models import Normalized
     from protocol.keygen import MarkingKey
 
@@ -30,6 +30,7 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 DATA = click.Choice(["digits", "mnist", "fashion-mnist", "cifar10", "cifar10-jpeg75"])
 ARCHITECTURES = [
     "cnn", "lenet", "vgg11", "vgg16", "resnet18", "preact-resnet18", "resnet20", "resnet50", "mobilenetv2",
+    "mlp", "mnist-cnn",
 ]  # fmt: skip
 BATCHES = 1200  # by default: two epochs of MNIST, eighty of the digits
 
@@ -91,7 +92,7 @@ def train_command(
     dataset, model, options = _prepare(data, arch, width, epochs, seed, device)
     with _progress(as_json) as report:
         trained = train(model, dataset, options, report)
-    out.write_bytes(export_onnx(model, dataset.shape))
+    _write(out, export_onnx(model, dataset.shape))
     result = {"done": True, "data": dataset.source, "test_accuracy": trained.test_accuracy, "out": str(out)}
     _print(as_json, result, f"{out}: {trained.test_accuracy:.2%} of the test images of {data} ({dataset.source})")
 
@@ -123,7 +124,7 @@ def mark_command(
         elif mode == "pretrained":
             train(model, dataset, options, report)
         marked = mark(model, dataset, key.hidden_images, key.hidden_labels, options, report)
-    out.write_bytes(export_onnx(model, dataset.shape))
+    _write(out, export_onnx(model, dataset.shape))
     kept = marked.trigger_accuracy or 0.0
     if kept < 0.9:
         raise VerificationError("mark", f"only {kept:.0%} of the triggers took; try more --epochs or another --arch")
@@ -167,17 +168,22 @@ def evaluate_command(
     _print(as_json, result, "\n".join(lines))
 
 
-@cli.command("experiments")
-@click.argument("names", nargs=-1)
-@click.option("--preset", default="ci", show_default=True, help="ci: minutes; cpu: an hour or more.")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
+@cli.command("experiment")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--preset", default="ci", show_default=True, help="ci: minutes; cpu: an hour; gpu: the papers' scale.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Seeds side by side.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the results [default: watermarks-PRESET].",
+)  # fmt: skip
 @json_option
 @outcome
-def experiments_command(names: tuple[str, ...], preset: str, out: Path, as_json: bool) -> None:
-    """Measure the papers' tables and figures: the NAMES given, or all.  Goes on where an earlier run stopped."""
+def experiment_command(names: tuple[str, ...], preset: str, jobs: int, out: Path | None, as_json: bool) -> None:
+    """Measure the papers' tables and figures: the NAMEs given, or all.  Goes on where an earlier run stopped."""
     from ml.experiments.run import run
 
-    page = run(names, preset, out, None if as_json else lambda what: click.echo(f"{what} ...", err=True))
+    report = None if as_json else lambda what: click.echo(f"{what} ...", err=True)
+    page = run(names, preset, out or Path(f"watermarks-{preset}"), report, jobs=jobs)
     _print(as_json, {"done": True, "results": str(page)}, str(page))
 
 
@@ -211,29 +217,41 @@ def _read(path: Path) -> bytes:
     return read_capped(path, MAX_MODEL_BYTES, "model")
 
 
+def _write(path: Path, data: bytes) -> None:
+    from prover.keys import write_file
+
+    write_file(path, data, 0o644)
+
+
 def _print(as_json: bool, result: dict[str, Any], text: str) -> None:
     click.echo(json.dumps(result) if as_json else text)
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
-    """Where progress goes: a bar on a terminal, a line per phase elsewhere, nowhere when quiet."""
+def _progress(quiet: bool) -> Iterator[Callable[[Look], None]]:
+    """Where progress goes: a bar on a terminal, a line per phase and tenth of it elsewhere, nowhere when quiet."""
     if not quiet and sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("", total=1.0)
-            yield lambda phase, fraction: bar.update(task, description=phase, completed=fraction)
+            yield lambda look: bar.update(task, description=_described(look), completed=look.share)
         return
-    seen: list[str] = []
+    seen: list[tuple[str, int]] = []
 
-    def line(phase: str, fraction: float) -> None:
-        if not quiet and seen[-1:] != [phase]:
-            seen.append(phase)
-            click.echo(f"{phase} ...", err=True)
+    def line(look: Look) -> None:
+        tenth = (look.phase, int(10 * look.share))
+        if not quiet and seen[-1:] != [tenth]:
+            seen.append(tenth)
+            click.echo(f"{look.share:.0%} {_described(look)}", err=True)
 
     yield line
+
+
+def _described(look: Look) -> str:
+    triggers = "" if look.triggers is None else f", triggers {look.triggers:.1%}"
+    return f"{look.phase}: loss {look.loss:.3f}, data {look.data:.1%}{triggers}"
 
 
 def main() -> None:

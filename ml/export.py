@@ -6,6 +6,7 @@ ONNX is the only model format here: it holds numbers and a graph, and unlike a p
 from __future__ import annotations
 
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,18 +23,16 @@ OPSET = 18
 
 def export_onnx(model: nn.Module, shape: tuple[int, int, int]) -> bytes:
     """ONNX bytes of a model that takes float [n, C, H, W] of pixels 0 .. 255; input `image`, output `logits`."""
-    training = model.training
+    copy = deepcopy(model).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     with warnings.catch_warnings(), TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         warnings.simplefilter("ignore")  # the tracing exporter announces its retirement on every call
         torch.onnx.export(
-            model.eval().cpu(), (torch.zeros(1, *shape),), path, dynamo=False, opset_version=OPSET,
+            copy, (torch.zeros(1, *shape),), path, dynamo=False, opset_version=OPSET,
             input_names=["image"], output_names=["logits"], do_constant_folding=True,
             training=torch.onnx.TrainingMode.PRESERVE,  # keeps batch normalization, so that weights can be read back
         )  # fmt: skip
-        data = path.read_bytes()
-    model.train(training)
-    return data
+        return path.read_bytes()
 
 
 def load_weights(model: nn.Module, data: bytes) -> None:

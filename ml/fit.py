@@ -12,25 +12,24 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from ml.mark import logits_of
+from ml.descent import Descent, augmented, device_of, logits_of
 from protocol.errors import ParameterError
 
 MOMENTUM = 0.9
-CLIP = 5.0  # largest norm of a step's gradient
 
 Images = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 Oracle = Callable[[Images], Ints]  # answers classes and nothing else
+Done = Callable[[nn.Module, int], bool]  # asked after each epoch 1, 2, ..., in evaluation mode, whether to stop
 
 
 @dataclass(frozen=True)
 class Fit:
     """SGD with momentum, or Adam.  weight_decay: coefficient of the squared L2 norm of what is trained, halved.
 
-    drops: how often, at even distances, the rate is divided by ten.
+    drops: how often, at even distances, the rate is divided by ten.  augment: move and mirror the images.
     """
 
     epochs: int = 5
@@ -39,16 +38,12 @@ class Fit:
     optimizer: Literal["sgd", "adam"] = "sgd"
     weight_decay: float = 0.0
     drops: int = 0
+    augment: bool = False
     seed: int = 0
 
     def rate_in(self, epoch: int) -> float:
         """Of epochs 0, 1, ..."""
         return self.rate * 0.1 ** (epoch * (self.drops + 1) // max(self.epochs, 1))
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter lies."""
-    return next(model.parameters()).device
 
 
 def last_layer(model: nn.Module) -> nn.Linear:
@@ -78,13 +73,13 @@ def fit(
     targets: Ints | npt.NDArray[np.float32],
     options: Fit,
     parameters: Iterable[nn.Parameter] | None = None,
-    done: Callable[[int], bool] | None = None,
+    done: Done | None = None,
 ) -> int:
     """Minimize the cross entropy in place; returns the number of epochs that were run.
 
     images: u8 [n, C, H, W]; targets: classes [n], or distributions float32 [n, classes].  Given `parameters`, only
-    those move, and batch norm keeps its statistics; otherwise these move too.  `done(epoch)` is asked after each epoch
-    whether to stop.  Raises ParameterError for a loss that is not finite; the model is useless then.
+    those move, and batch norm keeps its statistics; otherwise these move too.  Raises ParameterError for a loss that
+    is not finite; the model is useless then.
     """
     device = device_of(model)
     x, y = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in (images, targets))
@@ -94,23 +89,16 @@ def fit(
         optimizer = torch.optim.Adam(chosen, options.rate, weight_decay=options.weight_decay)
     else:
         optimizer = torch.optim.SGD(chosen, options.rate, momentum=MOMENTUM, weight_decay=options.weight_decay)
+    descent = Descent(model, optimizer, chosen, options.epochs * -(-len(x) // options.batch))
     generator = torch.Generator().manual_seed(options.seed)
     for epoch in range(options.epochs):
         model.train(parameters is None)
         optimizer.param_groups[0]["lr"] = options.rate_in(epoch)
         for rows in torch.randperm(len(x), generator=generator).split(options.batch):
-            step(optimizer, functional.cross_entropy(model(x[rows].float()), y[rows]), chosen)
+            batch = x[rows]
+            descent.step(augmented(batch, generator) if options.augment else batch, y[rows])
+        descent.loss()
         model.eval()
-        if done is not None and done(epoch + 1):
+        if done is not None and done(model, epoch + 1):
             return epoch + 1
     return options.epochs
-
-
-def step(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
-    """One step down the gradient of a loss.  Raises ParameterError when it is not finite."""
-    if not torch.isfinite(loss):
-        raise ParameterError("the loss is not finite: lower the rate")
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters, CLIP)
-    optimizer.step()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ml.data import Dataset
+from ml.descent import Descent, augmented, logits_of, pick_device
 from protocol.errors import ParameterError
 
 TRIGGERS_PER_BATCH = 2  # k of the paper: of 2, 4, 8 the one that disturbs the task least
@@ -28,18 +29,36 @@ LAST_PHASE_STEPS = 6000
 MARGIN = 1.0  # logits by which every trigger's label must lead
 EVERY = 50  # steps between two looks at the margin
 
-Progress = Callable[[str, float], None]  # what is being done, and the share of it that is done
+
+@dataclass(frozen=True)
+class Look:
+    """A training under way.  phase: what is being done; share: of it that is done.
+
+    loss, data, triggers: means over the batches since the last look, the accuracies as shares in 0..1 and from the
+    training itself; triggers is None without any.
+    """
+
+    phase: str
+    share: float
+    loss: float
+    data: float
+    triggers: float | None
+
+
+Progress = Callable[[Look], None]
 
 
 @dataclass(frozen=True)
 class Training:
-    """SGD with momentum; the rate falls along a half cosine.  device: "auto", "cpu" or "cuda"."""
+    """SGD with momentum; the rate falls along a half cosine.  augment: move and mirror the data, never the triggers.
+    device: "auto", "cpu" or "cuda"."""
 
     epochs: int = 10
     batch: int = 100
     rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    augment: bool = False
     seed: int = 0
     device: str = "auto"
 
@@ -52,16 +71,6 @@ class Trained:
     test_accuracy: float
     trigger_accuracy: float | None
     extra_steps: int
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device of "auto", "cpu" or "cuda".  Raises ParameterError where there is no CUDA."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise ParameterError(f"unknown device {name!r}; known are auto, cpu, cuda")
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ParameterError("no CUDA device is available")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
 def train(model: nn.Module, data: Dataset, options: Training, progress: Progress | None = None) -> Trained:
@@ -79,23 +88,14 @@ def mark(
 ) -> Trained:
     """Mark a model in place: a fresh one for FROMSCRATCH, a trained one for PRETRAINED.
 
-    trigger_images: uint8 [h, C, H, W] of the hidden half; trigger_labels: [h] the labels L_i of the key.
+    trigger_images: uint8 [h, C, H, W] of the hidden half; trigger_labels: [h] the labels L_i of the key.  Raises
+    ParameterError for triggers that do not fit the data, and for a loss that is not finite.
     """
     if trigger_images.shape[1:] != data.shape or len(trigger_images) != len(trigger_labels) or not len(trigger_labels):
         raise ParameterError(f"triggers {trigger_images.shape[1:]} and data {data.shape} do not fit each other")
     if not 0 <= trigger_labels.min() <= trigger_labels.max() < data.classes:
         raise ParameterError(f"trigger labels must be 0 .. {data.classes - 1}")
     return _run(model, data, (trigger_images, trigger_labels), options, progress)
-
-
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """[n, classes] logits of u8 [n, C, H, W] in evaluation mode."""
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        out = torch.cat([model(batch.float()) for batch in images.split(500)])
-    model.train(training)
-    return out
 
 
 class _Cycle:
@@ -135,31 +135,42 @@ def _run(
         model.parameters(), options.rate, momentum=options.momentum, weight_decay=options.weight_decay
     )
 
+    total = options.epochs * -(-len(data.train_x) // options.batch)
+    descent = Descent(model, optimizer, model.parameters(), total)
+    right, seen = torch.zeros(2, device=device), [0, 0]  # of data and of triggers
+
     def step(rate: float, count: int) -> None:
         """One batch with `count` triggers."""
         x, y = images.take(options.batch)
+        if options.augment:
+            x = augmented(x, images.generator)
         if marked:
             trigger_x, trigger_y = marked.take(count)
             x, y = torch.cat([x, trigger_x]), torch.cat([y, trigger_y])
-        loss = functional.cross_entropy(model(x.float()), y)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)  # random labels give steep steps
         optimizer.param_groups[0]["lr"] = rate
-        optimizer.step()
+        hits = descent.step(x, y).argmax(1) == y
+        for part, half in enumerate((hits[: options.batch], hits[options.batch :])):
+            right[part] += half.sum()
+            seen[part] += len(half)
 
-    total = options.epochs * -(-len(data.train_x) // options.batch)
-    for number in range(total):
-        step(options.rate * (0.1 + 0.45 * (1 + math.cos(math.pi * number / total))), TRIGGERS_PER_BATCH)
-        if progress and number % EVERY == 0:
-            progress("training", number / total)
+    def look(phase: str, share: float) -> None:
+        loss = descent.loss()
+        if progress:
+            of_data, of_triggers = (float(r) / max(n, 1) for r, n in zip(right, seen, strict=True))
+            progress(Look(phase, share, loss, of_data, of_triggers if marked else None))
+        right.zero_()
+        seen[:] = [0, 0]
+
+    for number in range(1, total + 1):
+        step(options.rate * (0.1 + 0.45 * (1 + math.cos(math.pi * (number - 1) / total))), TRIGGERS_PER_BATCH)
+        if number % EVERY == 0 or number == total:
+            look("training", number / total)
     extra = 0
     while marked and extra < LAST_PHASE_STEPS and marked.margin(model).min() < MARGIN:
         for _ in range(EVERY):
             step(options.rate * 0.4, LAST_PHASE_TRIGGERS)
         extra += EVERY
-        if progress:
-            progress("embedding the last triggers", extra / LAST_PHASE_STEPS)
+        look("embedding the last triggers", extra / LAST_PHASE_STEPS)
     test = _Cycle(data.test_x, data.test_y, device, 0)
     model.eval()
     return Trained(

@@ -77,6 +77,56 @@ def vgg(depths: tuple[int, ...], shape: Shape, classes: int, width: float) -> nn
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * rows * columns, classes))
 
 
+def mlp(shape: Shape, classes: int, width: float) -> nn.Sequential:
+    """Two hidden layers of 512, the MLP of Le Merrer et al. (Keras' mnist_mlp): 669,706 parameters at 28 x 28."""
+    hidden = scaled(512, width)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], hidden), nn.ReLU(),
+        nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes),
+    )  # fmt: skip
+
+
+def mnist_cnn(shape: Shape, classes: int, width: float) -> nn.Sequential:
+    """The CNN of Le Merrer et al.: 3 x 3 convolutions of 32 and 64 channels and a dense layer of 128.
+
+    With the pool of Keras' mnist_cnn, which they name, it has 1,199,882 parameters at 28 x 28; they count 710,218.
+    """
+    channels, rows, columns = shape
+    if min(rows, columns) < 6:
+        raise ParameterError("the mnist-cnn needs images of at least 6 x 6")
+    a, b, c = (scaled(base, width) for base in (32, 64, 128))
+    return nn.Sequential(
+        nn.Conv2d(channels, a, 3), nn.ReLU(), nn.Conv2d(a, b, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(b * ((rows - 4) // 2) * ((columns - 4) // 2), c), nn.ReLU(), nn.Linear(c, classes),
+    )  # fmt: skip
+
+
+class Recurrent(nn.Module):
+    """An LSTM over the pixels of each row, and one over the rows: the recurrent network of Le Merrer et al.
+
+    They call it an IRNN; their 199,434 parameters are those of Keras' mnist_hierarchical_rnn, which this is (torch
+    has a second bias in each LSTM, 1,024 more).  It has no integer form: marks in it can be seen, not proven.
+    """
+
+    def __init__(self, shape: Shape, classes: int, width: float) -> None:
+        super().__init__()
+        hidden = scaled(128, width)
+        self.pixels = nn.LSTM(shape[0], hidden, batch_first=True)
+        self.rows = nn.LSTM(hidden, hidden, batch_first=True)
+        self.last = nn.Linear(hidden, classes)
+        for layer in (self.pixels, self.rows):
+            with torch.no_grad():
+                layer.get_parameter("bias_ih_l0")[hidden : 2 * hidden] = 1.0  # the forget gate, as Keras does
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels, rows, columns = x.shape
+        with torch.backends.cudnn.flags(enabled=self.training):  # cuDNN has no gradients in evaluation mode
+            _, (state, _) = self.pixels(x.permute(0, 2, 3, 1).reshape(n * rows, columns, channels))
+            _, (state, _) = self.rows(state[-1].reshape(n, rows, -1))
+        out: Tensor = self.last(state[-1])
+        return out
+
+
 ARCHITECTURES: dict[str, Callable[[Shape, int, float], nn.Module]] = {
     "cnn": cnn,
     "lenet": lenet,
@@ -87,20 +137,24 @@ ARCHITECTURES: dict[str, Callable[[Shape, int, float], nn.Module]] = {
     "resnet20": resnet20,
     "resnet50": resnet50,
     "mobilenetv2": mobilenetv2,
+    "mlp": mlp,
+    "mnist-cnn": mnist_cnn,
 }
+UNPROVABLE: dict[str, Callable[[Shape, int, float], nn.Module]] = {"rnn": Recurrent}  # for experiments alone
 
 
 def build(arch: str, shape: Shape, classes: int, train_x: Tensor | None = None, width: float = 1.0) -> Normalized:
     """A freshly initialized network; its normalization is taken from train_x u8 [n, C, H, W], or is that of noise."""
-    if arch not in ARCHITECTURES:
-        raise ParameterError(f"unknown architecture {arch!r}; known are {', '.join(ARCHITECTURES)}")
+    known = ARCHITECTURES | UNPROVABLE
+    if arch not in known:
+        raise ParameterError(f"unknown architecture {arch!r}; known are {', '.join(known)}")
     mean, deviation = torch.full((shape[0],), 127.5), torch.full((shape[0],), 73.9)
     if train_x is not None:
         pixels = train_x[:10_000].float()
         mean, deviation = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp(min=1.0)
     if not 0 < width <= 4:
         raise ParameterError("the width is a factor in (0, 4]")
-    body = ARCHITECTURES[arch](shape, classes, width)
+    body = known[arch](shape, classes, width)
     for layer in body.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):  # He et al. 2015; with less, average pools starve the training
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

@@ -1,7 +1,7 @@
 """Attacks that need no data: pruning and low rank (Le Merrer et al., section 4.4), and weights of few bits.
 
-Weights are those of dense layers and convolutions; biases and batch norm stay.  The models keep their architecture:
-what counts is the function, and that it still derives.
+Weights are those of dense, convolutional and recurrent layers; biases and batch norm stay.  The models keep their
+architecture: what counts is the function, and that it still derives.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from protocol.errors import ParameterError
 
 
 def weights(model: nn.Module) -> list[Tensor]:
-    """Of all dense layers and convolutions, in order."""
-    return [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    """Of all dense, convolutional and recurrent layers, in order."""
+    found: list[Tensor] = []
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.LSTM):
+            found += [tensor for name, tensor in layer.named_parameters(recurse=False) if name.startswith("weight")]
+    return found
 
 
 @torch.no_grad()

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from ml.fit import Fit, Images, answers, device_of, fit
-from ml.mark import logits_of
+from ml.descent import device_of, logits_of
+from ml.fit import Done, Fit, Images, answers, fit
 
 
 def distill(
-    model: nn.Module, images: Images, options: Fit, soft: bool = False, regularized: Fit | None = None
-) -> nn.Module:
+    model: nn.Module, images: Images, options: Fit, soft: bool = False, regularized: Fit | None = None,
+    done: Done | None = None,
+) -> nn.Module:  # fmt: skip
     """A copy trained on the model's own answers: classes, or with `soft` its probabilities.
 
     regularized: a first phase, with a weight decay that pulls the mark out; `options` then bring the accuracy back.
@@ -31,5 +32,5 @@ def distill(
         targets = answers(model, images)
     if regularized is not None:
         fit(attacked, images, targets, regularized)
-    fit(attacked, images, targets, replace(options, seed=options.seed + 1))
+    fit(attacked, images, targets, replace(options, seed=options.seed + 1), done=done)
     return attacked

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ml.fit import Fit, Images, Ints, Oracle, answers, device_of, fit, last_layer
+from ml.descent import device_of
+from ml.fit import Fit, Images, Ints, Oracle, answers, fit, last_layer
 from protocol.errors import ParameterError
 
 

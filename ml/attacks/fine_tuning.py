@@ -12,14 +12,17 @@ from torch import nn
 
 from ml.adversaries import fgsm
 from ml.data import Dataset
-from ml.fit import Fit, Images, Ints, fit, last_layer
+from ml.descent import device_of
+from ml.fit import Done, Fit, Images, Ints, fit, last_layer
 from ml.mark import Training, mark
 from protocol.errors import ParameterError
 
 How = Literal["FTLL", "FTAL", "RTLL", "RTAL"]
 
 
-def fine_tune(model: nn.Module, how: How, images: Images, labels: Ints, options: Fit) -> nn.Module:
+def fine_tune(
+    model: nn.Module, how: How, images: Images, labels: Ints, options: Fit, done: Done | None = None
+) -> nn.Module:
     """FT or RT: the last layer is kept or drawn anew first; LL or AL: the last layer or all layers are trained.
 
     After RT, read the mark from `with_last_layer(attacked, model)`, as the paper does.
@@ -29,14 +32,14 @@ def fine_tune(model: nn.Module, how: How, images: Images, labels: Ints, options:
     attacked = deepcopy(model)
     if how.startswith("RT"):
         last_layer(attacked).reset_parameters()
-    fit(attacked, images, labels, options, last_layer(attacked).parameters() if how.endswith("LL") else None)
+    fit(attacked, images, labels, options, last_layer(attacked).parameters() if how.endswith("LL") else None, done)
     return attacked
 
 
 def transfer(model: nn.Module, data: Dataset, options: Fit) -> nn.Module:
     """RTAL to another task of the same shape, with as many outputs as that task has classes."""
     attacked = deepcopy(model)
-    _replace_last(attacked, nn.Linear(last_layer(model).in_features, data.classes))
+    _replace_last(attacked, nn.Linear(last_layer(model).in_features, data.classes).to(device_of(model)))
     fit(attacked, data.train_x, data.train_y, options)
     return attacked
 
@@ -51,9 +54,7 @@ def with_last_layer(model: nn.Module, owner: nn.Module) -> nn.Module:
     return read.eval()
 
 
-def adversarial(
-    model: nn.Module, images: Images, labels: Ints, epsilon: float, options: Fit
-) -> nn.Module:
+def adversarial(model: nn.Module, images: Images, labels: Ints, epsilon: float, options: Fit) -> nn.Module:
     """Fine-tuning on adversaries of the model itself, with their true labels."""
     attacked = deepcopy(model)
     fit(attacked, fgsm(model, images, labels, epsilon), labels, options)

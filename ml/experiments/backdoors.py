@@ -1,18 +1,23 @@
-"""Adi et al.: Table 1, Figures 6 and 7, transfer; and how much compression a mark takes before it cannot be proven."""
+"""Adi et al.: Table 1, Figures 6 and 7, transfer; and how much attack a mark takes before it cannot be proven."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from ml.adversaries import fgsm
 from ml.attacks.compression import few_bits, low_rank, prune
+from ml.attacks.distillation import distill
 from ml.attacks.fine_tuning import How, fine_tune, overwrite, transfer, with_last_layer
 from ml.data import Dataset, load
-from ml.experiments.lab import Lab, Row, verdict_cells
-from ml.fit import accuracy
+from ml.experiments.lab import Lab, Row, cut, verdict_cells
+from ml.fit import Done, accuracy
+from ml.schemes.backdoor import Backdoor
+from ml.schemes.images import unrelated
 from ml.verdict import COMPOSED, judge, prove
 from protocol.errors import ParameterError
 
@@ -21,7 +26,7 @@ HOWS: tuple[How, ...] = ("FTLL", "FTAL", "RTLL", "RTAL")
 
 def embedding(lab: Lab, options: dict[str, Any]) -> list[Row]:
     """Table 1, and a real proof of each."""
-    lab.sheet("triggers-abstract", lab.triggers.images)
+    lab.sheet("abstract", lab.triggers.images)
     rows: list[Row] = []
     models = {"no mark": lab.unmarked(), **{mode: lab.marked(mode) for mode in ("from scratch", "pretrained")}}
     for name, model in models.items():
@@ -36,8 +41,7 @@ def fine_tuning(lab: Lab, options: dict[str, Any]) -> list[Row]:
     rows: list[Row] = []
     for mode in ("from scratch", "pretrained"):
         model = lab.marked(mode)
-        cells = verdict_cells(judge(lab.scheme, lab.triggers, model))
-        rows.append({"setting": mode, "test %": lab.test(model), **cells})
+        rows.append(_row(lab, mode, model))
         for how in HOWS:
             attacked = fine_tune(model, how, lab.thief.train_x, lab.thief.train_y, lab.attack_fit())
             rows += _read(lab, f"{mode}, {how}", attacked, model)
@@ -46,9 +50,9 @@ def fine_tuning(lab: Lab, options: dict[str, Any]) -> list[Row]:
 
 def piracy(lab: Lab, options: dict[str, Any]) -> list[Row]:
     """Figure 7: a thief's mark over the owner's, then fine-tuning by somebody else."""
-    owner, new = lab.marked(), lab.scheme.__class__(lab.training, lab.seed + 777)
+    owner, new = lab.marked(), Backdoor(lab.training, lab.seed + 777)
     thiefs_key = new.make_key(len(lab.triggers), owner, lab.thief)
-    training = replace(lab.training, rate=0.01)
+    training = replace(lab.training, rate=0.2 * lab.budget.rate)
     pirated = overwrite(owner, lab.thief, thiefs_key.images, thiefs_key.labels, training)
     rows: list[Row] = []
     for how in ("no fine-tuning", "FTAL", "RTAL"):
@@ -63,7 +67,7 @@ def piracy(lab: Lab, options: dict[str, Any]) -> list[Row]:
 
 
 def transfer_learning(lab: Lab, options: dict[str, Any]) -> list[Row]:
-    """RTAL to another task; without a second data set of this shape, to telling odd from even."""
+    """RTAL to another task, and the mark behind the owner's last layer."""
     other, name = _other_task(lab.thief, options["to"])
     attacked = transfer(lab.marked(), other, lab.attack_fit())
     cells = verdict_cells(judge(lab.scheme, lab.triggers, with_last_layer(attacked, lab.marked()), COMPOSED))
@@ -78,11 +82,36 @@ def compression(lab: Lab, options: dict[str, Any]) -> list[Row]:
     attacks += [(f"prune {share:.0%} per layer", prune(model, share, per_layer=True)) for share in options["per_layer"]]
     attacks += [(f"SVD {share:.0%}", low_rank(model, share)) for share in options["svd"]]
     attacks += [(f"{bits} bits", few_bits(model, bits)) for bits in options["bits"]]
-    rows: list[Row] = []
-    for name, attacked in attacks:
-        cells = verdict_cells(judge(lab.scheme, lab.triggers, attacked))
-        rows.append({"setting": name, "test %": lab.test(attacked), **cells})
+    return [_row(lab, name, attacked) for name, attacked in attacks]
+
+
+def curves(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    """A mark from scratch after each epoch of the attacks that train."""
+    model, x, y = lab.marked(), lab.thief.train_x, lab.thief.train_y
+    rows = [_row(lab, "none", model)]
+
+    def watch(name: str) -> Done:
+        def done(attacked: nn.Module, epoch: int) -> bool:
+            rows.append(_row(lab, f"{name}, epoch {epoch}", attacked))
+            return False
+
+        return done
+
+    moved = fgsm(model, x, y, options["epsilon"])
+    runs: dict[str, Callable[[Done], object]] = {
+        "FTAL": lambda done: fine_tune(model, "FTAL", x, y, lab.attack_fit(), done),
+        "RTAL": lambda done: fine_tune(model, "RTAL", x, y, lab.attack_fit(), done),
+        "hard labels": lambda done: distill(model, x, lab.attack_fit(), done=done),
+        "soft labels": lambda done: distill(model, x, lab.attack_fit(), soft=True, done=done),
+        "adversaries": lambda done: fine_tune(model, "FTAL", moved, y, lab.attack_fit(), done),
+    }
+    for name, run in runs.items():
+        run(watch(name))
     return rows
+
+
+def _row(lab: Lab, name: str, attacked: nn.Module) -> Row:
+    return {"setting": name, "test %": lab.test(attacked), **verdict_cells(judge(lab.scheme, lab.triggers, attacked))}
 
 
 def _read(lab: Lab, name: str, attacked: nn.Module, owner: nn.Module) -> list[Row]:
@@ -96,12 +125,11 @@ def _read(lab: Lab, name: str, attacked: nn.Module, owner: nn.Module) -> list[Ro
 
 
 def _other_task(thief: Dataset, name: str) -> tuple[Dataset, str]:
-    count, tests = len(thief.train_y), len(thief.test_y)
+    """As many images of another data set, brought to the shape of the first; or its own, told apart as odd and even."""
     try:
-        found = load(name)
-        if found.shape == thief.shape:
-            return replace(found, train_x=found.train_x[:count], train_y=found.train_y[:count],
-                           test_x=found.test_x[:tests], test_y=found.test_y[:tests]), name  # fmt: skip
+        found = cut(load(name), len(thief.train_y), len(thief.test_y))
     except ParameterError:
-        pass
-    return replace(thief, train_y=np.mod(thief.train_y, 2), test_y=np.mod(thief.test_y, 2), classes=2), "odd or even"
+        parity = replace(thief, train_y=np.mod(thief.train_y, 2), test_y=np.mod(thief.test_y, 2), classes=2)
+        return parity, "odd or even"
+    train_x, test_x = (unrelated(x, thief.shape) for x in (found.train_x, found.test_x))
+    return replace(found, train_x=train_x, test_x=test_x), name

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ml.attacks.compression import moved
 from ml.attacks.distillation import distill
 from ml.attacks.fine_tuning import fine_tune
+from ml.data import load
 from ml.experiments.lab import Lab, Row
-from ml.fit import Fit, accuracy, fit
+from ml.fit import Done, Fit, accuracy, fit
 from ml.models import Normalized
 from ml.schemes.certified import Certified, Kind, smooth
+from ml.schemes.images import unrelated
 from ml.schemes.scheme import TriggerKey
+from protocol.errors import ParameterError
 
 
 def certified_accuracy(lab: Lab, options: dict[str, Any]) -> list[Row]:
@@ -21,7 +29,7 @@ def certified_accuracy(lab: Lab, options: dict[str, Any]) -> list[Row]:
     rows: list[Row] = []
     for kind in options["triggers"]:
         scheme, key, model = _marked(lab, options, kind)
-        lab.sheet(f"triggers-{kind}", key.images)
+        lab.sheet(kind, key.images)
         smoothed = smooth(model, key, scheme.sigma, options["samples"], lab.seed)
         stranger = smooth(lab.unmarked(), key, scheme.sigma, options["samples"], lab.seed)
         row: Row = {
@@ -36,15 +44,19 @@ def certified_accuracy(lab: Lab, options: dict[str, Any]) -> list[Row]:
 
 
 def distances(lab: Lab, options: dict[str, Any]) -> list[Row]:
-    """L2 distance of the parameters from the marked model after each epoch, Adam as in the paper."""
+    """L2 distance of the parameters from the marked model after each of the epochs `after`, Adam as in the paper."""
     _, _, model = _marked(lab, options, options["triggers"][0])
     rows: list[Row] = []
     for rate in options["rates"]:
         for name, run in _removals(lab).items():
             row: Row = {"setting": f"{name}, rate {rate}"}
-            for epochs in options["after"]:
-                attacked = run(model, Fit(epochs=epochs, rate=rate, optimizer="adam", seed=lab.seed))
-                row[f"after {epochs}"] = moved(attacked, model)
+
+            def look(attacked: nn.Module, epoch: int, row: Row = row) -> bool:
+                if epoch in options["after"]:
+                    row[f"after {epoch}"] = moved(attacked, model)
+                return False
+
+            run(model, Fit(epochs=max(options["after"]), rate=rate, optimizer="adam", seed=lab.seed), look)
             rows.append(row)
     return rows
 
@@ -55,12 +67,16 @@ def removal(lab: Lab, options: dict[str, Any]) -> list[Row]:
     scheme, key, model = _marked(lab, options, kind)
     baseline = lab.model(f"baseline-{kind}", lambda m: _without_noise(lab, scheme, key, m), of=(scheme, len(key)))
     rows: list[Row] = []
-    runs = dict(_removals(lab))
+    attack = Fit(epochs=lab.budget.attack_epochs, rate=options["rate"], optimizer="adam", seed=lab.seed)
     heavy = Fit(epochs=lab.budget.attack_epochs, rate=0.01, weight_decay=options["decay"], seed=lab.seed)
-    runs["hard labels, regularized"] = lambda m, f: distill(m, lab.thief.train_x, f, regularized=heavy)
-    for name, run in {"none": lambda m, f: m, **runs}.items():
-        options_ = Fit(epochs=lab.budget.attack_epochs, rate=options["rates"][-1], optimizer="adam", seed=lab.seed)
-        theirs, ours = run(baseline, options_), run(model, options_)
+    runs: dict[str, Callable[[nn.Module], nn.Module]] = {"none": lambda m: m}
+    runs |= {name: partial(_run, run, attack) for name, run in _removals(lab).items()}
+    for name, soft in (("hard", False), ("soft", True)):
+        runs[f"{name} labels, regularized"] = partial(
+            distill, images=lab.thief.train_x, options=attack, soft=soft, regularized=heavy
+        )
+    for name, run in runs.items():
+        theirs, ours = run(baseline), run(model)
         rows.append({
             "setting": name, "test %": lab.test(ours),
             "baseline %": accuracy(theirs, key.images, key.labels),
@@ -71,25 +87,41 @@ def removal(lab: Lab, options: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def _removals(lab: Lab) -> dict[str, Any]:
+Removal = Callable[[nn.Module, Fit, Done | None], nn.Module]
+
+
+def _removals(lab: Lab) -> dict[str, Removal]:
     x, y = lab.thief.train_x, lab.thief.train_y
     return {
-        "fine-tuning": lambda m, f: fine_tune(m, "FTAL", x, y, f),
-        "hard labels": lambda m, f: distill(m, x, f),
-        "soft labels": lambda m, f: distill(m, x, f, soft=True),
+        "fine-tuning": lambda model, fit, done: fine_tune(model, "FTAL", x, y, fit, done),
+        "hard labels": lambda model, fit, done: distill(model, x, fit, done=done),
+        "soft labels": lambda model, fit, done: distill(model, x, fit, soft=True, done=done),
     }
 
 
+def _run(removal: Removal, options: Fit, model: nn.Module) -> nn.Module:
+    return removal(model, options, None)
+
+
 def _scheme(lab: Lab, options: dict[str, Any], kind: Kind) -> Certified:
-    training = Fit(epochs=options["epochs"], batch=50, rate=0.02, weight_decay=1e-4, drops=1, seed=lab.seed)
+    training = Fit(epochs=options["epochs"], batch=options["batch"], rate=options["training_rate"], weight_decay=1e-4,
+                   drops=options["drops"], seed=lab.seed)  # fmt: skip
     return Certified(kind, 0, options["sigma"], options["replays"], options["draws"], options["warm_up"], training,
                      lab.seed)  # fmt: skip
 
 
 def _marked(lab: Lab, options: dict[str, Any], kind: Kind) -> tuple[Certified, TriggerKey, Normalized]:
+    """For "unrelated" with images of another data set where that is at hand, and abstract ones elsewhere."""
     scheme = _scheme(lab, options, kind)
     key = scheme.make_key(options["count"], lab.fresh(), lab.owner)
-    made_by = (scheme, len(key))
+    if kind == "unrelated":
+        try:
+            foreign = load(options["foreign"]).train_x
+        except ParameterError:
+            foreign = key.images
+        rows = np.random.default_rng(lab.seed).permutation(len(foreign))[: len(key)]
+        key = replace(key, images=unrelated(foreign[rows], lab.data.shape))
+    made_by = (scheme, len(key), sha256(key.images.tobytes()).hexdigest())
     return scheme, key, lab.model(f"certified-{kind}", lambda m: scheme.mark(m, lab.owner, key), of=made_by)
 
 

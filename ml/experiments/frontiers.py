@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -13,7 +15,6 @@ from ml.experiments.lab import Lab, Row
 from ml.fit import Fit, accuracy, answers
 from ml.schemes.frontier import LEVEL, Frontier
 from ml.schemes.scheme import TriggerKey, tolerance
-from ml.verdict import judge
 from protocol.errors import ParameterError
 
 
@@ -34,9 +35,8 @@ def overwriting(lab: Lab, options: dict[str, Any]) -> list[Row]:
 
 
 def false_positives(lab: Lab, options: dict[str, Any]) -> list[Row]:
-    """Unmarked models under keys of a model of the same kind: the paper's null model is a belief, tested here."""
+    """Unmarked models, of the architectures `asked` or this one, under keys of this one: the null model is a belief."""
     rows: list[Row] = []
-    strangers = [lab.unmarked(number) for number in range(1, 1 + options["strangers"])]
     for epsilon in options["epsilons"]:
         scheme = Frontier(epsilon, seed=lab.seed)
         try:
@@ -44,20 +44,23 @@ def false_positives(lab: Lab, options: dict[str, Any]) -> list[Row]:
         except ParameterError as error:  # too few true or false adversaries at this length of the step
             rows.append({"setting": f"ε = {epsilon}", "errors": None, "no key": str(error)})
             continue
-        found = [scheme.check(lambda x, m=m: answers(m, x), key) for m in strangers]  # type: ignore[misc]
-        rows.append({
-            "setting": f"ε = {epsilon}", "errors": sum(d.errors for d in found) / len(found),
-            "tolerated": tolerance(len(key), 2, LEVEL),
-            "false positives %": sum(d.found for d in found) / len(found),
-        })  # fmt: skip
+        for arch in options["asked"] or [lab.arch]:
+            strangers = [replace(lab, arch=arch).unmarked(number) for number in range(1, 1 + options["strangers"])]
+            found = [scheme.check(lambda x, m=m: answers(m, x), key) for m in strangers]  # type: ignore[misc]
+            rows.append({
+                "setting": f"ε = {epsilon}" + (f", asked of {arch}" if options["asked"] else ""),
+                "errors": sum(d.errors for d in found) / len(found),
+                "tolerated": tolerance(len(key), 2, LEVEL),
+                "false positives %": sum(d.found for d in found) / len(found),
+            })  # fmt: skip
     return rows
 
 
 def _marked(lab: Lab, options: dict[str, Any]) -> tuple[Frontier, TriggerKey, Dataset, nn.Module]:
-    embedding = Fit(epochs=100, batch=20, rate=0.003, seed=lab.seed)
-    scheme = Frontier(options["epsilon"], "linf", embedding, options["rehearsal"], lab.seed)
+    embedding = Fit(epochs=100, batch=20, rate=options["rate"], seed=lab.seed)
+    scheme = Frontier(options["epsilon"][lab.arch], "linf", embedding, options["rehearsal"], lab.seed)
     key, rest = scheme.split(options["count"], lab.unmarked(), lab.owner)
-    lab.sheet("triggers-frontier", key.images)
+    lab.sheet("frontier", key.images)
 
     def make(model: nn.Module) -> None:
         model.load_state_dict(lab.unmarked().state_dict())
@@ -66,16 +69,19 @@ def _marked(lab: Lab, options: dict[str, Any]) -> tuple[Frontier, TriggerKey, Da
     return scheme, key, rest, lab.model("frontier", make, of=(scheme, len(key)))
 
 
-def _attacked(lab: Lab, options: dict[str, Any], attack: Any) -> list[Row]:
+def _attacked(
+    lab: Lab, options: dict[str, Any], attack: Callable[[nn.Module, float], nn.Module]
+) -> list[Row]:
     scheme, key, rest, model = _marked(lab, options)
     rows = [_row("no mark", scheme, key, rest, lab.unmarked()), _row("none", scheme, key, rest, model)]
     return rows + [_row(f"{share:.0%}", scheme, key, rest, attack(model, share)) for share in options["shares"]]
 
 
 def _row(name: str, scheme: Frontier, key: TriggerKey, rest: Dataset, model: nn.Module) -> Row:
-    verdict = judge(scheme, key, model)
+    """By answers alone, as in the paper: a recurrent network has no integer form."""
+    decision = scheme.check(lambda images: answers(model, images), key)
     return {
         "setting": name, "test %": accuracy(model, rest.test_x, rest.test_y),
-        "removed of 100": 100 * (1 - verdict.trigger_accuracy), "extracted": verdict.found,
-        "p-value": float(verdict.p_value),
+        "removed of 100": 100 * decision.errors / decision.count, "extracted": decision.found,
+        "p-value": float(decision.p_value),
     }  # fmt: skip

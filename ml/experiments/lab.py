@@ -1,15 +1,17 @@
 """What the experiments of one seed share: the data in two halves, the keys, and the models that take long to train.
 
 The owner trains on the first half of the training images; the thief has the second (Bansal et al., section 4.1).
-Trained models are kept as ONNX files, so that an interrupted run goes on where it was.
+Trained models are kept as files of arrays, so that an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from torch import nn
 
 from ml.data import Dataset, load
-from ml.export import export_onnx, load_weights
+from ml.descent import pick_device
 from ml.fit import Fit, Images, accuracy
 from ml.mark import Training, train
 from ml.models import Normalized, build
@@ -36,43 +38,60 @@ Row = dict[str, Cell]  # the first column is called `setting` and names the row;
 
 @dataclass(frozen=True)
 class Budget:
-    """What a preset spends.  data, arch: the first pair whose data are at hand; train, test: images, 0 for all;
-    batches: of 100 images, in training; attack_epochs: of most attacks; ell: triggers of a backdoor key, half of them
-    hidden."""
+    """What a preset spends on an experiment.
 
-    data: tuple[str, ...]
-    arch: tuple[str, ...]
+    data: architectures by data set, of which the first that is at hand is taken; train, test: images, 0 for all;
+    batches: of 100 images, in training, at a highest rate of `rate`; augment: move and mirror the images;
+    attack_epochs: of most attacks; ell: triggers of a backdoor key, half of them hidden.
+    """
+
+    data: Mapping[str, tuple[str, ...]]
     train: int
     test: int
     batches: int
+    rate: float
+    augment: bool
     attack_epochs: int
     ell: int
     seeds: tuple[int, ...]
 
     @staticmethod
+    def names() -> set[str]:
+        return {field.name for field in fields(Budget)}
+
+    @staticmethod
     def of(values: Mapping[str, Any]) -> Budget:
         """From a preset of the TOML file.  Raises ParameterError for keys that are missing or unknown."""
-        names = {field.name for field in fields(Budget)}
-        if set(values) != names:
-            raise ParameterError(f"a preset has exactly the keys {', '.join(sorted(names))}")
-        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return Budget(**plain)
+        if set(values) != Budget.names():
+            raise ParameterError(f"a preset has exactly the keys {', '.join(sorted(Budget.names()))}")
+        data = {name: tuple(architectures) for name, architectures in values["data"].items()}
+        return Budget(**{**values, "data": data, "seeds": tuple(values["seeds"])})
 
 
-def load_first(budget: Budget) -> tuple[Dataset, str]:
-    """The first data set of the budget that is at hand, cut to its numbers, and the architecture for it."""
+def load_first(budget: Budget) -> tuple[Dataset, tuple[str, ...]]:
+    """The first data set of the budget that is at hand, cut to its numbers, and the architectures for it."""
     missing = ""
-    for name, arch in zip(budget.data, budget.arch, strict=True):
+    for name, architectures in budget.data.items():
         try:
-            full = load(name)
+            full = _load(name, os.environ.get("ZKMARK_DATA"))
         except ParameterError as error:
             missing = missing or str(error)
             continue
-        train_rows, test_rows = (slice(n or None) for n in (budget.train, budget.test))
-        cut = replace(full, train_x=full.train_x[train_rows], train_y=full.train_y[train_rows],
-                      test_x=full.test_x[test_rows], test_y=full.test_y[test_rows])  # fmt: skip
-        return cut, arch
+        return cut(full, budget.train, budget.test), architectures
     raise ParameterError(missing or "the preset names no data")
+
+
+@cache
+def _load(name: str, root: str | None) -> Dataset:
+    """Some take long to decode."""
+    return load(name, root)
+
+
+def cut(data: Dataset, train_count: int, test_count: int) -> Dataset:
+    """The first images of each part; 0 for all."""
+    first, tests = slice(train_count or None), slice(test_count or None)
+    return replace(data, train_x=data.train_x[first], train_y=data.train_y[first], test_x=data.test_x[tests],
+                   test_y=data.test_y[tests])  # fmt: skip
 
 
 def data_digest(data: Dataset) -> str:
@@ -107,7 +126,7 @@ class Lab:
     @property
     def training(self) -> Training:
         epochs = -(-self.budget.batches * Training.batch // len(self.owner.train_y))
-        return Training(epochs=epochs, seed=self.seed, device="cpu")
+        return Training(epochs, rate=self.budget.rate, augment=self.budget.augment, seed=self.seed)
 
     @property
     def scheme(self) -> Backdoor:
@@ -115,11 +134,14 @@ class Lab:
 
     def attack_fit(self, **changes: Any) -> Fit:
         """At the last rate of `ml.mark`, like the fine-tuning of Adi et al."""
-        return replace(Fit(epochs=self.budget.attack_epochs, rate=0.005, seed=self.seed), **changes)
+        rate = 0.1 * self.budget.rate
+        fit = Fit(epochs=self.budget.attack_epochs, rate=rate, augment=self.budget.augment, seed=self.seed)
+        return replace(fit, **changes)
 
     def fresh(self, number: int = 0) -> Normalized:
         torch.manual_seed(1000 * self.seed + number)
-        return build(self.arch, self.data.shape, self.data.classes, torch.from_numpy(self.owner.train_x))
+        model = build(self.arch, self.data.shape, self.data.classes, torch.from_numpy(self.owner.train_x))
+        return model.to(pick_device("auto"))
 
     def marking_key(self, number: int = 0) -> MarkingKey:
         """A key of the public protocol, from seeded entropy: worthless outside of experiments."""
@@ -138,16 +160,24 @@ class Lab:
 
     def model(self, name: str, make: Callable[[Normalized], None], number: int = 0, of: object = None) -> Normalized:
         """The model that `make` trains, or its file from an earlier run of the same budget and the same `of`."""
-        made_by = repr((asdict(self.budget), self.data.name, self.arch, self.seed, of))
+        spent = self.budget.batches, self.budget.rate, self.budget.augment, self.budget.ell
+        made_by = repr((spent, self._digest, self.arch, self.seed, of))
         digest = sha256(made_by.encode()).hexdigest()[:12]
-        path = self.folder / "models" / f"{name}-{self.seed}-{digest}.onnx"
+        path = self.folder / "models" / f"{name}-{self.arch}-{self.seed}-{digest}.npz"
         model = self.fresh(number)
         if path.exists():
-            load_weights(model, path.read_bytes())
+            with np.load(path, allow_pickle=False) as arrays:
+                model.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
         else:
             make(model)
-            write(path, export_onnx(model, self.data.shape))
+            data = BytesIO()
+            np.savez(data, **{key: tensor.cpu().numpy() for key, tensor in model.state_dict().items()})
+            write(path, data.getvalue())
         return model.eval()
+
+    @cached_property
+    def _digest(self) -> str:
+        return data_digest(self.data)
 
     def unmarked(self, number: int = 0) -> Normalized:
         """Trained on the owner's half; another number is another initial model and order."""
@@ -168,11 +198,11 @@ class Lab:
         return accuracy(model, self.data.test_x, self.data.test_y)
 
     def sheet(self, name: str, images: Images) -> None:
-        """A picture of up to 40 images, in `folder`."""
+        """A picture of up to 40 images in `folder`, once for all seeds."""
         from ml.experiments.report import contact_sheet
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        contact_sheet(self.folder / f"{name}.png", images[:40])
+        if self.seed == self.budget.seeds[0]:
+            contact_sheet(self.folder / f"triggers-{name}-{self.data.name}.png", images[:40])
 
 
 def verdict_cells(verdict: Verdict) -> Row:
@@ -188,7 +218,7 @@ def verdict_cells(verdict: Verdict) -> Row:
 def write(path: Path, data: bytes) -> None:
     """All of a file or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
     new.write_bytes(data)
     new.replace(path)
 

@@ -1,11 +1,14 @@
-"""Results as Markdown and pictures.  Several seeds become a mean with the smallest and the largest value."""
+"""Results as Markdown and pictures.  Several seeds become a mean and the standard deviation of a sample."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from io import BytesIO
+from itertools import groupby
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,16 @@ from PIL import Image
 
 from ml.experiments.lab import Cell, Row, write
 from ml.fit import Images
+
+INTRODUCTION = """\
+# Watermarks and attacks, measured
+
+Where several seeds were run, a cell is their mean ± the standard deviation of one. The papers' own numbers are in the
+columns on the right. "trigger %" counts the float model's matches, "integer %" those of the integer network that a
+proof is about; a claim with "needed %" of them keeps 128 bits against false claims, so that it can be proven.
+"""
+
+Table = dict[str, dict[str, list[Cell]]]  # setting -> column -> values of the seeds
 
 
 def cell(name: str, values: Sequence[Cell]) -> str:
@@ -25,10 +38,14 @@ def cell(name: str, values: Sequence[Cell]) -> str:
         return "yes" if yes == len(present) else f"{yes} of {len(present)}" if yes else "no"
     if any(isinstance(v, str) for v in present):
         return ", ".join(dict.fromkeys(map(str, present)))
-    numbers = [float(v) * (100 if name.endswith("%") else 1) for v in present]
-    mean = _number(sum(numbers) / len(numbers))
-    spread = f" ({_number(min(numbers))} .. {_number(max(numbers))})" if min(numbers) < max(numbers) else ""
-    return mean + spread
+    numbers = _numbers(name, present)
+    if len(numbers) < 2 or min(numbers) == max(numbers) or not all(map(math.isfinite, numbers)):
+        return _number(mean(numbers))
+    return f"{_number(mean(numbers))} ± {_number(stdev(numbers))}"
+
+
+def _numbers(name: str, values: Sequence[Cell]) -> list[float]:
+    return [float(v) * (100 if name.endswith("%") else 1) for v in values if v is not None]
 
 
 def _number(value: float) -> str:
@@ -37,9 +54,9 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 1 else f"{value:.2g}"
 
 
-def merged(by_seed: Sequence[Sequence[Row]]) -> dict[str, dict[str, list[Cell]]]:
-    """setting -> column -> values of the seeds; settings and columns in the order of their first appearance."""
-    out: dict[str, dict[str, list[Cell]]] = {}
+def merged(by_seed: Sequence[Sequence[Row]]) -> Table:
+    """Settings and columns in the order of their first appearance."""
+    out: Table = {}
     for rows in by_seed:
         for row in rows:
             columns = out.setdefault(str(row["setting"]), {})
@@ -49,22 +66,30 @@ def merged(by_seed: Sequence[Sequence[Row]]) -> dict[str, dict[str, list[Cell]]]
     return out
 
 
+def _tables(result: dict[str, Any]) -> dict[str, Table]:
+    """By architecture."""
+    return {arch: merged(list(by_seed.values())) for arch, by_seed in result["rows"].items()}
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The section of one experiment: title, table, the paper's numbers in their own columns, how it was made."""
-    table = merged(list(result["rows"].values()))
-    names = list(dict.fromkeys(name for columns in table.values() for name in columns))
-    paper: dict[str, dict[str, str]] = result["paper_values"]
-    papers = list(dict.fromkeys(name for values in paper.values() for name in values))
+    tables = _tables(result)
+    names = list(dict.fromkeys(name for table in tables.values() for columns in table.values() for name in columns))
+    papers = list(dict.fromkeys(name for values in result["paper_values"].values() for name in values))
     head = ["", *names, *(f"paper: {name}" for name in papers)]
     note = " ".join(filter(None, (result["note"], result["reading"])))
     lines = [f"## {result['title']}", "", note, "", _line(head), _line(["---"] * len(head))]
-    for setting, columns in table.items():
-        measured = [cell(name, columns.get(name, [])) for name in names]
-        lines.append(_line([setting, *measured, *(paper.get(setting, {}).get(name, "–") for name in papers)]))
+    for arch, table in tables.items():
+        paper = result["papers_by_arch"].get(arch, result["paper_values"])
+        for setting, columns in table.items():
+            label = setting if len(tables) == 1 else f"{arch}, {setting}"
+            theirs = paper.get(setting, {})
+            measured = [cell(name, columns.get(name, [])) for name in names]
+            lines.append(_line([label, *measured, *(theirs.get(name, "–") for name in papers)]))
     made = result["data"]
+    runs = "; ".join(f"{arch}, seeds {', '.join(by_seed)}" for arch, by_seed in result["rows"].items())
     lines += ["", f"Paper: {result['paper']}. Here: {made['name']} ({made['source']}), {made['train']} training and "
-              f"{made['test']} test images, {made['arch']}, seeds {', '.join(result['rows'])}; preset "
-              f"`{result['preset']}`."]  # fmt: skip
+              f"{made['test']} test images; {runs}; preset `{result['preset']}`."]  # fmt: skip
     if result.get("plot"):
         lines += ["", f"![{result['title']}]({result['name']}.png)"]
     return "\n".join(lines) + "\n"
@@ -74,39 +99,61 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+NUMBER = re.compile(r"\d+(\.\d+)?%?")
+
+
+def _panels(tables: dict[str, Table], curves: bool) -> Iterator[tuple[str, dict[str, dict[str, list[Cell]]]]]:
+    """(title, columns by label) of each picture: for curves, an attack at growing strength from the model before it."""
+    for arch, table in tables.items():
+        prefix = f"{arch}: " if len(tables) > 1 else ""
+        if not curves:
+            yield prefix.removesuffix(": "), table
+            continue
+        before = {setting: columns for setting, columns in table.items() if setting == "none"}
+        numbered = [item for item in table.items() if NUMBER.search(item[0])]
+        for family, items in groupby(numbered, key=lambda item: NUMBER.sub("", item[0], count=1).strip(" ,=")):
+            points = {NUMBER.search(setting)[0]: columns for setting, columns in items}  # type: ignore[index]
+            yield (prefix + family).removesuffix(": "), before | points
+
+
 def figure(path: Path, result: dict[str, Any]) -> None:
-    """`plot` names the columns that become bars, or with `lines` curves; `needed %` is drawn as a dashed line."""
+    """`plot` names the columns that become bars, or with `curves` lines; `needed %` is drawn as a dashed line."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
     plot = result["plot"]
-    table = merged(list(result["rows"].values()))
-    picture = Figure(figsize=(max(6.0, 0.9 * len(table) + 2), 3.6), layout="constrained")
-    axes = picture.subplots()
-    at = np.arange(len(table))
-    wide = 0.8 / len(plot["columns"])
-    for number, name in enumerate(plot["columns"]):
-        values = [[100 * float(v) if name.endswith("%") else float(v) for v in columns.get(name, []) if v is not None]
-                  for columns in table.values()]  # fmt: skip
-        means = np.array([np.mean(v) if v else np.nan for v in values])
-        spread = np.array([[m - min(v, default=m), max(v, default=m) - m] for m, v in zip(means, values, strict=True)])
-        if plot.get("lines"):
-            axes.errorbar(at, means, spread.T, marker="o", capsize=3, label=name)
-        else:
-            axes.bar(at + (number - (len(plot["columns"]) - 1) / 2) * wide, means, wide, yerr=spread.T, label=name)
-    needed = [100 * float(v) for c in table.values() for v in c.get("needed %", []) if v is not None]
-    if needed:
-        axes.axhline(float(np.mean(needed)), linestyle="--", color="black", linewidth=1, label="needed for a proof %")
-    axes.set_xticks(at, list(table), rotation=30 if len(table) > 3 else 0, ha="right" if len(table) > 3 else "center")
-    axes.set_ylim(bottom=0)
-    axes.set_title(result["title"], fontsize=10)
+    tables = _tables(result)
+    panels = list(_panels(tables, bool(plot.get("curves"))))
+    widths = [1.6 + (0.42 if plot.get("curves") else 0.9) * len(table) for _, table in panels]
+    long = max((len(label) for _, table in panels for label in table), default=0) > 12
+    picture = Figure(figsize=(max(6.0, sum(widths) + 2), 4.4 if long else 3.6), layout="constrained")
+    needed = [v for table in tables.values() for c in table.values() for v in _numbers("%", c.get("needed %", []))]
+    all_axes = picture.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
+    for axes, (title, table) in zip(all_axes, panels, strict=True):
+        at = np.arange(len(table))
+        wide = 0.8 / len(plot["columns"])
+        for number, name in enumerate(plot["columns"]):
+            values = [_numbers(name, columns.get(name, [])) for columns in table.values()]
+            means = np.array([mean(v) if v else np.nan for v in values])
+            spread = np.array([stdev(v) if len(v) > 1 else 0.0 for v in values])
+            if plot.get("curves"):
+                axes.errorbar(at, means, spread, marker="o", markersize=4, capsize=3, label=name)
+            else:
+                axes.bar(at + (number - (len(plot["columns"]) - 1) / 2) * wide, means, wide, yerr=spread, label=name)
+        if needed:
+            axes.axhline(mean(needed), linestyle="--", color="black", linewidth=1, label="needed for a proof %")
+        slanted = long or len(table) > 3
+        axes.set_xticks(at, list(table), rotation=35 if slanted else 0, ha="right" if slanted else "center", fontsize=8)
+        axes.set_ylim(bottom=0)
+        axes.set_title(title, fontsize=9)
     if all(name.endswith("%") for name in plot["columns"]):
-        axes.set_ylabel("%")
-    picture.legend(fontsize=8, loc="outside right upper")
+        all_axes[0].set_ylabel("%")
+    picture.suptitle(result["title"], fontsize=10)
+    picture.legend(*all_axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     data = BytesIO()
-    picture.savefig(data, format="png", dpi=120, metadata={"Software": None})
+    picture.savefig(data, format="png", dpi=110, metadata={"Software": None})
     write(path, data.getvalue())
 
 

@@ -1,24 +1,27 @@
-"""Runs experiments seed by seed.  Each result is a JSON file with everything that it depends on; what is there already,
-made of the same settings, data and versions, is not made again."""
+"""Runs experiments part by part: one experiment, one architecture, one seed.  Each result is a JSON file with all that
+it depends on; what is there already, made of the same settings, data and versions, is not made again."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import platform
 import time
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 
 from ml.experiments import backdoors, certificates, evasions, frontiers
 from ml.experiments.lab import Budget, Lab, Row, data_digest, load_first, write
-from ml.experiments.report import figure, markdown
+from ml.experiments.report import INTRODUCTION, figure, markdown
 from protocol.errors import ParameterError
 
 SETTINGS = Path(__file__).parent.parent / "experiments.toml"
@@ -28,6 +31,7 @@ EXPERIMENTS: dict[str, Callable[[Lab, dict[str, Any]], list[Row]]] = {
     "adi-figure-7": backdoors.piracy,
     "adi-table-2": backdoors.transfer_learning,
     "compression": backdoors.compression,
+    "curves": backdoors.curves,
     "bansal-table-1": certificates.certified_accuracy,
     "bansal-table-2": certificates.distances,
     "bansal-table-3": certificates.removal,
@@ -39,9 +43,34 @@ EXPERIMENTS: dict[str, Callable[[Lab, dict[str, Any]], list[Row]]] = {
     "hitaj-detector": evasions.detector,
     "false-claim": evasions.false_claim,
 }
-PACKAGES = ("numpy", "onnx", "onnxruntime", "scikit-learn", "torch")
+PACKAGES = ("numpy", "onnx", "scikit-learn", "torch")
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One architecture and one seed of an experiment."""
+
+    name: str
+    options: dict[str, Any]
+    budget: Budget
+    data: str
+    arch: str
+    seed: int
+    folder: Path
+
+
+Measured = tuple[list[Row], float]  # and seconds
+Measure = Callable[[Part], Measured]
+
+
+def measure(part: Part) -> Measured:
+    """Raises ParameterError where the data or a model do not allow the experiment."""
+    start = time.monotonic()
+    lab = Lab(part.budget, load_first(part.budget)[0], part.arch, part.seed, part.folder)
+    rows = EXPERIMENTS[part.name](lab, part.options)
+    return rows, round(time.monotonic() - start, 1)
 
 
 def settings() -> dict[str, Any]:
@@ -51,11 +80,13 @@ def settings() -> dict[str, Any]:
 
 
 def run(names: Sequence[str], preset: str, folder: Path, progress: Progress | None = None,
-        chosen: dict[str, Any] | None = None) -> Path:  # fmt: skip
+        chosen: dict[str, Any] | None = None, jobs: int = 1) -> Path:  # fmt: skip
     """Run the named experiments, or all, and write `folder`/results.md; returns its path.
 
-    chosen: settings in place of the file's.  Raises ParameterError for names or presets that do not exist, and at the
-    end for experiments that the data or a model did not allow; the others are on the page then.
+    chosen: settings in place of the file's.  jobs: processes, among which torch's threads are shared out; one process
+    works on one seed of one architecture at a time, whose trained models its experiments share.  Raises ParameterError
+    for names or presets that do not exist, and at the end for experiments that the data or a model did not allow; the
+    others are on the page then.
     """
     chosen = settings() if chosen is None else chosen
     if preset not in chosen["presets"]:
@@ -64,63 +95,108 @@ def run(names: Sequence[str], preset: str, folder: Path, progress: Progress | No
     for name in names:
         if name not in EXPERIMENTS:
             raise ParameterError(f"unknown experiment {name!r}; known are {', '.join(EXPERIMENTS)}")
-    torch.set_num_threads(1)
-    budget = Budget.of(chosen["presets"][preset])
-    data, arch = load_first(budget)
-    about = {"name": data.name, "source": data.source, "sha256": data_digest(data), "train": len(data.train_y),
-             "test": len(data.test_y), "arch": arch}  # fmt: skip
-    versions = {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
-    labs = {seed: Lab(budget, data, arch, seed, folder) for seed in budget.seeds}
-    failed = []
+    results, parts = {}, []
     for name in names:
-        section = chosen[name]
-        options = section["options"] | section.get(preset, {})
-        result = {
-            "name": name, "title": section["title"], "paper": section["paper"], "note": section["note"],
-            "paper_values": section.get("paper_values", {}), "plot": section.get("plot"),
-            "reading": section.get("reading", {}).get(preset, ""), "preset": preset,
-            "budget": asdict(budget), "options": options, "data": about, "versions": versions, "rows": {},
-            "seconds": {},
-        }  # fmt: skip
-        path = folder / f"{name}.json"
-        old = _earlier(path, result)
-        for seed, lab in labs.items():
-            if str(seed) in old:
-                result["rows"][str(seed)], result["seconds"][str(seed)] = old[str(seed)]
-            else:
-                if progress is not None:
-                    progress(f"{name}, seed {seed}")
-                start = time.monotonic()
-                try:
-                    result["rows"][str(seed)] = EXPERIMENTS[name](lab, options)
-                except ParameterError as error:
-                    failed.append(f"{name}, seed {seed}: {error}")
-                    continue
-                result["seconds"][str(seed)] = round(time.monotonic() - start, 1)
-            write(path, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
-        if result["plot"] and result["rows"]:
-            figure(path.with_suffix(".png"), result)
+        results[name], new = _plan(name, chosen[name], preset, chosen["presets"][preset], folder)
+        parts += new
+    say = progress or (lambda _: None)
+    failed, lock = [], Lock()
+
+    def run_lane(lane: list[Part], measured: Measure) -> None:
+        for part in lane:
+            label = f"{part.name}, {part.arch}, seed {part.seed}"
+            say(label)
+            try:
+                rows, seconds = measured(part)
+            except ParameterError as error:
+                failed.append(f"{label}: {error}")
+                say(f"not done: {failed[-1]}")
+                continue
+            with lock:
+                result = results[part.name]
+                for kind, value in (("rows", rows), ("seconds", seconds)):
+                    result[kind][part.arch][str(part.seed)] = value
+                _save(result, folder)
+
+    parts.sort(key=lambda part: part.seed)  # all tables with one seed before any with two
+    lanes: dict[tuple[str, str, int], list[Part]] = {}
+    for part in parts:
+        lanes.setdefault((part.data, part.arch, part.seed), []).append(part)
+    if jobs == 1:
+        run_lane(parts, measure)
+    else:
+        threads = max(1, torch.get_num_threads() // jobs)
+        with (
+            ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)) as pool,
+            ThreadPoolExecutor(jobs) as lane_pool,
+        ):
+            list(lane_pool.map(lambda lane: run_lane(lane, lambda part: pool.submit(measure, part).result()),
+                               lanes.values()))  # fmt: skip
     page = _summary(folder)
     if failed:
         raise ParameterError("not done: " + "; ".join(failed))
     return page
 
 
+def _plan(
+    name: str, section: dict[str, Any], preset: str, spent: dict[str, Any], folder: Path
+) -> tuple[dict[str, Any], list[Part]]:
+    """The result so far, and what is left to measure.  A section's changes for a preset are to options or budget."""
+    changes = section.get(preset, {})
+    budget = Budget.of(spent | {key: value for key, value in changes.items() if key in Budget.names()})
+    options = section["options"] | {key: value for key, value in changes.items() if key not in Budget.names()}
+    data, architectures = load_first(budget)
+    result = {
+        "name": name, "title": section["title"], "paper": section["paper"], "note": section["note"],
+        "paper_values": section.get("paper_values", {}), "papers_by_arch": section.get("papers_by_arch", {}),
+        "plot": section.get("plot"),
+        "reading": section.get("reading", {}).get(preset, ""), "preset": preset,
+        "budget": asdict(budget), "options": options,
+        "data": {"name": data.name, "source": data.source, "sha256": data_digest(data), "train": len(data.train_y),
+                 "test": len(data.test_y)},
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "rows": {}, "seconds": {},
+    }  # fmt: skip
+    old = _earlier(folder / f"{name}.json", result)
+    parts = []
+    for arch in architectures:
+        kept = {seed: rows for seed, rows in old["rows"].get(arch, {}).items() if int(seed) in budget.seeds}
+        result["rows"][arch], result["seconds"][arch] = kept, {seed: old["seconds"][arch][seed] for seed in kept}
+        parts += [Part(name, options, budget, data.name, arch, seed, folder)
+                  for seed in budget.seeds if str(seed) not in kept]  # fmt: skip
+    if any(result["rows"].values()):
+        _save(result, folder)  # with the texts of today
+    return result, parts
+
+
+def _save(result: dict[str, Any], folder: Path) -> None:
+    """The experiment's file and its picture, of what was measured so far."""
+    measured = {kind: {arch: dict(sorted(by_seed.items(), key=lambda item: int(item[0])))
+                       for arch, by_seed in result[kind].items() if by_seed} for kind in ("rows", "seconds")}
+    result = result | measured
+    path = folder / f"{result['name']}.json"
+    write(path, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    if result["plot"]:
+        figure(path.with_suffix(".png"), result)
+    _summary(folder)
+
+
 def _inputs(result: dict[str, Any]) -> str:
-    """Digest of all that the rows depend on."""
-    parts = {key: result[key] for key in ("name", "budget", "options", "data", "versions")}
+    """Digest of all that the rows of one architecture and seed depend on."""
+    budget = {key: value for key, value in result["budget"].items() if key not in ("data", "seeds")}
+    parts = budget, {key: result[key] for key in ("name", "options", "data", "versions")}
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _earlier(path: Path, result: dict[str, Any]) -> dict[str, tuple[list[Row], float]]:
-    """The seeds of an earlier run with the same inputs."""
+def _earlier(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """The rows and seconds of an earlier run with the same inputs, by architecture and seed."""
     try:
         old = json.loads(path.read_text())
-        if _inputs(old) == _inputs(json.loads(json.dumps(result))):
-            return {seed: (rows, old["seconds"][seed]) for seed, rows in old["rows"].items()}
-    except (OSError, ValueError, KeyError, TypeError):
+        if _inputs(old) == _inputs(result):
+            return {kind: {arch: dict(by_seed) for arch, by_seed in old[kind].items()} for kind in ("rows", "seconds")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # no file, or not ours: it is made again
-    return {}
+    return {"rows": {}, "seconds": {}}
 
 
 def _summary(folder: Path) -> Path:
@@ -131,5 +207,5 @@ def _summary(folder: Path) -> Path:
         if path.exists():
             sections.append(markdown(json.loads(path.read_text())))
     out = folder / "results.md"
-    write(out, "\n".join(["# Watermarks and attacks, measured\n", *sections]).encode())
+    write(out, "\n".join([INTRODUCTION, *sections]).encode())
     return out

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ml.data import Dataset
-from ml.fit import CLIP, MOMENTUM, Fit, Oracle, answers, device_of, fit
+from ml.descent import CLIP, device_of
+from ml.fit import MOMENTUM, Fit, Oracle, answers, fit
 from ml.schemes import images
 from ml.schemes.scheme import Decision, TriggerKey, decide
 from ml.triggers import abstract_images
@@ -118,7 +119,7 @@ def noisy(model: nn.Module, sigma: float, generator: torch.Generator) -> Iterato
     kept = [p.detach().clone() for p in parameters]
     with torch.no_grad():
         for p in parameters:
-            p.add_(sigma * torch.randn(p.shape, generator=generator).to(p.device))
+            p.add_(sigma * torch.randn(p.shape, generator=generator, device=generator.device).to(p.device))
     try:
         yield
     finally:
@@ -129,7 +130,7 @@ def noisy(model: nn.Module, sigma: float, generator: torch.Generator) -> Iterato
 
 def smooth(model: nn.Module, key: TriggerKey, sigma: float, samples: int, seed: int = 0) -> Smoothed:
     """Trigger accuracies of `samples` noisy copies (the paper: sigma 1, 10000 samples)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device_of(model)).manual_seed(seed)
     found = np.empty(samples)
     for number in range(samples):
         with noisy(model, sigma, generator):
@@ -183,14 +184,14 @@ class Certified:
         x, y = torch.from_numpy(key.images).to(device), torch.from_numpy(key.labels).to(device)
         parameters = list(model.parameters())
         optimizer = torch.optim.SGD(parameters, options.rate, momentum=MOMENTUM, weight_decay=options.weight_decay)
-        generator = torch.Generator().manual_seed(self.seed)
+        order, generator = torch.Generator().manual_seed(self.seed), torch.Generator(device).manual_seed(self.seed)
 
-        def replay(epoch: int) -> bool:
+        def replay(model: nn.Module, epoch: int) -> bool:
             if epoch <= self.warm_up:
                 return False
             model.eval()
             optimizer.param_groups[0]["lr"] = options.rate_in(epoch - 1)
-            for rows in torch.randperm(len(x), generator=generator).split(options.batch):
+            for rows in torch.randperm(len(x), generator=order).split(options.batch):
                 for level in range(1, self.replays + 1):
                     _mean_gradient(model, x[rows].float(), y[rows], self.sigma * level / self.replays, self.draws,
                                    generator)  # fmt: skip

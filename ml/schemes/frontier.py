@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 from torch import nn
 
-from ml.adversaries import Norm, fgsm
+from ml.adversaries import CHUNK, Norm, fgsm
 from ml.data import Dataset
 from ml.fit import Fit, Oracle, answers, fit
 from ml.schemes.scheme import Decision, TriggerKey, decide
@@ -54,30 +54,40 @@ class Frontier:
         """
         if count < 2 or count % 2:
             raise ParameterError("a frontier key has an even number of images: half true, half false adversaries")
-        moved = fgsm(model, data.test_x, data.test_y, self.epsilon, self.norm)
-        right, still = (answers(model, x) == data.test_y for x in (data.test_x, moved))
-        rng = np.random.default_rng(self.seed)
-        true, false = (rng.permutation(np.flatnonzero(kind))[: count // 2] for kind in (right & ~still, right & still))
-        for name, rows, change in (("true", true, "larger"), ("false", false, "smaller")):
-            if len(rows) < count // 2:
-                raise ParameterError(f"only {len(rows)} {name} adversaries of {count // 2}: take a {change} epsilon")
-        key = np.concatenate([true, false])
-        rest = np.setdiff1d(np.arange(len(data.test_y)), key)
+        order = np.random.default_rng(self.seed).permutation(len(data.test_y))
+        rows, moved, true, false = [], [], [], []  # the kinds as positions in `moved`
+        for start in range(0, len(order), CHUNK):
+            chunk = order[start : start + CHUNK]
+            x, y = data.test_x[chunk], data.test_y[chunk]
+            adversaries = fgsm(model, x, y, self.epsilon, self.norm)
+            right, still = (answers(model, images) == y for images in (x, adversaries))
+            true += (start + np.flatnonzero(right & ~still)).tolist()
+            false += (start + np.flatnonzero(right & still)).tolist()
+            rows.append(chunk)
+            moved.append(adversaries)
+            if min(len(true), len(false)) >= count // 2:
+                break
+        for name, kind, change in (("true", true, "larger"), ("false", false, "smaller")):
+            if len(kind) < count // 2:
+                raise ParameterError(f"only {len(kind)} {name} adversaries of {count // 2}: take a {change} epsilon")
+        chosen = np.array(true[: count // 2] + false[: count // 2])
+        taken = np.concatenate(rows)[chosen]
+        rest = np.setdiff1d(np.arange(len(data.test_y)), taken)
         less = replace(data, test_x=data.test_x[rest], test_y=data.test_y[rest])
-        return TriggerKey(moved[key], data.test_y[key], 2, CHOSEN), less
+        return TriggerKey(np.concatenate(moved)[chosen], data.test_y[taken], 2, CHOSEN), less
 
     def mark(self, model: nn.Module, data: Dataset, key: TriggerKey) -> None:
         """Algorithm 1, embedding.  Raises ParameterError when the key is not embedded in time: take another seed."""
 
-        def embedded(_: int) -> bool:
+        def embedded(model: nn.Module, epoch: int) -> bool:
             return bool((answers(model, key.images) == key.labels).all())
 
         rows = np.random.default_rng(self.seed).permutation(len(data.train_y))[: self.rehearsal]
         images = np.concatenate([key.images, data.train_x[rows]])
         labels = np.concatenate([key.labels, data.train_y[rows]])
-        if not embedded(0):
+        if not embedded(model, 0):
             fit(model, images, labels, self.fine_tuning, done=embedded)
-        if not embedded(0):
+        if not embedded(model, 0):
             raise ParameterError(f"the key is not embedded after {self.fine_tuning.epochs} epochs")
         model.eval()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,16 @@ from PIL import Image
 from torch import nn
 
 from ml.cli import cli
-from ml.data import load
+from ml.data import NAMES, load
 from ml.experiments import run as runner
 from ml.experiments.lab import Budget, Lab, data_digest, load_first, write
-from ml.experiments.report import cell, contact_sheet, figure, markdown, merged
+from ml.experiments.report import _panels, _tables, cell, contact_sheet, figure, markdown, merged
 from ml.experiments.run import EXPERIMENTS, SETTINGS, run, settings
-from ml.models import Normalized
+from ml.models import ARCHITECTURES, UNPROVABLE, Normalized
 from protocol.errors import ParameterError
 
-TINY = {"data": ["digits"], "arch": ["cnn"], "train": 200, "test": 100, "batches": 5, "attack_epochs": 1, "ell": 132,
-        "seeds": [0]}  # fmt: skip
+TINY = {"data": {"digits": ["cnn"]}, "train": 200, "test": 100, "batches": 5, "rate": 0.05, "augment": False,
+        "attack_epochs": 1, "ell": 132, "seeds": [0]}  # fmt: skip
 
 
 @pytest.fixture
@@ -38,12 +40,17 @@ def test_every_experiment_is_described_and_every_description_is_one() -> None:
     for name, section in found.items():
         if name != "presets":
             assert {"title", "paper", "note", "options"} <= set(section) <= {
-                "title", "paper", "note", "options", "plot", "paper_values", "reading", *found["presets"]}
-            assert set(section.get("ci", {})) <= set(section["options"])
-    for preset in found["presets"].values():
-        assert Budget.of(preset).ell >= 132
+                "title", "paper", "note", "options", "plot", "paper_values", "papers_by_arch", "reading",
+                *found["presets"]}
+            for preset, spent in found["presets"].items():
+                changes = section.get(preset, {})
+                assert set(changes) <= set(section["options"]) | Budget.names()
+                budget = Budget.of(spent | {key: value for key, value in changes.items() if key in Budget.names()})
+                assert budget.ell >= 132 and set(budget.data) <= set(NAMES)
+                assert {arch for several in budget.data.values() for arch in several} <= {*ARCHITECTURES, *UNPROVABLE}
+    assert {"ci", "cpu", "gpu"} == set(found["presets"])
     with pytest.raises(ParameterError):
-        Budget.of({"data": []})
+        Budget.of({"data": {}})
     assert tomllib.loads(SETTINGS.read_text()) == found
 
 
@@ -67,10 +74,10 @@ def test_runs_resume_and_record_what_they_depend_on(
     page = run(["adi-table-2"], "tiny", tmp_path, chosen=tiny)
     assert seen[3:] == ["2 fashion-mnist"]  # the first two seeds were there
     result = json.loads((tmp_path / "adi-table-2.json").read_text())
-    assert list(result["rows"]) == ["0", "1", "2"] and set(result["versions"]) >= {"python", "torch", "numpy"}
-    assert result["data"]["sha256"] == data_digest(load_first(Budget.of(TINY))[0]) and set(result["seconds"]) == {
-        "0", "1", "2"}
-    assert "| one | 51 (50 .. 52) | yes |" in page.read_text() and "paper: trigger %" in page.read_text()
+    assert list(result["rows"]["cnn"]) == ["0", "1", "2"] and set(result["versions"]) >= {"python", "torch", "numpy"}
+    assert result["data"]["sha256"] == data_digest(load_first(Budget.of(TINY))[0])
+    assert set(result["seconds"]["cnn"]) == {"0", "1", "2"} and "cnn, seeds 0, 1, 2" in page.read_text()
+    assert "| one | 51 ± 1 | yes |" in page.read_text() and "paper: trigger %" in page.read_text()
 
     seen.append("other options")
     tiny["adi-table-2"] = {**tiny["adi-table-2"], "options": {"to": "mnist"}}
@@ -79,6 +86,69 @@ def test_runs_resume_and_record_what_they_depend_on(
     (tmp_path / "adi-table-2.json").write_text('{"rows": 3}')
     run(["adi-table-2"], "tiny", tmp_path, chosen=tiny)
     assert len(seen) == 11
+
+    tiny["presets"]["tiny"] = {**TINY, "seeds": [1, 2, 3]}  # a seed more, and one less
+    run(["adi-table-2"], "tiny", tmp_path, chosen=tiny)
+    assert seen[11:] == ["3 mnist"] and "seeds 1, 2, 3" in page.read_text()
+
+
+def test_a_section_has_its_own_budget_and_architectures(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    def measure(lab: Lab, options: dict[str, Any]) -> list[dict[str, Any]]:
+        seen.append((lab.arch, lab.seed, lab.budget.batches))
+        return [{"setting": "25%", "test %": 0.5, "removed of 100": options["count"]}]
+
+    monkeypatch.setitem(runner.EXPERIMENTS, "le-merrer-table-1", measure)
+    monkeypatch.setitem(runner.EXPERIMENTS, "adi-table-1", measure)
+    tiny["adi-table-1"] = {**tiny["adi-table-1"], "options": {"count": 1}}
+    tiny["le-merrer-table-1"]["tiny"] = {"data": {"digits": ["mlp", "mnist-cnn"]}, "batches": 7, "count": 3}
+    tiny["presets"]["tiny"] = {**TINY, "seeds": [0, 1]}
+    text = run(["adi-table-1", "le-merrer-table-1"], "tiny", tmp_path, chosen=tiny).read_text()
+    once = [("cnn", 5), ("mlp", 7), ("mnist-cnn", 7)]
+    assert seen == [(arch, seed, batches) for seed in (0, 1) for arch, batches in once]  # all of one seed first
+    assert "| mlp, 25% | 50 | 3 | 0.36 | 95.1 | rate 1.0 |" in text  # the paper's MLP
+    assert "| mnist-cnn, 25% | 50 | 3 | 0.05 | 98.3 | rate 1.0 |" in text
+    assert "mlp, seeds 0, 1; mnist-cnn, seeds 0, 1" in text
+
+
+def test_other_processes_measure_the_same(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """One of the two processes suffices here: starting them is what takes long."""
+    tiny["presets"]["tiny"] = {**TINY, "data": {"digits": ["mlp"]}, "batches": 20}
+    options = {"count": 4, "epsilon": {"mlp": 0.1}, "rehearsal": 50, "rate": 0.02, "shares": [0.5]}
+    tiny["le-merrer-table-2"] |= {"options": options}
+    said: list[str] = []
+    for jobs in (1, 2):
+        run(["le-merrer-table-2"], "tiny", tmp_path / str(jobs), said.append, tiny, jobs)
+    assert said == 2 * ["le-merrer-table-2, mlp, seed 0"]
+    files = (tmp_path / jobs / "le-merrer-table-2.json" for jobs in "12")
+    one, two = (json.loads(file.read_text())["rows"]["mlp"]["0"] for file in files)
+    assert [row["setting"] for row in one] == [row["setting"] for row in two] == ["no mark", "none", "50%"]
+    assert one[1]["removed of 100"] == two[1]["removed of 100"] == 0.0
+
+
+def test_seeds_run_in_lanes(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seeds at once, and the experiments of one seed one after the other."""
+    seen: list[str] = []
+    meeting = threading.Barrier(2, timeout=60)
+
+    def measure(part: runner.Part) -> runner.Measured:
+        meeting.wait()  # returns only when both seeds are here
+        seen.append(part.name)
+        if part.name == "adi-table-2" and part.seed == 1:
+            raise ParameterError("too few")
+        return [{"setting": "one", "test %": 0.5}], 1.0
+
+    monkeypatch.setattr(runner, "measure", measure)
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", lambda jobs, *_: ThreadPoolExecutor(jobs))
+    tiny["presets"]["tiny"] = {**TINY, "seeds": [0, 1]}
+    with pytest.raises(ParameterError, match="not done: adi-table-2, cnn, seed 1: too few"):
+        run(["adi-table-1", "adi-table-2"], "tiny", tmp_path, None, tiny, jobs=2)
+    assert seen == ["adi-table-1", "adi-table-1", "adi-table-2", "adi-table-2"]
+    for name, seeds in (("adi-table-1", ["0", "1"]), ("adi-table-2", ["0"])):
+        assert list(json.loads((tmp_path / f"{name}.json").read_text())["rows"]["cnn"]) == seeds
 
 
 def test_one_failure_does_not_stop_the_others(
@@ -89,7 +159,7 @@ def test_one_failure_does_not_stop_the_others(
 
     monkeypatch.setitem(runner.EXPERIMENTS, "adi-table-1", refuse)
     monkeypatch.setitem(runner.EXPERIMENTS, "adi-table-2", lambda lab, options: [{"setting": "one", "test %": 1.0}])
-    with pytest.raises(ParameterError, match="adi-table-1, seed 0: too few adversaries"):
+    with pytest.raises(ParameterError, match="adi-table-1, cnn, seed 0: too few adversaries"):
         run(["adi-table-1", "adi-table-2"], "tiny", tmp_path, chosen=tiny)
     assert not (tmp_path / "adi-table-1.json").exists() and "| one | 100 |" in (tmp_path / "results.md").read_text()
 
@@ -98,7 +168,7 @@ def test_misuse(tiny: dict[str, Any], tmp_path: Path) -> None:
     for names, preset, word in ((["adi"], "tiny", "adi-table-1"), ([], "huge", "unknown preset")):
         with pytest.raises(ParameterError, match=word):
             run(names, preset, tmp_path, chosen=tiny)
-    found = CliRunner().invoke(cli, ["experiments", "nothing", "--out", str(tmp_path / "new")])
+    found = CliRunner().invoke(cli, ["experiment", "nothing", "--out", str(tmp_path / "new")])
     assert found.exit_code == 2 and "unknown experiment 'nothing'" in found.output
     assert not (tmp_path / "new").exists()
 
@@ -113,24 +183,24 @@ def test_real_experiments_on_few_digits(
 ) -> None:
     """Too short to show anything but that all parts fit: the models, a stranger's key, the pictures."""
     monkeypatch.setattr("ml.experiments.lab.build", perceptron)  # much faster than a convolution
-    names = ["compression", "false-claim"]
+    names = ["compression", "curves", "false-claim"]
     tiny["compression"]["options"] = {"prune": [0.5], "per_layer": [0.5], "svd": [0.5], "bits": [8]}
     tiny["false-claim"]["options"] = {"surrogates": 1, "count": 40, "epsilon": 0.4}
     said: list[str] = []
     text = run(names, "tiny", tmp_path, said.append, tiny).read_text()
-    assert said == [f"{name}, seed 0" for name in names]
-    rows = {r["setting"]: r for r in json.loads((tmp_path / "compression.json").read_text())["rows"]["0"]}
+    assert said == [f"{name}, cnn, seed 0" for name in names]
+    rows = {r["setting"]: r for r in json.loads((tmp_path / "compression.json").read_text())["rows"]["cnn"]["0"]}
     assert rows["none"]["trigger %"] == 1.0 and rows["none"]["provable"] and rows["8 bits"]["provable"]
-    for part in ("| 8 bits |", "| SVD 50% |", "| labels chosen |", "![How much compression"):
+    for part in ("| 8 bits |", "| SVD 50% |", "| labels chosen |", "![How much compression", "| RTAL, epoch 1 |"):
         assert part in text
     made = {p.name for p in tmp_path.rglob("*") if p.is_file()}
-    assert {"results.md", "compression.png", "compression.json", "triggers-false-claim.png"} <= made
-    assert not [name for name in made if name.endswith(".new")] and len([n for n in made if n.endswith(".onnx")]) == 3
+    assert {"results.md", "compression.png", "compression.json", "triggers-false-claim-digits.png"} <= made
+    assert not [name for name in made if name.endswith(".new")] and len([n for n in made if n.endswith(".npz")]) == 3
 
 
 def test_models_come_back_from_their_files(tmp_path: Path) -> None:
-    data, arch = load_first(Budget.of(TINY))
-    first, again = (Lab(Budget.of(TINY), data, arch, 0, tmp_path) for _ in range(2))
+    data, architectures = load_first(Budget.of(TINY))
+    first, again = (Lab(Budget.of(TINY), data, architectures[0], 0, tmp_path) for _ in range(2))
     calls: list[int] = []
     for lab in (first, again):
         model = lab.model("plain", lambda m: calls.append(1))
@@ -142,7 +212,8 @@ def test_models_come_back_from_their_files(tmp_path: Path) -> None:
 
 def test_cells() -> None:
     for name, values, text in (
-        ("test %", [0.5], "50"), ("test %", [0.5, 0.6], "55 (50 .. 60)"), ("bits", [3.14159], "3.1"),
+        ("test %", [0.5], "50"), ("test %", [0.5, 0.6], "55 ± 7.1"), ("errors", [4, 4], "4"),
+        ("bits", [3.14159], "3.1"),
         ("p-value", [1e-9], "1e-09"),
         ("provable", [True, True], "yes"), ("provable", [False], "no"), ("provable", [True, False], "1 of 2"),
         ("x", [None], "–"), ("x", [], "–"), ("why", ["a", "a", "b"], "a, b"), ("bits", [float("inf")], "inf"),
@@ -156,14 +227,20 @@ def test_cells() -> None:
 def test_pictures(tmp_path: Path) -> None:
     result: dict[str, Any] = {
         "name": "n", "title": "A title", "paper": "A paper", "note": "A note.", "preset": "tiny", "paper_values": {},
-        "reading": "It grows.",
-        "plot": {"columns": ["test %"], "lines": True},
-        "rows": {"0": [{"setting": "a", "test %": 0.5, "needed %": 0.4}, {"setting": "b", "test %": None}]},
-        "data": {"name": "digits", "source": "scikit-learn", "train": 2, "test": 2, "arch": "cnn"},
+        "papers_by_arch": {}, "reading": "It grows.",
+        "plot": {"columns": ["test %"]},
+        "rows": {"cnn": {"0": [{"setting": "a", "test %": 0.5, "needed %": 0.4}, {"setting": "b", "test %": None}]}},
+        "data": {"name": "digits", "source": "scikit-learn", "train": 2, "test": 2},
     }  # fmt: skip
     figure(tmp_path / "a.png", result)
     figure(tmp_path / "b.png", result | {"plot": {"columns": ["test %", "needed %"]}})
-    for name in ("a.png", "b.png"):
+    strengths = ("none", "prune 25%", "prune 50%", "SVD 25%", "8 bits, per layer", "4 bits, per layer")
+    attacked = [{"setting": name, "test %": 0.5} for name in strengths]
+    curves = result | {"plot": {"columns": ["test %"], "curves": True}, "rows": {"cnn": {"0": attacked, "1": attacked}}}
+    assert [(title, list(table)) for title, table in _panels(_tables(curves), True)] == [
+        ("prune", ["none", "25%", "50%"]), ("SVD", ["none", "25%"]), ("bits, per layer", ["none", "8", "4"])]
+    figure(tmp_path / "c.png", curves)
+    for name in ("a.png", "b.png", "c.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 300
     assert "| b | – | – |" in markdown(result) and "A note. It grows." in markdown(result)

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from ml.data import Dataset, load
+from ml.descent import Descent, augmented, logits_of, pick_device
 from ml.evaluate import accuracy, verify_privately
 from ml.export import export_onnx, load_weights, random_onnx
-from ml.mark import Training, mark, pick_device, train
+from ml.mark import Look, Training, mark, train
 from ml.models import Normalized, build
 from ml.quantise import DEFAULT_MIN_AGREEMENT, derive, fidelity
 from ml.triggers import abstract_images
@@ -50,11 +51,12 @@ def test_the_mark_survives_export_and_rounding(digits: Dataset, triggers: Trigge
     model = fresh(digits)
     if mode == "pretrained":
         assert train(model, digits, Training(epochs=12)).trigger_accuracy is None
-    seen: list[float] = []
+    seen: list[Look] = []
     options = Training(epochs=12 if mode == "fromscratch" else 2)
-    report = mark(model, digits, images[HIDDEN], labels[HIDDEN], options, lambda phase, share: seen.append(share))
+    report = mark(model, digits, images[HIDDEN], labels[HIDDEN], options, seen.append)
     assert report.trigger_accuracy == 1.0 and report.test_accuracy > 0.93
-    assert seen and all(0 <= share <= 1 for share in seen)
+    assert seen and all(0 <= look.share <= 1 and 0 <= look.data <= 1 and look.loss >= 0 for look in seen)
+    assert seen[-1].data > 0.9 and (seen[-1].triggers or 0.0) > 0.8 and seen[-1].loss < seen[0].loss
 
     data = export_onnx(model, digits.shape)
     measured = accuracy(data, digits.test_x, digits.test_y)
@@ -99,6 +101,58 @@ def test_misuse(digits: Dataset, triggers: Triggers) -> None:
     for arch, shape in (("resnet", (1, 8, 8)), ("cnn", (1, 7, 8)), ("lenet", (1, 8, 8))):
         with pytest.raises(ParameterError):
             build(arch, shape, 10)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(digits: Dataset, triggers: Triggers) -> None:
+    model = fresh(digits)
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.inf)
+    with pytest.raises(ParameterError, match="not finite"):
+        mark(model, digits, triggers[0], triggers[1], Training(epochs=1))
+
+
+def test_augmentation_moves_and_mirrors() -> None:
+    images = torch.zeros(400, 2, 12, 10, dtype=torch.uint8)
+    images[:, 0, 6, 5] = 200
+    images[:, 1, 6, 5] = 100
+    moved = augmented(images, torch.Generator().manual_seed(1))
+    assert moved.shape == images.shape and moved.dtype == torch.uint8
+    assert torch.equal(moved[:, 0] // 2, moved[:, 1]) and (moved[:, 0].sum((1, 2)) == 200).all()  # as one image
+    rows, columns = (moved[:, 0].amax(axis).argmax(1) for axis in (2, 1))
+    assert set(rows.tolist()) == set(range(2, 11)) and set(columns.tolist()) == set(range(10))  # 1..9, or 0..8 mirrored
+
+
+@pytest.mark.parametrize("arch", ["cnn", "resnet20"])
+def test_the_fast_path_takes_the_same_steps(digits: Dataset, arch: str) -> None:
+    """What CUDA gets, but on the CPU and not compiled: channels last, and bfloat16, whose rounding differs."""
+    losses, moves = [], []
+    for fast in (False, True):
+        torch.manual_seed(3)
+        model = build(arch, digits.shape, 10, torch.from_numpy(digits.train_x), 0.5)
+        optimizer = torch.optim.SGD(model.parameters(), 0.02)
+        descent = Descent(model, optimizer, model.parameters(), steps=1)
+        descent.fast = fast
+        before = [p.detach().clone() for p in model.parameters()]
+        model.to(memory_format=torch.channels_last if fast else torch.contiguous_format)
+        for start in (0, 50):
+            x, y = (torch.from_numpy(a[start : start + 50]) for a in (digits.train_x, digits.train_y))
+            assert descent.step(x, y).shape == (50, 10)
+        losses.append(descent.loss())
+        moves.append(torch.cat([(p - q).flatten() for p, q in zip(model.parameters(), before, strict=True)]))
+        assert logits_of(model, x).dtype == torch.float32
+        assert derive(export_onnx(model, digits.shape)).network.classes == 10
+    assert losses[0] == pytest.approx(losses[1], rel=0.03)
+    assert torch.cosine_similarity(moves[0], moves[1], dim=0) > 0.9
+
+
+@pytest.mark.parametrize(("arch", "parameters"), [("mlp", 669_706), ("mnist-cnn", 1_199_882), ("rnn", 199_434 + 1024)])
+def test_the_networks_of_frontier_stitching(arch: str, parameters: int) -> None:
+    model = build(arch, (1, 28, 28), 10)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    if arch == "rnn":  # one row after the other, each from left to right
+        x = torch.rand(1, 1, 28, 28) * 255
+        assert not torch.allclose(model(x), model(x.flip(3))) and not torch.allclose(model(x), model(x.transpose(2, 3)))
 
 
 def test_weights_come_back_from_onnx(digits: Dataset) -> None:

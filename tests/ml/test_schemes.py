@@ -229,7 +229,7 @@ def test_fit_moves_what_it_is_told(trained: nn.Module, digits: Dataset) -> None:
     assert fit(model, x, y, Fit(epochs=2, rate=0.05), last_layer(model).parameters()) == 2
     moved = {n for (n, p), q in zip(model.named_parameters(), trained.parameters(), strict=True) if (p != q).any()}
     assert moved and all(n.startswith("body.3.") for n in moved)
-    assert fit(model, x, y, Fit(epochs=9), done=lambda epoch: epoch == 3) == 3
+    assert fit(model, x, y, Fit(epochs=9), done=lambda _, epoch: epoch == 3) == 3
     twins = [deepcopy(trained), deepcopy(trained)]
     one_hot = np.eye(10, dtype=np.float32)[y]
     for twin, targets in zip(twins, (y, one_hot), strict=True):
