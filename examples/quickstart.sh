@@ -49,24 +49,38 @@ await_address() {
     cat "$1" >&2
     exit 1
 }
-new_nonce() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
+new_secret() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
+# new_authority: ca.pem, and by it a certificate of this machine, server.pem with server.key.
+new_authority() {
+    local key=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
+    openssl req -x509 "${key[@]}" -keyout ca.key -out ca.pem -days 2 -subj "/CN=quickstart" 2>/dev/null
+    openssl req "${key[@]}" -keyout server.key -out server.csr -subj "/CN=this machine" 2>/dev/null
+    openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -set_serial 1 -days 2 -out server.pem \
+        -extfile <(echo "subjectAltName=IP:127.0.0.1") 2>/dev/null
+}
 
 mkdir "$work/owner" "$work/stranger"
 cd "$work"
-(umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >owner/passphrase)
+umask 077
+new_secret >owner/passphrase
 secret=(--passphrase-file owner/passphrase)
+# The servers below speak TLS with a certificate of an authority made here; the stranger has a token for the prover.
+(cd owner && new_authority && cp ca.pem ../stranger/ca.pem)
+new_secret >stranger/token
+echo "ada:$(tr -d '\n' <stranger/token | sha256sum | cut -d ' ' -f 1)" >owner/tokens
+tls=(--tls-cert owner/server.pem --tls-key owner/server.key)
 
 heading "1. The owner makes a key: secret triggers, committed to before their labels are known"
 expect 0 zkmark-prover keygen --plan --shape $shape --classes 10 --ell 512
 expect 0 zkmark-prover keygen --shape $shape --classes 10 --ell 512 --mk owner/owner.mk --vk owner/owner.vk "${secret[@]}"
 
 heading "2. The owner publishes the key on a board, which can never take it back, before there is a model"
-printf '\n$ zkmark-prover board --folder board --name quickstart --listen 127.0.0.1:0 &\n'
-zkmark-prover board --folder board --name quickstart --listen 127.0.0.1:0 >board.log 2>&1 &
+printf '\n$ zkmark-prover board --folder board --name quickstart --listen 127.0.0.1:0 --tls-cert ... &\n'
+zkmark-prover board --folder board --name quickstart --listen 127.0.0.1:0 "${tls[@]}" >board.log 2>&1 &
 servers+=($!)
 address=$(await_address board.log $!)
 board=(--board "$address" --log-key "$(sed -n 's/.*log key //p' board.log)")
-expect 0 zkmark-prover publish --vk owner/owner.vk "${board[@]}"
+expect 0 zkmark-prover publish --vk owner/owner.vk "${board[@]}" --tls-ca owner/ca.pem
 
 heading "3. The owner trains a network with the mark; somebody else trains one without"
 expect 0 zkmark-ml mark --data $data --arch $arch --mk owner/owner.mk "${secret[@]}" --mode fromscratch --out owner/marked.onnx
@@ -76,7 +90,8 @@ expect 0 zkmark-ml evaluate --model owner/marked.onnx --data $data --mk owner/ow
 heading "4. A stranger has the public key and a suspect's model; the key is checked once"
 cp owner/owner.vk stranger/owner.vk
 cp owner/marked.onnx stranger/suspect.onnx
-expect 0 zkmark-verifier key stranger/owner.vk --sheet stranger/sheet.png "${board[@]}" --seen stranger/checkpoint
+expect 0 zkmark-verifier key stranger/owner.vk --sheet stranger/sheet.png "${board[@]}" --seen stranger/checkpoint \
+    --tls-ca stranger/ca.pem
 python - "$data" stranger/images <<'EOF'
 """The stranger's own images of the task, 200 of them: to see that the integer network still is the suspect's model."""
 import sys
@@ -93,31 +108,35 @@ for index, pixels in enumerate(load(sys.argv[1]).test_x[:200]):
 EOF
 
 heading "5. Offline: the stranger sends a nonce, the owner a proof; anyone can check the file again"
-nonce=$(new_nonce)
+nonce=$(new_secret)
 context=(--claimant Ada --purpose quickstart --nonce "$nonce")
 expect 0 zkmark-prover prove --mk owner/owner.mk "${secret[@]}" --vk owner/owner.vk --model owner/marked.onnx \
     "${context[@]}" --out owner/claim.proof
 cp owner/claim.proof stranger/claim.proof
 cd stranger
 check=(zkmark-verifier verify --vk owner.vk --images images)
-expect 0 "${check[@]}" --model suspect.onnx "${context[@]}" --proof claim.proof "${board[@]}" --seen checkpoint --html report.html
-echo "report.html, the verdict for people: $(wc -c <report.html) bytes"
+expect 0 "${check[@]}" --model suspect.onnx "${context[@]}" --proof claim.proof
 cd ..
 
-heading "6. Online: the owner approves one network and serves; the stranger asks over gRPC"
+heading "6. Online: the owner approves one network and serves; the stranger asks over gRPC and gets a page for people"
 expect 0 zkmark-prover approve --mk owner/owner.mk "${secret[@]}" --model owner/marked.onnx
-printf '\n$ zkmark-prover serve --mk owner/owner.mk --vk owner/owner.vk --listen 127.0.0.1:0 &\n'
-zkmark-prover serve --mk owner/owner.mk "${secret[@]}" --vk owner/owner.vk --listen 127.0.0.1:0 >owner/server.log 2>&1 &
+printf '\n$ zkmark-prover serve --mk owner/owner.mk --vk owner/owner.vk --listen 127.0.0.1:0 --tls-cert ... &\n'
+zkmark-prover serve --mk owner/owner.mk "${secret[@]}" --vk owner/owner.vk --listen 127.0.0.1:0 "${tls[@]}" \
+    --claimant Ada --tokens owner/tokens >owner/server.log 2>&1 &
 servers+=($!)
 address=$(await_address owner/server.log $!)
 echo "serving on $address"
 cd stranger
-expect 0 "${check[@]}" --model suspect.onnx --prover "$address"
-expect 0 "${check[@]}" --model suspect.onnx --prover "$address" --interactive
+online=(--prover "$address" --claimant Ada --tls-ca ca.pem --token-file token)
+expect 0 "${check[@]}" --model suspect.onnx "${online[@]}" "${board[@]}" --seen checkpoint --save-claim second.proof \
+    --html report.html
+echo "report.html, the verdict for people: $(wc -c <report.html) bytes"
+expect 0 "${check[@]}" --model suspect.onnx "${online[@]}" --interactive
 
 heading "7. What must fail: a model without the mark, a proof with one bit changed"
-expect 1 "${check[@]}" --model innocent.onnx --prover "$address"
+expect 1 "${check[@]}" --model innocent.onnx "${online[@]}"
 cd ..
+expect 0 zkmark-prover requests list --mk owner/owner.mk
 expect 0 zkmark-ml evaluate --model stranger/innocent.onnx --data $data --mk owner/owner.mk "${secret[@]}"
 expect 1 zkmark-prover prove --mk owner/owner.mk "${secret[@]}" --vk owner/owner.vk --model stranger/innocent.onnx \
     "${context[@]}" --out owner/false.proof
@@ -132,7 +151,30 @@ proof = bytearray(path.read_bytes())
 proof[len(proof) // 2] ^= 1
 path.write_bytes(proof)
 EOF
+
+heading "8. Many claims at once: the stranger's list, one table"
+cat >stranger/cases.toml <<EOF
+vk = "owner.vk"
+model = "suspect.onnx"
+images = "images"
+nonce = "$nonce"
+claimant = "Ada"
+purpose = "quickstart"
+
+[[case]]
+name = "the-suspect"
+proof = "claim.proof"
+
+[[case]]
+name = "an-innocent"
+model = "innocent.onnx"
+proof = "claim.proof"
+
+[[case]]
+name = "tampered"
+proof = "tampered.proof"
+EOF
 cd stranger
-expect 1 "${check[@]}" --model suspect.onnx "${context[@]}" --proof tampered.proof
+expect 1 zkmark-verifier batch cases.toml --results results
 
 heading "Done: the marked model was proven three times, the unmarked model and the tampered proof rejected"

@@ -27,7 +27,10 @@ def test_commands_in_documents_exist(program: str, name: str, options: str) -> N
     cli = import_module(f"{program}.cli").cli
     assert isinstance(cli, click.Group)
     assert name in cli.commands
-    known = {option for parameter in cli.commands[name].params for option in parameter.opts} | {"--help"}
+    command = cli.commands[name]
+    if isinstance(command, click.Group):  # the next word says which
+        command = command.commands[options.split()[0]]
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     assert set(re.findall(r"--[a-z][a-z-]*", options)) <= known
 
 
@@ -42,6 +45,32 @@ def test_readme_shows_every_everyday_command() -> None:
         ("ml", "evaluate"),
         ("verifier", "key"),
         ("verifier", "verify"),
+        ("verifier", "batch"),
+        ("verifier", "review"),
+    }
+
+
+def test_the_program_in_the_readme_runs(world, approved_file, tmp_path, monkeypatch, capsys) -> None:
+    """Against a server; and the list of cases is read."""
+    from prover.jobs import Prover
+    from tests.service.serving import SECRET, running
+    from verifier.batch import read_list
+
+    text = (ROOT / "README.md").read_text()
+    program = re.findall("```python\n(.*?)```", text, re.DOTALL)
+    cases = re.findall("    # cases.toml.*?\n\n", text, re.DOTALL)
+    assert len(program) == len(cases) == 1
+    (tmp_path / "owner.vk").write_bytes(world.key.vk.to_bytes())
+    (tmp_path / "model.onnx").write_bytes(world.marked)
+    (tmp_path / "cases.toml").write_text("\n".join(line[4:] for line in cases[0].splitlines()))
+    monkeypatch.chdir(tmp_path)
+    with running(Prover(approved_file, SECRET, claimant="Ada")) as address:
+        exec(program[0].replace("prover.example:50051", address), {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "accepted" and second.startswith("accepted ")
+    assert {name: case.claimant for name, case in read_list(tmp_path / "cases.toml").items()} == {
+        "app-3.1": "Ada",
+        "app-3.2": "Ada",
     }
 
 
