@@ -30,7 +30,7 @@ from prover.options import memory as _memory
 from prover.options import read as _read
 from prover.options import say as _print
 from prover.options import warm_up as _warm_up
-from prover.publication import board, publish, timestamp, witness
+from prover.publication import board, connection, connection_options, publish, timestamp, witness
 
 if TYPE_CHECKING:
     from ml.quantise import Derivation
@@ -62,16 +62,25 @@ def cli() -> None:
 @click.option("--mk", type=NEW_FILE, help="New file for the secret marking key.")
 @click.option("--vk", type=NEW_FILE, help="New file for the public verification key.")
 @click.option("--plan", is_flag=True, help="Only say what such a key would cost and prove.")
+@click.option("--board", "target", metavar="HOST:PORT",
+              help="A board whose log takes the commitments before the coin falls, so that nobody can search for a "
+                   "lucky one.  After a crash, the same command goes on with what is pending.")  # fmt: skip
+@click.option("--log-key", metavar="TEXT", help="The public key of the board's log.")
+@connection_options
 @secret_options
 @json_option
 @outcome
 def keygen_command(
     shape: str, classes: int, ell: int | None, triggers: Path | None, chosen_labels: Path | None, mk: Path | None,
-    vk: Path | None, plan: bool, passphrase_file: Path | None, key_file: Path | None, as_json: bool,
+    vk: Path | None, plan: bool, target: str | None, log_key: str | None, tls: bool, tls_ca: Path | None,
+    tls_cert: Path | None, tls_key: Path | None, token_file: Path | None, passphrase_file: Path | None,
+    key_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a key: trigger images, their commitments, and labels by a joint coin."""
     if chosen_labels is not None and (triggers is None or ell is not None or plan):
         raise click.UsageError("--chosen-labels names the images of --triggers: without --ell and --plan")
+    if (target is None) != (log_key is None):
+        raise click.UsageError("--board and --log-key go together")
     from prover.plan import plan_key
 
     dimensions = _shape(shape)
@@ -81,25 +90,48 @@ def keygen_command(
         return
     if mk is None or vk is None:
         raise click.UsageError("give --mk and --vk, or --plan")
-    _check_new(mk, vk)
-    from protocol.keygen import KeyParameters, LabelRule, generate_key
+    from ml.inputs import labeled_images
+    from ml.triggers import abstract_images, load_folder
+    from protocol.keygen import KeyParameters, LabelRule, PendingKey, commit_key
+    from protocol.log import LogKey
     from prover.keys import read_secret, save_marking_key, write_file
+    from prover.pending import anchored_key, pending_path
 
+    log = None if log_key is None else LogKey.from_text(log_key)
+    if log is None or not pending_path(mk).exists():
+        _check_new(mk, vk, pending_path(mk))
+    images, labels = labeled_images(chosen_labels, triggers, dimensions) if chosen_labels and triggers else (None, None)
+    rule = LabelRule.JOINT_COIN if labels is None else LabelRule.CHOSEN
+    parameters = KeyParameters(dimensions, classes, (ell or ELL) if labels is None else len(labels), rule)
     secret = read_secret(passphrase_file, key_file, confirm=True)
     with _progress(as_json) as report:
-        images, labels = _triggers(dimensions, ell or ELL, triggers, chosen_labels)
-        rule = LabelRule.JOINT_COIN if labels is None else LabelRule.CHOSEN
-        key = generate_key(
-            KeyParameters(dimensions, classes, len(images), rule), images, labels=labels,
-            progress=lambda done, of: report("commit", done / of),
-        )  # fmt: skip
-    save_marking_key(mk, key, secret)
-    write_file(vk, key.vk.to_bytes(), 0o644)
+
+        def commit() -> PendingKey:
+            given = images
+            if given is None:
+                count = parameters.ell
+                given = load_folder(triggers, dimensions, count) if triggers else abstract_images(count, dimensions)
+            return commit_key(parameters, given, labels=labels, progress=lambda done, of: report("commit", done / of))
+
+        if log is None or target is None:
+            key = commit().finish()
+            save_marking_key(mk, key, secret)
+            write_file(vk, key.vk.to_bytes(), 0o644)
+        else:
+            from prover.board import anchor
+
+            secure, token = connection(tls, tls_ca, tls_cert, tls_key, token_file)
+            address, trusted = target, log
+            key = anchored_key(
+                mk, vk, secret, parameters, commit,
+                lambda digest: anchor(address, trusted, digest, tls=secure, token=token),
+            )  # fmt: skip
     result = {
-        "done": True, "vk_digest": key.vk.digest.hex(), "owner": key.vk.owner_public_key.hex(),
-        "ell": len(images), "h": key.vk.h, "label_rule": rule.name.lower(), "mk": str(mk), "vk": str(vk),
+        "done": True, "vk_digest": key.vk.digest.hex(), "owner": key.vk.owner_public_key.hex(), "ell": parameters.ell,
+        "h": key.vk.h, "label_rule": rule.name.lower(), "anchored": key.vk.anchor is not None, "mk": str(mk),
+        "vk": str(vk),
     }  # fmt: skip
-    _print(as_json, result, f"{len(images)} triggers, {key.vk.h} of them secret: {mk} (keep it), {vk} (publish it)")
+    _print(as_json, result, f"{parameters.ell} triggers, {key.vk.h} of them secret: {mk} (keep it), {vk} (publish it)")
 
 
 @cli.command("approve")
@@ -176,18 +208,6 @@ def prove_command(
         "network_digest": about.network.digest.hex(),
     }  # fmt: skip
     _print(as_json, result, f"at least {k_min} of {key.vk.h} secret triggers: {out}, {len(data):,} bytes")
-
-
-def _triggers(
-    shape: tuple[int, int, int], count: int, folder: Path | None, labels: Path | None
-) -> tuple[Images, list[int] | None]:
-    """Trigger images: `count` of a folder, or abstract ones; or those of a table, with the labels that it chooses."""
-    from ml.inputs import labeled_images
-    from ml.triggers import abstract_images, load_folder
-
-    if folder is None:
-        return abstract_images(count, shape), None
-    return (load_folder(folder, shape, count), None) if labels is None else labeled_images(labels, folder, shape)
 
 
 def _derivation(
