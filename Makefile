@@ -2,6 +2,8 @@
 # make test     the tests, with guarded counts
 # make lint     style, types, import directions, generated files
 # make fuzz     every decoder, the verifier and the service under hostile input, FUZZ_SECONDS each
+# make agree    two verifiers asked about a thousand proofs: some twenty minutes
+# make assurance   how often cheats succeed, what proofs show: measured and drawn, some fifteen minutes
 # make bench    measure this machine and render the tables of README.md and benchmarks/PHASES.md: some minutes
 # make bench-large, bench-curves, bench-peers    the same for large networks, growing sizes, another prover: hours in all
 #
@@ -16,7 +18,7 @@ STAMP := $(VENV)/.installed
 protoc = PATH="$(BIN):$$PATH" python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) \
 	--mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) proto/zkmark/v1/zkmark.proto
 
-.PHONY: demo test lint fuzz bench bench-large bench-curves bench-peers stubs venv clean
+.PHONY: demo test lint fuzz agree assurance bench bench-large bench-curves bench-peers stubs venv clean
 
 demo: venv
 	PATH="$(BIN):$$PATH" bash examples/quickstart.sh
@@ -36,6 +38,12 @@ lint: venv
 fuzz: venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]' || true
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --report
+
+agree: venv
+	$(BIN)/python -m tests.adversary.agree
+
+assurance: venv
+	$(BIN)/python -m tests.assurance
 
 bench: venv
 	$(BIN)/python -m benchmarks

@@ -46,13 +46,15 @@ class K:
         self.c = c
 
     def __add__(self, o):
-        return K(*((a + b) % p for a, b in zip(self.c, lift(o).c, strict=True)))
+        (a, b, c, d, e), (f, g, h, i, j) = self.c, lift(o).c
+        return K((a + f) % p, (b + g) % p, (c + h) % p, (d + i) % p, (e + j) % p)
 
     def __neg__(self):
         return K(*(-a % p for a in self.c))
 
     def __sub__(self, o):
-        return self + (-lift(o))
+        (a, b, c, d, e), (f, g, h, i, j) = self.c, lift(o).c
+        return K((a - f) % p, (b - g) % p, (c - h) % p, (d - i) % p, (e - j) % p)
 
     def __rsub__(self, o):
         return lift(o) - self
@@ -60,13 +62,13 @@ class K:
     def __mul__(self, o):
         if isinstance(o, int):
             return K(*(a * o % p for a in self.c))
-        a, b = self.c, o.c
+        (a, b, c, d, e), (f, g, h, i, j) = self.c, o.c
         return K(
-            (a[0] * b[0] + 2 * (a[1] * b[4] + a[2] * b[3] + a[3] * b[2] + a[4] * b[1])) % p,
-            (a[0] * b[1] + a[1] * b[0] + 2 * (a[2] * b[4] + a[3] * b[3] + a[4] * b[2])) % p,
-            (a[0] * b[2] + a[1] * b[1] + a[2] * b[0] + 2 * (a[3] * b[4] + a[4] * b[3])) % p,
-            (a[0] * b[3] + a[1] * b[2] + a[2] * b[1] + a[3] * b[0] + 2 * a[4] * b[4]) % p,
-            (a[0] * b[4] + a[1] * b[3] + a[2] * b[2] + a[3] * b[1] + a[4] * b[0]) % p,
+            (a * f + 2 * (b * j + c * i + d * h + e * g)) % p,
+            (a * g + b * f + 2 * (c * j + d * i + e * h)) % p,
+            (a * h + b * g + c * f + 2 * (d * j + e * i)) % p,
+            (a * i + b * h + c * g + d * f + 2 * e * j) % p,
+            (a * j + b * i + c * h + d * g + e * f) % p,
         )
 
     __radd__, __rmul__ = __add__, __mul__
