@@ -62,8 +62,8 @@ from protocol.log import (
 from zkmark.v1 import zkmark_pb2 as pb
 
 SECRET_MAGIC = "zkmark log key 1"
-CACHED_NODES = 1 << 17  # some 20 MB
-LEVELS = 64
+CACHED_NODES = 1 << 18  # some 50 MB
+TILE = 6  # levels that are fetched together
 BUSY_S = 60.0  # how long SQLite waits for another process
 OFFER_S = 60.0  # how long witnesses are asked for the same checkpoint, if not all of them sign it before
 KEPT_CHECKPOINTS = 8  # with cosignatures
@@ -80,10 +80,11 @@ ENTRIES = Table(
     Column("kind", Integer, nullable=False), Column("digest", LargeBinary, nullable=False),
     Column("entry", LargeBinary, nullable=False), UniqueConstraint("digest", "kind"),
 )  # fmt: skip
-# place: position * LEVELS + level.
+# Hashes of complete subtrees.  A tile holds TILE levels of a subtree, its slots are numbered like a heap's.
 NODES = Table(
-    "nodes", SCHEMA, Column("place", BIG, primary_key=True, autoincrement=False),
-    Column("hash", LargeBinary, nullable=False),
+    "nodes", SCHEMA, Column("tile", BIG, primary_key=True, autoincrement=False),
+    Column("slot", Integer, primary_key=True, autoincrement=False), Column("hash", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
 )  # fmt: skip
 COSIGNATURES = Table(
     "cosignatures", SCHEMA, Column("size", BIG, primary_key=True, autoincrement=False),
@@ -96,11 +97,12 @@ FIND = select(ENTRIES.c.position, ENTRIES.c.entry, SIZE.scalar_subquery()).where
     ENTRIES.c.digest == bindparam("digest"), ENTRIES.c.kind == bindparam("kind")
 )
 KNOWN = select(ENTRIES.c.kind, ENTRIES.c.digest).where(ENTRIES.c.digest.in_(bindparam("digests", expanding=True)))
-FETCH = select(NODES).where(NODES.c.place.in_(bindparam("places", expanding=True)))
+FETCH = select(NODES).where(NODES.c.tile.in_(bindparam("tiles", expanding=True)))
 OFFER = select(LOG.c.offered, LOG.c.since)
 
 Item = tuple[EntryKind, bytes, bytes]  # kind, digest, owner
-V = TypeVar("V")
+Node = tuple[int, int]  # level, position
+K, V = TypeVar("K"), TypeVar("V")
 
 
 class Log:
@@ -111,7 +113,7 @@ class Log:
         self.key = LogKey(name, public_key(secret_seed))
         self._secret_seed, self._clock = secret_seed, clock
         self._notes: dict[int, str] = {}  # by size
-        self._nodes: dict[int, bytes] = {}  # by place
+        self._nodes: dict[Node, bytes] = {}
         self._engine = _engine(database)
         stored = self._make()
         if stored != self.key.to_text():
@@ -149,22 +151,23 @@ class Log:
             now = max(int(self._clock()), Entry.from_bytes(newest).unix_time if newest else 0)
             known = {(kind, digest) for kind, digest in db.execute(KNOWN, {"digests": [item[1] for item in items]})}
             entries: list[dict[str, Any]] = []
-            nodes: dict[int, bytes] = {}
+            nodes: dict[Node, bytes] = {}
 
             def read(level: int, position: int) -> bytes:
-                place = _place(level, position)
-                return nodes[place] if place in nodes else self._fetched(db, [place])[place]
+                node = level, position
+                return nodes[node] if node in nodes else self._fetched(db, [node])[node]
 
             for kind, digest, owner in items:
                 if (kind, digest) in known:
                     continue
                 known.add((kind, digest))
                 data, position = Entry(kind, digest, owner, now).to_bytes(), size + len(entries)
-                nodes |= {_place(*where): value for *where, value in appended(read, position, leaf_hash(data))}
+                for level, place, value in appended(read, position, leaf_hash(data)):
+                    nodes[level, place] = value
                 entries.append({"position": position, "kind": kind, "digest": digest, "entry": data})
             if entries:
                 db.execute(insert(ENTRIES), entries)
-                db.execute(insert(NODES), [{"place": place, "hash": value} for place, value in nodes.items()])
+                db.execute(insert(NODES), [_stored(node, value) for node, value in nodes.items()])
 
     def receipt(
         self, kind: EntryKind, digest: bytes, old_size: int, witnesses: Collection[bytes] = (), threshold: int = 0
@@ -240,22 +243,25 @@ class Log:
         return self._notes[size]
 
     def _proof(self, db: Connection, compute: Callable[[Read], list[bytes]]) -> list[bytes]:
-        """What `compute` finds with the hashes of nodes, which are fetched at once: a first run says which."""
-        wanted: list[int] = []
+        """What `compute` finds with the hashes of nodes, which are in memory, or fetched at once: a run says which."""
+        with suppress(KeyError):
+            return compute(lambda level, position: self._nodes[level, position])
+        wanted: list[Node] = []
 
         def record(level: int, position: int) -> bytes:
-            wanted.append(_place(level, position))
+            wanted.append((level, position))
             return bytes(32)
 
         compute(record)
         found = self._fetched(db, wanted)
-        return compute(lambda level, position: found[_place(level, position)])
+        return compute(lambda level, position: found[level, position])
 
-    def _fetched(self, db: Connection, places: Sequence[int]) -> dict[int, bytes]:
-        """The hashes of stored nodes."""
-        found = {place: self._nodes[place] for place in places if place in self._nodes}
-        if missing := [place for place in places if place not in found]:
-            stored = {place: bytes(value) for place, value in db.execute(FETCH, {"places": missing})}
+    def _fetched(self, db: Connection, nodes: Sequence[Node]) -> dict[Node, bytes]:
+        """The hashes of stored nodes, and of some beside them."""
+        found = {node: self._nodes[node] for node in nodes if node in self._nodes}
+        if missing := {_place(node)[0] for node in nodes if node not in found}:
+            rows = db.execute(FETCH, {"tiles": [*missing]})
+            stored = {_node(tile, slot): bytes(value) for tile, slot, value in rows}
             _keep(self._nodes, stored, CACHED_NODES)
             found |= stored
         return found
@@ -321,8 +327,21 @@ def _size(db: Connection) -> int:
     return int(db.scalar(SIZE) or 0)
 
 
-def _place(level: int, position: int) -> int:
-    return position * LEVELS + level
+def _place(node: Node) -> tuple[int, int]:
+    """Tile and slot; the lowest four bits of a tile say how high it is."""
+    band, depth = divmod(node[0], TILE)
+    tile, rest = divmod(node[1], 1 << TILE - depth)
+    return tile << 4 | band, (1 << TILE - depth) + rest
+
+
+def _node(tile: int, slot: int) -> Node:
+    height = slot.bit_length() - 1  # from the bottom of the heap
+    return (tile & 15) * TILE + TILE - height, ((tile >> 4) - 1 << height) + slot
+
+
+def _stored(node: Node, value: bytes) -> dict[str, Any]:
+    tile, slot = _place(node)
+    return {"tile": tile, "slot": slot, "hash": value}
 
 
 def _signed_by(db: Connection, size: int) -> set[bytes]:
@@ -341,7 +360,7 @@ def _cosignatures(
     return found
 
 
-def _keep(cache: dict[int, V], more: Mapping[int, V], limit: int) -> None:
+def _keep(cache: dict[K, V], more: Mapping[K, V], limit: int) -> None:
     """Add to a cache, and forget what has been there longest."""
     cache |= more
     for key in list(islice(cache, max(len(cache) - limit, 0))):

@@ -67,6 +67,7 @@ def test_witnesses_sign_together():
         found.check(LOG, CHECKPOINT, KEYS)
 
 
+@pytest.mark.reaches("log.cosignature")
 def test_only_the_witnesses_sign():
     good = cosigned(0, 1)
     two = sorted(KEYS[n].public for n in (0, 2))
@@ -102,6 +103,7 @@ def rogue() -> tuple[bytes, bytes]:
     return public, bytes((point * Scalar.from_le_bytes(secret.to_bytes(32, "little"))).to_compressed_bytes())
 
 
+@pytest.mark.reaches("log.cosignature")
 def test_a_rogue_key_signs_for_others_where_possession_is_not_shown():
     """The equation alone holds: it is the proof of possession that keeps such a key out."""
     public, signature = rogue()

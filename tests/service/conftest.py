@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from shutil import rmtree, which
+from signal import SIGQUIT
 
 import numpy as np
 import numpy.typing as npt
@@ -189,7 +190,7 @@ def postgres() -> Iterator[URL]:
                 time.sleep(0.1)
         yield url
     finally:
-        process.send_signal(2)  # what PostgreSQL calls fast
+        process.send_signal(SIGQUIT)  # at once: nothing of it is kept
         try:
             process.wait(60)
         finally:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import text
 
 from protocol.errors import DecodingError, ParameterError, VerificationError
@@ -133,6 +135,13 @@ def test_what_is_stored_is_what_is_proven(log):
         checked(log, *keys(1, 2)[0])
 
 
+@given(st.integers(0, 62), st.integers(0, (1 << 62) - 1))
+def test_nodes_have_places_of_their_own(level, position):
+    node = level, position >> level
+    tile, slot = stored._place(node)
+    assert stored._node(tile, slot) == node and 0 <= tile < 1 << 63 and 2 <= slot < 1 << stored.TILE + 1
+
+
 def test_a_database_that_is_none(tmp_path):
     for url in ("junk", "nosuchthing://x", "postgresql+nosuchdriver://x", "://"):
         with pytest.raises(ParameterError, match="URL"):
@@ -151,32 +160,26 @@ def test_a_database_has_one_log(database, log):
     again.close()
 
 
-def write(url: str, start: int) -> None:
-    """A board of its own: it writes 20 batches, of which every other one is also written by the next board."""
-    from sqlalchemy import make_url
-
-    log = Log(make_url(url), NAME, SEED)
-    for n in range(20):
-        log.append(keys(5, start + 5 * n))
-        log.checkpoint(0)
-    log.close()
-
-
 def test_several_boards_keep_one_log(database, log):
     """Whatever they do at the same time, there is one history, in which everything is once."""
-    spawn = multiprocessing.get_context("spawn")
-    url = database.render_as_string(hide_password=False)
-    writers = [spawn.Process(target=write, args=(url, start)) for start in (0, 50)]
-    for writer in writers:
-        writer.start()
+
+    def write(start: int) -> None:
+        """A board of its own: every other batch is also written by the next board."""
+        mine = Log(database, NAME, SEED)
+        for n in range(20):
+            mine.append(keys(5, start + 5 * n))
+            mine.checkpoint(0)
+        mine.close()
+
     seen = []
-    while any(writer.is_alive() for writer in writers):
-        seen.append(open_checkpoint(log.checkpoint(0).note, log.key))
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(write, start) for start in (0, 50, 100)]
+        while not all(writer.done() for writer in writers):
+            seen.append(open_checkpoint(log.checkpoint(0).note, log.key))
     for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
-    assert log.size == 150
-    assert sorted(checked(log, *key).index for key in keys(150)) == list(range(150))
+        writer.result()
+    assert log.size == 200
+    assert sorted(checked(log, *key).index for key in keys(200)) == list(range(200))
     for old in {checkpoint.size: checkpoint for checkpoint in seen}.values():
         answer = log.checkpoint(old.size)
         check_consistency(old, open_checkpoint(answer.note, log.key), answer.consistency)

@@ -133,6 +133,7 @@ def test_openssl_reads_it_too(authority, response):
         authority.run(*words[:3], bytes(32).hex(), *words[4:])
 
 
+@pytest.mark.reaches("timestamp.digest", "timestamp.signature")
 def test_stamps_that_do_not_convince(authority, response, tmp_path):
     """Another digest, root, nonce, altered bytes, an answer without a token, and a signer who may not stamp."""
     other, signer = Authority.make(tmp_path / "other"), Authority.make(tmp_path / "signer", "signs")
