@@ -254,7 +254,7 @@ def test_chosen_labels_have_no_histogram(world):
 @pytest.mark.parametrize("published", ["2026-01-02 03:04:05 UTC", "2026-03-02 03:04:05 UTC"])
 def test_the_time_line_is_in_the_order_of_the_times(world, published):
     """And says so if the key is younger than the model."""
-    verdict = Verdict("accepted", published={"log": "a log", "index": 3, "time": published})
+    verdict = Verdict("accepted", published={"log": "a log", "index": 3, "time": published, "witnesses": 0})
     verdict.times = {"model": "2026-02-01 00:00:00 UTC", "claim": "2026-02-02 00:00:00 UTC"}
     verdict.times["checked"] = "2026-02-03 00:00:00 UTC"
     page = Page(verdict_page(verdict, world.key.vk, []))
