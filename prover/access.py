@@ -154,10 +154,11 @@ def client(call: grpc.aio.ServicerContext[Any, Any], tokens: Tokens | None) -> s
     subjects = list(known.get("x509_subject") or known.get("x509_common_name") or ())
     if subjects:
         return f"certificate {subjects[0].decode('utf-8', 'replace')[:200]}"
-    return f"token {name}" if name is not None else f"address {_address(call.peer())}"
+    return f"token {name}" if name is not None else f"address {address_of(call.peer())}"
 
 
-def _address(peer: str) -> str:
+def address_of(peer: str) -> str:
+    """The address in what grpc calls a peer, without the port."""
     kind, _, rest = unquote(peer).partition(":")
     if kind not in ("ipv4", "ipv6"):
         return kind

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import ssl
 import stat
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+
+from cryptography import x509
 
 from protocol.argument import Context, Statement
 from protocol.errors import DecodingError, ParameterError
@@ -136,8 +137,11 @@ def _memory(state: Path, key: MarkingKey, approvals: Approvals, limit: int) -> s
 
 
 def _certificate(path: Path) -> str:
-    ends = ssl.cert_time_to_seconds(str(ssl._ssl._test_decode_cert(str(path))["notAfter"]))  # type: ignore[attr-defined]
-    days = (ends - time.time()) / 86400
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError:
+        raise DecodingError(f"{path.name} is no certificate") from None
+    days = (certificate.not_valid_after_utc.timestamp() - time.time()) / 86400
     text = f"{path.name} is valid for {days:.0f} more days"
     if days < CERTIFICATE_DAYS:
         raise ParameterError(text)

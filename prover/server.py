@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from protocol.argument import Cancelled
 from protocol.errors import DecodingError, ParameterError, Restart
@@ -43,9 +44,13 @@ from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 
 CHUNK = 1 << 20
 MAX_RPCS = 512
+MAX_MESSAGE_BYTES = CHUNK + (1 << 18)  # of each call one may be in memory
+MAX_REFLECTIONS = 8
+REFLECTION_S = 10.0
 TICK_S = 0.25  # between two looks at a job that is followed
 SERVICE = "zkmark.v1.Prover"
 OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),  # two provers on one port would share its clients unnoticed
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
     ("grpc.keepalive_time_ms", 60_000),
@@ -308,6 +313,30 @@ class Health(health.HealthServicer):
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check")
 
 
+class Reflection(reflection.aio.ReflectionServicer):
+    """The standard reflection service, for few clients at a time and not for long."""
+
+    def __init__(self) -> None:
+        super().__init__((SERVICE, reflection.SERVICE_NAME))
+        self._calls = 0
+
+    async def ServerReflectionInfo(  # type: ignore[override]  (an async generator, whatever the stubs say)
+        self, request_iterator: Any, context: Any
+    ) -> AsyncIterator[Any]:
+        if self._calls >= MAX_REFLECTIONS:
+            await context.abort(LATER, "too many ask; try again later")
+        self._calls += 1
+        try:
+            async with asyncio.timeout(REFLECTION_S):
+                answers: Any = super().ServerReflectionInfo(request_iterator, context)
+                async for answer in answers:
+                    yield answer
+        except (TimeoutError, DecodeError):
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "asked for too long, or no message")
+        finally:
+            self._calls -= 1
+
+
 class Server:
     """A server, made in a running event loop: `port` is the bound one, `start` and `stop` are called once."""
 
@@ -326,10 +355,11 @@ class Server:
         check_address(listen, tls, insecure)
         self.limits = limits or Limits()
         self._exits = ExitStack()
-        self._server = grpc.aio.server(maximum_concurrent_rpcs=MAX_RPCS, options=OPTIONS, interceptors=[Strict()])
+        strict = Strict(self.limits.message_s)
+        self._server = grpc.aio.server(maximum_concurrent_rpcs=MAX_RPCS, options=OPTIONS, interceptors=[strict])
         self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, reflection.SERVICE_NAME), self._server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(), self._server)
         try:
             if tls is None:
                 self.port = self._server.add_insecure_port(listen)

@@ -18,7 +18,7 @@ from ml.quantise import Derivation
 from protocol.argument import Statement, verify
 from protocol.claim import Claim
 from protocol.errors import ParameterError, VerificationError
-from prover import jobs
+from prover import jobs, server, strict
 from prover.jobs import REFUSAL, Prover, approve, subject
 from prover.queue import Quota
 from prover.requests import Requests
@@ -180,6 +180,34 @@ def test_bytes_that_are_no_message_leave_no_trace(prover, caplog, capfd):
         assert failure(lambda: upload(iter([b"\xff\xff"]), timeout=WAIT_S))[0] == Code.INVALID_ARGUMENT
         assert failure(lambda: upload(iter([bytes(5 << 20)]), timeout=WAIT_S))[0] == Code.RESOURCE_EXHAUSTED
     assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_calls_whose_request_does_not_come(prover, monkeypatch):
+    """They end, and no client holds many: each is one of the calls that a server takes at once."""
+    monkeypatch.setattr(server, "REFLECTION_S", 1.0)
+    monkeypatch.setattr(server, "MAX_REFLECTIONS", 1)
+    stop = threading.Event()
+
+    def silent():
+        stop.wait(WAIT_S)
+        yield from ()
+
+    with running(prover, replace(QUICK, message_s=1.0)) as target, grpc.insecure_channel(target) as channel:
+        for method in ("zkmark.v1.Prover/Cancel", "grpc.health.v1.Health/Check"):
+            call = channel.stream_unary(f"/{method}")
+            assert failure(lambda call=call: call(silent(), timeout=WAIT_S))[0] == Code.DEADLINE_EXCEEDED
+        name = "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+        call = channel.stream_stream(f"/{name}")
+        assert failure(lambda: list(call(silent(), timeout=WAIT_S)))[0] == Code.DEADLINE_EXCEEDED
+    monkeypatch.setattr(strict, "SILENT", 2)
+    with running(prover) as target, grpc.insecure_channel(target) as channel:
+        call = channel.stream_unary("/zkmark.v1.Prover/Cancel")
+        held = [call.future(silent(), timeout=WAIT_S) for _ in range(2)]
+        wait_until(lambda: failure(lambda: call(silent(), timeout=1))[0] == Code.RESOURCE_EXHAUSTED)
+        for one in held:
+            one.cancel()
+        wait_until(lambda: failure(lambda: call(iter([b""]), timeout=WAIT_S))[0] == Code.NOT_FOUND)
+        stop.set()
 
 
 def test_a_model_that_is_none(world, prover):
