@@ -5,9 +5,6 @@ Heavy modules are imported when a command needs them, so that --help answers at 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,13 +28,13 @@ from prover.options import read as _read
 from prover.options import say as _print
 from prover.options import warm_up as _warm_up
 from prover.publication import board, connection, connection_options, publish, timestamp, witness
+from zkmark.terminal import progress
 
 if TYPE_CHECKING:
     from ml.quantise import Derivation
     from prover.jobs import Images
 
 MAX_MODEL_BYTES = 256 << 20
-MAX_PHASES = 32  # lines of progress
 ELL = 512
 
 
@@ -104,7 +101,7 @@ def keygen_command(
     rule = LabelRule.JOINT_COIN if labels is None else LabelRule.CHOSEN
     parameters = KeyParameters(dimensions, classes, (ell or ELL) if labels is None else len(labels), rule)
     secret = read_secret(passphrase_file, key_file, confirm=True)
-    with _progress(as_json) as report:
+    with progress(as_json) as report:
 
         def commit() -> PendingKey:
             given = images
@@ -195,7 +192,7 @@ def prove_command(
     _check_pair(key.vk.digest, vk)
     derivation, images = _derivation(calibration, preprocess, key.vk.parameters.shape)
     _warm_up()
-    with _progress(as_json) as report:
+    with progress(as_json) as report:
         report("derive", 0.0)
         about = subject(_read(model, MAX_MODEL_BYTES, "model"), derivation, images, key.vk)
         k_min = approve(mk, secret, about, k_min).k_min[about.network.digest]
@@ -247,27 +244,6 @@ def _nonce(text: str) -> bytes:
     if len(nonce) != 32:
         raise click.UsageError("--nonce is 64 hexadecimal digits")
     return nonce
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
-    """Where progress goes: a bar on a terminal, a line per phase elsewhere, nowhere when quiet."""
-    if not quiet and sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=1.0)
-            yield lambda phase, fraction: bar.update(task, description=phase, completed=fraction)
-        return
-    seen: list[str] = []
-
-    def line(phase: str, fraction: float) -> None:
-        if not quiet and phase not in seen and len(seen) < MAX_PHASES:
-            seen.append(phase)
-            click.echo(f"{phase} ...", err=True)
-
-    yield line
 
 
 for command in (serve, requests, doctor, backup, restore, token, board, publish, timestamp, witness):
