@@ -320,7 +320,7 @@ class Reflection(reflection.aio.ReflectionServicer):
         super().__init__((SERVICE, reflection.SERVICE_NAME))
         self._calls = 0
 
-    async def ServerReflectionInfo(  # type: ignore[override]  (an async generator, whatever the stubs say)
+    async def ServerReflectionInfo(  # type: ignore[override]  # the stubs forget "async"
         self, request_iterator: Any, context: Any
     ) -> AsyncIterator[Any]:
         if self._calls >= MAX_REFLECTIONS:
