@@ -3,6 +3,7 @@
 # make lint     style, types, import directions, generated files
 # make fuzz     every decoder, the verifier and the service under hostile input, FUZZ_SECONDS each
 # make agree    two verifiers asked about a thousand proofs: some twenty minutes
+# make mutate   changes the verifier in one place at a time and sees whether the tests notice: an hour or two
 # make assurance   how often cheats succeed, what proofs show: measured and drawn, some fifteen minutes
 # make bench    measure this machine and render the tables of README.md and benchmarks/PHASES.md: some minutes
 # make bench-large, bench-curves, bench-peers    the same for large networks, growing sizes, another prover: hours in all
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.installed
 protoc = PATH="$(BIN):$$PATH" python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) \
 	--mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) proto/zkmark/v1/zkmark.proto
 
-.PHONY: demo test lint fuzz agree assurance bench bench-large bench-curves bench-peers stubs venv clean
+.PHONY: demo test lint fuzz agree mutate assurance bench bench-large bench-curves bench-peers stubs venv clean
 
 demo: venv
 	PATH="$(BIN):$$PATH" bash examples/quickstart.sh
@@ -41,6 +42,9 @@ fuzz: venv
 
 agree: venv
 	$(BIN)/python -m tests.adversary.agree
+
+mutate: venv
+	nice -n 15 $(BIN)/python -m tests.mutation
 
 assurance: venv
 	$(BIN)/python -m tests.assurance

@@ -1,0 +1,162 @@
+"""Mutation testing of the verifier: `python -m tests.mutation [MODULE ...]`, from the root of the repository.
+
+Every mutant is judged in a fork of this process, which holds all libraries and compiled kernels: it imports the
+package anew, with one module changed, and runs the suites of targets.py until one fails.  What was found is kept in
+build/mutation/MODULE.json: a mutant that was killed is not run again while its module stays as it is.  Writes
+REPORT.md; survivors.json says why a survivor is no hole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import gc
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections import Counter
+from contextlib import redirect_stdout
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from io import StringIO
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+import hypothesis
+import pytest
+from hypothesis import Phase
+
+from tests.mutation.operators import mutants
+from tests.mutation.report import render
+from tests.mutation.targets import CHEATS, EDGES, HONEST, KEYS, TARGETS
+
+HERE, OUT = Path(__file__).parent, Path("build/mutation")
+LIMIT_S = 20  # of processor time: one case of the corpus, or one file of tests.  What takes longer is killed.
+PYTEST = ["-x", "-q", "-p", "no:cacheprovider", "-o", "timeout=0", "--hypothesis-profile=mutation"]
+MEMORY_BYTES = 8 << 30
+
+
+class Swapped(MetaPathFinder, Loader):
+    """Imports one module from other code."""
+
+    def __init__(self, name: str, path: Path, code: CodeType) -> None:
+        self._name, self._path, self._code = name, path, code
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        return importlib.util.spec_from_file_location(name, self._path, loader=self) if name == self._name else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(self._code, module.__dict__)
+
+
+def warm_up() -> None:
+    """Load what mutants share, then forget the package but for its kernels."""
+    from protocol import warm_up
+    from protocol.kernels import cpu
+
+    cpu.THREADS = 1  # threads do not survive a fork
+    warm_up._run_all()
+    hypothesis.settings.register_profile(
+        "mutation", derandomize=True, deadline=None, database=None, phases=[Phase.explicit, Phase.generate])
+    from tests.mutation import killers
+
+    corpus = OUT / "corpus"
+    if not (corpus / "outcomes.json").exists():
+        corpus.mkdir(parents=True, exist_ok=True)
+        killers.build(corpus)
+    for suite in (HONEST, KEYS, CHEATS):
+        getattr(killers, suite)(corpus)
+    with redirect_stdout(StringIO()):
+        pytest.main([*PYTEST, "--collect-only", "tests/protocol/test_merkle.py"])
+    kept = ("protocol.kernels", "tests.mutation.operators", "tests.mutation.report", "tests.mutation.targets")
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in ("protocol", "tests", "generate") and not name.startswith(kept):
+            del sys.modules[name]
+    gc.collect()
+    gc.freeze()
+
+
+def outcome(module: str, tree: ast.Module) -> str:
+    """`killed` by the first suite that fails, `timeout` or `survived`."""
+    path = Path(f"protocol/{module}.py")
+    code = compile(tree, str(path), "exec")
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            status = _judge(Swapped(f"protocol.{module}", path.resolve(), code), TARGETS[module].suites)
+        finally:
+            os._exit(status)
+    status = os.waitpid(child, 0)[1]
+    return "timeout" if os.WIFSIGNALED(status) else "killed" if os.WEXITSTATUS(status) else "survived"
+
+
+def _judge(swapped: Swapped, suites: tuple[str, ...]) -> int:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(null, descriptor)
+    sys.meta_path.insert(0, swapped)
+    for suite in suites:
+        signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
+        if suite in (HONEST, KEYS, CHEATS):
+            from tests.mutation import killers
+
+            getattr(killers, suite)(OUT / "corpus", lambda: signal.setitimer(signal.ITIMER_PROF, LIMIT_S))
+        elif suite == EDGES:
+            for name, test in vars(importlib.import_module(EDGES)).items():
+                if name.startswith("test_"):
+                    test()
+        elif pytest.main([*PYTEST, f"tests/protocol/{suite}"]):
+            return 1
+    return 0
+
+
+def run(module: str, share: float) -> None:
+    """Judge the mutants of a module, or a fixed share of them that looks random."""
+    source = Path(f"protocol/{module}.py").read_text()
+    digest, kept = hashlib.sha256(source.encode()).hexdigest(), OUT / f"{module}.json"
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    known = found["mutants"] if found.get("digest") == digest else {}
+    began = time.monotonic()
+    if outcome(module, ast.parse(source)) != "survived":
+        raise SystemExit(f"{module}: the suites fail without a mutant")
+    names, judged = [], dict[str, str]()
+    for mutant, tree in mutants(source, set(TARGETS[module].excluded)):
+        names.append(name := str(mutant))
+        before = known.get(name)
+        if before in ("killed", "timeout"):
+            judged[name] = before
+        elif before or int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) < share * 2**32:
+            judged[name] = outcome(module, tree)
+            if judged[name] == "survived":
+                print(f"  survived  {name}", flush=True)
+            kept.write_text(json.dumps({"digest": digest, "all": 0, "mutants": known | judged}, indent=0))
+    kept.write_text(json.dumps({"digest": digest, "all": len(names), "mutants": judged}, indent=0))
+    print(f"{module}: {len(names)}, {dict(Counter(judged.values()))}, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(TARGETS)}; all when none is named")
+    parser.add_argument("--share", type=float, default=1, help="of the mutants that are judged, always the same ones")
+    arguments = parser.parse_args()
+    warm_up()
+    for module in arguments.modules or TARGETS:
+        run(module, arguments.share)
+    files = {module: OUT / f"{module}.json" for module in TARGETS}
+    found = {module: json.loads(path.read_text()) for module, path in files.items() if path.exists()}
+    (HERE / "REPORT.md").write_text(render(found, json.loads((HERE / "survivors.json").read_text())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""REPORT.md out of what the mutants did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.mutation.targets import TARGETS
+
+Found = dict[str, dict[str, Any]]  # module to its mutants' outcomes (`mutants`) and the number of `all`
+
+HEAD = """# Mutants of the verifier
+
+Written by `make mutate`. Every mutant is the code of a module of `protocol/` with one small change
+([operators](operators.py)); the suites of [targets.py](targets.py) judge it. A timeout counts as killed. Left out is
+what only a prover, an owner or a log's server runs, and the kernels, which have plain twins.
+"""
+
+
+def render(found: Found, reasons: dict[str, dict[str, str]]) -> str:
+    """reasons: module to mutant to why it is no hole."""
+    lines = [HEAD, "| module | mutants | judged | killed | of these by time | survived | killed, % |",
+             "|---|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
+    total = [0] * 5
+    for module, result in found.items():
+        outcomes = list(result["mutants"].values())
+        lived, late = outcomes.count("survived"), outcomes.count("timeout")
+        row = [result["all"], len(outcomes), len(outcomes) - lived, late, lived]
+        total = [a + b for a, b in zip(total, row, strict=True)]
+        lines.append(_row(module, row))
+    lines += [_row("**all**", total), "", "## Survivors", ""]
+    for module, result in found.items():
+        known = reasons.get(module, {})
+        lived = [name for name, outcome in result["mutants"].items() if outcome == "survived"]
+        if lived:
+            reasoned = (f"- {name}  \n  {known.get(name, '**Not explained.**')}" for name in lived)
+            lines += [f"### {module}", "", *reasoned, ""]
+    lines += ["## Left out", ""]
+    for module, target in TARGETS.items():
+        if target.excluded:
+            lines.append(f"- {module}: {', '.join(f'`{name}`' for name in sorted(target.excluded))}")
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, row: list[int]) -> str:
+    return f"| {name} | " + " | ".join(map(str, row)) + f" | {100 * row[2] / max(row[1], 1):.1f} |"

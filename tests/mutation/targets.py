@@ -1,0 +1,71 @@
+"""What is mutated: the verifier's code of every module, and the tests that have to notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HONEST, KEYS, CHEATS = "honest", "keys", "cheats"  # of tests.mutation.killers
+EDGES = "tests.protocol.test_killers"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Suites in the order in which they are run: the corpus, or tests (pytest ids below tests/).
+
+    excluded: what only a prover, an owner, a log's server or a test runs.
+    """
+
+    suites: tuple[str, ...]
+    excluded: frozenset[str] = frozenset()
+
+
+KNOWN = {"honest": HONEST, "keys": KEYS, "cheats": CHEATS, "edges": EDGES}
+
+
+def _target(suites: str, excluded: str = "") -> Target:
+    return Target(tuple(KNOWN.get(suite, suite) for suite in suites.split()), frozenset(excluded.split()))
+
+
+TARGETS = {
+    "argument": _target(
+        "honest edges cheats",
+        "Cancelled Progress _PROCESS_BYTES _TREE_BYTES Statement.memory_bytes prove _session _draw_pads",
+    ),
+    "ligero": _target(
+        "honest edges cheats",
+        "_BATCH BLOCK_BYTES KEPT_BYTES Expander Committed _values_at _coefficients_at _five prove",
+    ),
+    "link": _target("honest edges cheats", "Masks Answer.to_bytes answer"),
+    "pads": _target("honest edges cheats", "Party.proving"),
+    "matrix": _target("honest edges cheats", "Shape.proof_bytes"),
+    "lookup": _target("honest edges cheats", "copied_triples TreeWitness _Level"),
+    "sumcheck": _target("honest edges cheats", "Sums _fold"),
+    "layers": _target("honest edges cheats", "Witness Context.column _leaves work transposed_weights"),
+    "layout": _target("honest edges cheats", "Tables.start"),
+    "multilinear": _target("honest edges cheats test_multilinear.py", "evaluate"),
+    "merkle": _target("honest edges test_merkle.py cheats", "Leaves Tree"),
+    "reed_solomon": _target(
+        "honest edges cheats test_reed_solomon.py",
+        "_reversal _roots _transform evaluate_subgroup interpolate_subgroup _shifts encode row_coefficients "
+        "evaluate_domain _montgomery",
+    ),
+    "transcript": _target("honest edges test_transcript.py cheats", "InteractiveProver Messages"),
+    "claim": _target("edges", "Claim.to_bytes"),
+    "identity": _target("edges test_log.py", "public_key sign sign_text _secret_key"),
+    "keygen": _target("honest keys edges test_keygen.py", "MarkingKey generate_key _uniform"),
+    "pedersen": _target("honest keys edges test_pedersen.py", "commit commit_share commit_images"),
+    "encoding": _target("test_encoding.py"),
+    "group": _target("honest keys edges test_group.py"),
+    "field": _target("honest edges test_field.py"),
+    "soundness": _target("test_soundness.py edges"),
+    "network": _target(
+        "honest edges test_network.py",
+        "Network.forward Network.classify Forward strict_argmax sum_pool affine GATHER_BYTES",
+    ),
+    "log": _target(
+        "test_log.py",
+        "appended root_hash inclusion_path consistency_path _subtree _split _check_range sign_checkpoint",
+    ),
+    "anchor": _target("test_log.py", "Anchor.to_bytes anchor_of"),
+    "cache": _target("test_pedersen.py", "directory store"),
+}

@@ -1,0 +1,590 @@
+"""Single conditions of the verifier at their edges: what mutants of the code survived (see tests/mutation).
+
+No test takes an argument, and none makes a proof: `make mutate` calls them one by one for every mutant.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from protocol import argument, field, identity, keygen, link, soundness
+from protocol import network as network_module
+from protocol.argument import Context, Statement
+from protocol.claim import Claim, compare, statement_digests
+from protocol.encoding import Reader, Writer
+from protocol.errors import DecodingError, ParameterError, VerificationError
+from protocol.group import ORDER
+from protocol.keygen import KeyParameters
+from protocol.layout import Layout
+from protocol.link import Answer, Bounds
+from protocol.matrix import Shape
+from protocol.network import Edge, Network, Node, Product, Table, Window
+from protocol.pads import Form, Need, Party, Wire
+from protocol.soundness import Parameters
+from protocol.transcript import FiatShamir, Transcript
+
+VECTORS, SPEC = Path(__file__).parents[1] / "vectors", Path(__file__).parents[2] / "protocol" / "SPEC.md"
+
+
+@cache
+def frozen():
+    """(statement, proof, vectors, the module that made them)"""
+    spec = importlib.util.spec_from_file_location("killers_generate", VECTORS / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["killers_generate"] = module
+    spec.loader.exec_module(module)
+    return (*module.load(), module)
+
+
+def signed(statement, body):
+    _, _, vectors, _ = frozen()
+    digest = hashlib.sha256(statement.digest + body).digest()
+    return body + identity.sign(bytes.fromhex(vectors["owner_secret_seed"]), argument.SIGNATURE_LABEL, digest)
+
+
+@contextmanager
+def fails(check):
+    with pytest.raises(VerificationError) as error:
+        yield
+    assert error.value.check == check
+
+
+@contextmanager
+def put(owner, name, value):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, value)
+        yield
+
+
+# Numbers
+
+
+def test_the_constants_are_those_of_the_text():
+    table = SPEC.read_text().partition("| constant | value | code |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    lines = [line.replace("\\|", "").split("|")[1:-1] for line in table.splitlines()]
+    rows = [[cell.strip().strip("`") for cell in line] for line in lines]
+    assert len(rows) > 30
+    for _, value, code in rows:
+        module, name = code.rsplit(".", 1)
+        assert getattr(importlib.import_module(module), name) == eval(value, {}), code
+
+
+# Statements and contexts
+
+
+def test_sizes_of_a_context():
+    most = "x" * 256
+    Context(most, most, most, bytes(32))
+    for nonce in (bytes(31), bytes(33)):
+        with pytest.raises(ParameterError):
+            Context("", "", "", nonce)
+    for texts in ((most + "x", "", ""), ("", most + "x", ""), ("", "", most + "x"), ("é" * 129, "", "")):
+        with pytest.raises(ParameterError):
+            Context(*texts, bytes(32))
+    data = Context(most, "a", "b", bytes(32)).to_bytes()
+    assert Context.from_bytes(data).purpose == most
+    for bad in (data + b"\0", data[:-1]):
+        with pytest.raises(DecodingError):
+            Context.from_bytes(bad)
+    assert (argument.MAX_PROOF_BYTES, argument.MAX_TEXT_BYTES, argument.NONCE_BYTES) == (1 << 30, 256, 32)
+
+
+def test_what_no_statement_can_be():
+    statement = frozen()[0]
+    h = statement.key.h
+    for k_min in (1, h):
+        replace(statement, k_min=k_min)
+    for changes in (
+        {"k_min": 0}, {"k_min": h + 1}, {"model_digest": bytes(31)}, {"model_digest": bytes(33)},
+        {"derivation_digest": bytes(31)}, {"derivation_digest": bytes(33)},
+    ):  # fmt: skip
+        with pytest.raises(ParameterError):
+            replace(statement, **changes)
+    for parameters in ({"classes": 11}, {"shape": (1, 2, 8)}):
+        other = replace(statement.key, parameters=replace(statement.key.parameters, **parameters))
+        other.__dict__["hidden"] = statement.key.hidden
+        with pytest.raises(ParameterError, match="shape or classes"):
+            replace(statement, key=other)
+
+
+def test_lookups_do_not_wrap():
+    """Fewer than p tuples are looked up and in tables together."""
+    statement = frozen()[0]
+    size = statement.layout.tables.size
+    for lookups, fits in ((field.P - size - 1, True), (field.P - size, False)):
+        with put(Layout, "lookups", lookups):
+            if fits:
+                replace(statement)
+                continue
+            with pytest.raises(ParameterError, match="too many"):
+                replace(statement)
+
+
+def test_rows_are_counted_for_every_length_as_they_are_laid_out():
+    """The parameters are chosen by the rows that there will be; the ledger counts all of the statement."""
+    statement, seen = replace(frozen()[0]), []
+
+    def choose(counts, rows):
+        seen.append((counts, rows))
+        return soundness.choose_parameters(counts, rows)
+
+    with put(argument, "choose_parameters", choose):
+        shape = statement.shape
+    ((counts, rows),) = seen
+    for a in range(8, 15):
+        parameters = object.__new__(Parameters)
+        parameters.__dict__.update(log2_row=a, log2_rate_inverse=3, queries=150)
+        assert rows(a) == Shape(shape.layout, shape.need, parameters).rows
+    assert rows(shape.parameters.log2_row) == shape.rows
+    assert counts == statement._counts
+    layout, network = statement.layout, statement.network
+    assert (counts.leaves, counts.table_rows, counts.rows) == (layout.lookups, layout.tables.size, 0)
+    assert counts.link_coordinates == 16 and counts.triples == 1
+    assert statement.forks == len(network.nodes) + 2 == len(statement.needs) == len(counts.trees)
+    wide, fields = replace(statement), ("nodes", "shapes", "classes")
+    wide.__dict__.update(layout=layout, network=SimpleNamespace(
+        shape=(3, 5, 8), **{name: getattr(network, name) for name in fields}))
+    assert wide._counts.link_coordinates == 4 * 8 * 8
+
+
+def test_coordinates_of_points_count_nodes_without_a_shift():
+    """Wherever they are: their u is compared with y at the tree's point."""
+    table, out = Table(9, np.arange(-256, 256)), Window(1)
+
+    def requant(source, shift):
+        return Node((Edge(source, np.ones((1, 1, 1, 1), np.int64), out, out),), np.zeros(1, np.int64), shift, table)
+
+    for shifts in ((0, 1), (1, 0), (0, 0), (1, 1)):
+        nodes = [requant(k, shift) for k, shift in enumerate(shifts)]
+        last = Node((Edge(2, np.ones((3, 1, 1, 1), np.int64), out, out),), np.zeros(3, np.int64))
+        network = Network((1, 1, 1), np.arange(256)[None], (*nodes, last))
+        statement = object.__new__(Statement)
+        statement.__dict__.update(network=network, layout=Layout(network, 5, 2))
+        depths = statement._counts.trees
+        assert statement._counts.point_coordinates == 6 * (2 + 3) + sum(
+            depth for depth, shift in zip(depths[1:], shifts, strict=False) if not shift)
+        assert depths[:4] == (3, 3 + (shifts[0] > 0), 3 + (shifts[1] > 0), 1 + 2 + 3)
+
+
+# Networks as bytes and their bounds
+
+
+def encoded(*, shape=(1, 1, 1), tables=((9, None),), shift=0, which=1, left=0, right=0, bias=(0,), edges=1, source=0,
+            groups=1, dims=(1, 1, 1, 1), windows=2, window=(1, 1, 0, 0, 1, 1), more=b""):  # fmt: skip
+    """A network of one requant node and an output of two classes, every field of the first node as given."""
+    out = Writer().raw(b"zkmark network 1\n")
+    for n in shape:
+        out.u32(n)
+    out.raw((np.arange(256) % 16).astype("<i8").tobytes()).u32(len(tables))
+    for bits, values in tables:
+        out.u8(bits).raw((np.arange(-256, 256) if values is None else values).astype("<i8").tobytes())
+    out.u32(2).u8(shift).u32(which).u32(left).u32(right).u32(len(bias)).raw(np.array(bias).astype("<i8").tobytes())
+    out.u32(edges).u32(source).u32(groups)
+    for n in dims:
+        out.u32(n)
+    out.u8(windows)
+    for _ in range(windows):
+        for n in window:
+            out.i64(n)
+    out.raw(np.ones(int(np.prod(dims)) if np.prod(dims) < 99 else 0).astype("<i8").tobytes())
+    out.u8(0).u32(0).u32(0).u32(0).u32(2).raw(bytes(16)).u32(1).u32(1).u32(1)
+    for n in (2, 1, 1, 1):
+        out.u32(n)
+    out.u8(2)
+    for _ in range(2):
+        for n in (1, 1, 0, 0, 1, 1):
+            out.i64(n)
+    return out.raw(np.ones(2).astype("<i8").tobytes()).raw(more).to_bytes()
+
+
+def malformed(match, **fields):
+    with pytest.raises(DecodingError, match=match):
+        Network.from_bytes(encoded(**fields))
+
+
+def test_fields_of_an_encoded_network_at_their_caps():
+    data = encoded()
+    assert Network.from_bytes(data).to_bytes() == data
+    Network.from_bytes(encoded(left=1, right=1))
+    for k in range(3):
+        for n, why in ((0, "input shape"), ((1 << 16) + 1, "input shape"), (1 << 16, None)):
+            shape = [1, 1, 1]
+            shape[k] = n
+            if why:
+                malformed(why, shape=shape)
+                continue
+            with pytest.raises((DecodingError, ParameterError)) as error:
+                Network.from_bytes(encoded(shape=shape))
+            assert "input shape" not in str(error.value)
+    none = np.zeros(0)
+    for bits, why in ((0, "table width"), (21, "table width"), (20, "truncated")):
+        malformed(why, tables=((bits, none),))
+    malformed("count 2 over the cap 1", which=2)
+    for name, cap in (("left", 4096), ("right", 4096), ("edges", 4096)):
+        malformed(f"count {cap + 1} over the cap {cap}", **{name: cap + 1})
+        with pytest.raises((DecodingError, ParameterError)) as error:
+            Network.from_bytes(encoded(**{name: cap}))
+        assert "over the cap" not in str(error.value)
+    malformed("over the cap 65536", bias=[0] * ((1 << 16) + 1))
+    for k in range(4):
+        dims = [1, 1, 1, 1]
+        dims[k] = 0
+        malformed("without entries", dims=dims)
+        for n, why in (((1 << 31) + 1, "over the cap"), (1 << 31, "truncated")):
+            dims[k] = n
+            malformed(why, dims=dims)
+    for count in (0, 1, 3, 5, 6):
+        malformed("two or four windows", windows=count)
+    for k in range(6):
+        for n in ((1 << 16) + 1, -(1 << 16) - 1):
+            window = [1, 1, 0, 0, 1, 1]
+            window[k] = n
+            malformed("a window of", window=window)
+        for n in (1 << 16, -(1 << 16)):
+            window[k] = n
+            with suppress(ParameterError):  # by the bounds of a network, if at all
+                Network.from_bytes(encoded(window=window))
+    for fields in ({"left": 1}, {"right": 1}):  # a product has two factors
+        malformed("canonical", **fields)
+    malformed("trailing", more=b"\0")
+    malformed("canonical", tables=((9, None), (9, np.arange(512))))
+
+
+def test_windows_at_their_edges():
+    def usable(length, *fields):
+        window = Window(*fields)
+        both = [network_module._usable(pair, lengths) for pair, lengths in (
+            ((window, Window(1)), (length, 1)), ((Window(1), window), (1, length)))]  # fmt: skip
+        assert both[0] == both[1]
+        return both[0]
+
+    top = 1 << 16
+    assert network_module._usable(None, (0, 0))
+    assert usable(1, 1) and usable(3, 3) and not usable(2, 3) and not usable(0, 1)
+    assert usable(5, 3, 1, 0, 0, 2) and not usable(4, 3, 1, 0, 0, 2)
+    for k in (0, 1, 4, 5):
+        fields = [1, 1, 0, 0, 1, 1]
+        for n in (0, -1, top + 1):
+            fields[k] = n
+            assert not usable(top + 1 if k == 0 else 9, *fields), (k, n)
+    assert usable(64, 1, top) and usable(64, 1, 1, 0, 0, top) and usable(64, 1, 1, 0, 0, 1, top)
+    assert usable(9, 1, 1, top, 0) and usable(9, 1, 1, 0, top)
+    for padding in ((top + 1, 0), (0, top + 1), (-top - 1, 2 * top), (2 * top, -top - 1)):
+        assert not usable(9, 1, 1, *padding)
+    assert usable(2 * top, 1, 1, -top, 0) and usable(2 * top, 1, 1, 0, -top)
+    taps = 1 << 22
+    assert usable(taps, 1, top) and not usable(taps + 1, 1, top)  # inputs
+    assert usable(top, 64, 1, 0, 63) and not usable(top, 65, 1, 0, 64)  # kernel times inputs
+    assert usable(64, 1, 1, 0, 0, 1, top) and not usable(65, 1, 1, 0, 0, 1, top)  # outputs
+
+
+def test_outputs_and_taps_of_a_window():
+    window = Window(3, 2, 1, 2, 2)
+    assert window.outputs(7) == 3 and window.taps(7).tolist() == [[-1, 1, 3], [1, 3, 5], [3, 5, -1]]
+    assert Window(2, 1, -1, 0).taps(4).tolist() == [[1, 2], [2, 3]]
+    twice = Window(2, 3, 1, 0, 1, 2)  # over 0 0 1 1 2 2, the border repeated before
+    assert twice.outputs(3) == 2 and twice.taps(3).tolist() == [[0, 1], [0, 1]]
+    assert Window(1, 1, 0, 2, 1, 2).taps(2).tolist() == [[0, 0, 1, 1, 1, 1]]
+
+
+def test_a_product_has_factors_of_one_shape():
+    one, three = Window(1), Window(3)
+    table = Table(9, np.zeros(512, np.int64))
+
+    def node(source, weight, window=one, product=None, **more):
+        edges = () if weight is None else (Edge(source, np.ones(weight, np.int64), window, window),)
+        return Node(edges, np.zeros(2, np.int64), 0, table, product=product, **more)
+
+    def network(product, at_output=None):
+        wide = node(0, (2, 1, 1, 1))
+        point = node(0, (2, 1, 3, 3), three)
+        out = Node((Edge(3, np.ones((2, 2, 3, 3), np.int64), three, three),), np.zeros(2, np.int64), product=at_output)
+        return Network((1, 3, 3), np.arange(256)[None] % 2, (wide, point, node(0, None, product=product), out))
+
+    network(Product(1, 1))
+    assert network(Product(1, 2)).shapes[3] == (2, 3, 3)
+    for factors in ((2, 1), (0, 1), (1, 0), (1, 3), (3, 1), (-1, 1), (1, -1)):
+        with pytest.raises(ParameterError, match="product"):
+            network(Product(*factors))
+    with pytest.raises(ParameterError, match="not at the output"):
+        network(Product(1, 1), Product(1, 1))
+
+
+# The link
+
+
+def test_bounds_of_answers():
+    bounds = Bounds.of(3, 255, 16)
+    assert bounds.largest == 3 * (field.P - 1) * 255
+    assert bounds.width == 8 * -(-((5 * 16 * bounds.largest).bit_length() + 10) // 8)
+    for z, held in ((bounds.largest - 1, False), (bounds.largest, True), ((1 << bounds.width) - 1, True),
+                    (1 << bounds.width, False)):  # fmt: skip
+        assert bounds.holds(z) == held
+    statement, _, vectors, _ = frozen()
+    found = [[b.largest, b.width] for b in link.bounds(statement.layout)]
+    assert found == [vectors["link_bounds"]["pixels"], vectors["link_bounds"]["shares"]]
+    # A width that is a multiple of 8 already stays.
+    widths = {Bounds.of(h, 1, 1).width - (5 * h * (field.P - 1)).bit_length() - 10 for h in range(1, 1000)}
+    assert widths <= set(range(8)) and 0 in widths
+
+
+def answer_bytes(layout, blinding):
+    return bytes(link.answer_bytes(layout) - 32) + blinding.to_bytes(32, "little")
+
+
+def test_blindings_of_answers_are_below_the_order():
+    layout = frozen()[0].layout
+    answer = Answer.read(Reader(answer_bytes(layout, ORDER - 1), "answer"), layout)
+    assert answer.share_blindings[-1] == ORDER - 1 and len(answer.pixel_blindings) == 5
+    for blinding in (ORDER, 2**256 - 1):
+        with pytest.raises(DecodingError):
+            Answer.read(Reader(answer_bytes(layout, blinding), "answer"), layout)
+
+
+# Pads
+
+
+def party(need, messages):
+    transcript = Transcript("test", FiatShamir())
+    return Party(transcript, need, Need(), need.triples, messages=messages)
+
+
+def test_a_party_takes_what_it_needs_and_no_more():
+    one = field.embed(range(1, 9))
+    good = party(Need(free=2, triples=1), one[:, :4])
+    assert field.equal(good.exchange("a", 2).sent, one[:, :2])
+    x, y, (product,) = good.exchange_factors("b", 1)
+    assert (x.index.tolist(), y.index.tolist(), product) == ([0], [1], 2)
+    assert field.equal(field.concat([x.sent, y.sent]), one[:, 2:4])
+    good.finish()
+    with fails("messages.count"):
+        party(Need(free=2), one[:, :1]).exchange("a", 2)
+    with fails("messages.count"):
+        party(Need(free=2), None).exchange("a", 2)
+    for need, use in (
+        (Need(free=1), lambda p: p.exchange("a", 2)),
+        (Need(free=3), lambda p: p.exchange_factors("a", 1)),
+        (Need(triples=1), lambda p: p.exchange_factors("a", 2)),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match="does not match"):
+            use(party(need, one))
+    for need in (Need(free=1), Need(triples=1), Need(free=1, triples=1)):
+        with pytest.raises(RuntimeError, match="does not match"):
+            party(need, one).finish()
+    half = party(Need(free=1, triples=1), one)
+    half.exchange("a", 1)
+    with pytest.raises(RuntimeError, match="does not match"):
+        half.finish()
+
+
+def test_parts_have_pads_of_their_own():
+    transcript = Transcript("test", FiatShamir())
+    second = Party(transcript, Need(free=1, triples=1), Need(free=4, triples=2), 7, messages=field.embed(range(3)))
+    assert second.exchange("a", 1).index.tolist() == [3 * 7 + 4]
+    x, y, (product,) = second.exchange_factors("b", 1)
+    assert (x.index.tolist(), y.index.tolist(), product) == ([2], [7 + 2], 2 * 7 + 2)
+    second.finish()
+    total = Need(1, 2, 3) + Need(10, 20, 3)
+    assert total == Need(11, 22, 6) and total.sent == 11 + 2 * 16
+
+
+def test_forms():
+    k = field.constant
+    x, y = Wire(np.array([3]), k(5)), Wire(np.array([9]), k(7))
+    both = Wire(np.array([3, 4]), field.embed([5, 6]))
+    assert field.equal(Form().add(both, k(2)).constant, k(22)) and len(Form().add(both, k(2)).pads[0][1][0]) == 2
+    assert field.equal(Form().add(both, field.embed([1, 10])).constant, k(65))
+    form = Form().add_product(x, y, 11, k(2)).add_constant(k(-30))
+    assert field.equal(form.constant, k(2 * 35 - 30))
+    assert [(i.tolist(), int(field.to_base(c)[0, 0])) for i, c in form.pads] == [([3], 14), ([9], 10), ([11], 2)]
+    other = Form().add_image("g", "c", [], k(3)).add_array("a", field.embed([1, 2])).add_form(form, k(10))
+    twice = Form().add_form(other, k(2))
+    assert field.equal(twice.constant, k(800)) and field.equal(twice.images[0].coefficient, k(6))
+    assert field.equal(twice.arrays[0].weights, field.embed([2, 4]))
+    assert field.equal(twice.pads[2][1], k(40))
+
+
+# Keys
+
+
+def test_edges_of_key_parameters():
+    for shape, classes, ell in (((1, 1, 1), 2, 1), ((1, 512, 512), 1 << 16, 4096)):
+        KeyParameters(shape, classes, ell)
+    for arguments in (
+        ((0, 4, 4), 10, 160), ((1, 4, 0), 10, 160), ((1, 4), 10, 160), ((1, 1, 4, 4), 10, 160),
+        ((1, 1, (1 << 18) + 1), 10, 160),
+        ((1, 4, 4), 1, 160), ((1, 4, 4), (1 << 16) + 1, 160), ((1, 4, 4), 10, 0), ((1, 4, 4), 10, 4097),
+    ):  # fmt: skip
+        with pytest.raises(ParameterError):
+            KeyParameters(*arguments)
+
+
+def test_a_beacon_has_a_cap():
+    key = frozen()[0].key
+    replace(key, beacon=bytes(keygen.MAX_BEACON_BYTES))
+    with pytest.raises(ParameterError):
+        replace(key, beacon=bytes(keygen.MAX_BEACON_BYTES + 1))
+
+
+# Claims
+
+
+def test_claims_name_what_differs():
+    statement, proof, _, _ = frozen()
+    digests = statement_digests(statement)
+    good = Claim(statement.k_min, statement.context, digests, proof)
+    compare(good, statement)
+    for k, name in enumerate(("key", "model", "network", "derivation")):
+        with fails(f"statement.{name}"):
+            compare(replace(good, digests=(*digests[:k], bytes(32), *digests[k + 1 :])), statement)
+    for name, other in (("nonce", bytes(32)), ("purpose", "-"), ("claimant", "-"), ("verifier", "-")):
+        with fails(f"statement.{name}"):
+            compare(replace(good, context=replace(good.context, **{name: other})), statement)
+    for k_min in (statement.k_min - 1, statement.k_min + 1):
+        with fails("statement.k_min"):
+            compare(replace(good, k_min=k_min), statement)
+    data = good.to_bytes()
+    assert Claim.from_bytes(data) == good
+    for bad in (data + b"\0", data[:-1], b"x" + data[1:]):
+        with pytest.raises(DecodingError):
+            Claim.from_bytes(bad)
+
+
+# Identities
+
+
+def test_signatures_are_on_labelled_digests():
+    seed = bytes(range(32))
+    owner, digest = identity.public_key(seed), bytes(32)
+    signature = identity.sign(seed, "label", digest)
+    identity.check_signature(owner, "label", digest, signature)
+    with fails("some.check"):
+        identity.check_signature(owner, "labe", digest, signature, "some.check")
+    with fails("signature"):
+        identity.check_signature(owner, "label", bytes([1]) * 32, signature)
+    for wrong in (bytes(31), bytes(33)):
+        with pytest.raises(ParameterError):
+            identity.sign(seed, "label", wrong)
+    identity.check_text(owner, "text\n", identity.sign_text(seed, "text\n"))
+    with fails("log.signature"):
+        identity.check_text(owner, "texu\n", identity.sign_text(seed, "text\n"), "log.signature")
+    with fails("signature"):
+        identity.check_text(owner, "texu\n", identity.sign_text(seed, "text\n"))
+
+
+def test_owners_of_small_order():
+    """All points of order 1, 2, 4 and 8: everybody can sign for them."""
+    for data in (
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0000000000000000000000000000000000000000000000000000000000000080",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+    ):
+        with pytest.raises(DecodingError):
+            identity.check_public_key(bytes.fromhex(data))
+    identity.check_public_key(identity.public_key(bytes(32)))
+
+
+# Proofs as bytes
+
+
+def test_an_oversized_proof():
+    statement, proof, _, _ = frozen()
+    with put(argument, "MAX_PROOF_BYTES", 100), pytest.raises(DecodingError, match="too large"):
+        argument.verify(statement, proof[:101])
+    with put(argument, "MAX_PROOF_BYTES", 101), fails("owner.signature"):
+        argument.verify(statement, proof[:101])
+
+
+def test_a_proof_holds_a_signature():
+    statement, proof, _, _ = frozen()
+    with pytest.raises(DecodingError, match="truncated"):
+        argument.verify(statement, proof[: len(argument.MAGIC) + 63])
+    with fails("owner.signature"):
+        argument.verify(statement, proof[: len(argument.MAGIC) + 64])
+
+
+def test_nothing_between_the_siblings_and_the_signature():
+    statement, proof, _, _ = frozen()
+    with pytest.raises(DecodingError, match="trailing"):
+        argument.verify(statement, signed(statement, proof[:-64] + b"\0"))
+
+
+def test_entries_of_columns_are_below_p():
+    statement, proof, vectors, _ = frozen()
+    first, length = vectors["fields"]["columns"]
+    words = np.frombuffer(proof[first : first + length], "<u4")
+    at = first + 4 * int(words.argmin())
+    for value in (field.P, int(words.min()) + field.P):
+        bad = proof[:at] + value.to_bytes(4, "little") + proof[at + 4 : -64]
+        with pytest.raises(DecodingError, match="canonical"):
+            argument.verify(statement, signed(statement, bad))
+
+
+class Watched(FiatShamir):
+    """A channel that notes what is asked of it."""
+
+    def __init__(self, interactive=False):
+        self.interactive, self.calls = interactive, []
+
+    def open(self):
+        self.calls.append("open")
+
+    def coin(self, pending):
+        if self.calls[-1] != "coin":
+            self.calls.append("coin")
+        return b""
+
+    def close(self):
+        self.calls.append("close")
+
+
+def test_the_channel_is_opened_used_and_closed():
+    """And the ledger is that of the channel; the weights of the link's ten equations are drawn, 16 bytes each."""
+    statement, proof, _, _ = frozen()
+    asked = []
+
+    def entropy(count):
+        asked.append(count)
+        return bytes([len(asked)]) * count
+
+    channel = Watched(interactive=True)
+    ledger = argument.verify(statement, proof, channel, entropy=entropy)
+    assert channel.calls == ["open", "coin", "close"] and asked == [16] * 10
+    assert ledger.sessions == soundness.SESSIONS == 8 and statement.ledger().sessions == 1
+    assert statement.ledger(True).total == 8 * statement.ledger().total
+
+
+def test_a_rejected_proof_closes_no_channel():
+    statement, proof, _, _ = frozen()
+    channel = Watched()
+    with fails("owner.signature"):
+        argument.verify(statement, proof[:-1] + bytes([proof[-1] ^ 1]), channel)
+    assert channel.calls == []
+
+
+def test_the_weights_are_what_holds_the_ten_equations():
+    """With weights of zero every answer opens."""
+    statement, proof, vectors, _ = frozen()
+    at = vectors["fields"]["link.answer"][0] + vectors["fields"]["link.answer"][1] - 32
+    bad = signed(statement, proof[:at] + bytes([proof[at] ^ 1]) + proof[at + 1 : -64])
+    with fails("link.opening"):
+        argument.verify(statement, bad)
+    with fails("link.opening"):
+        argument.verify(statement, bad, entropy=lambda count: b"\1" + bytes(count - 1))
+    with pytest.raises(VerificationError) as error:
+        argument.verify(statement, bad, entropy=bytes)
+    assert error.value.check != "link.opening"
