@@ -166,7 +166,7 @@ def test_a_false_key_is_rejected_by_name(suspect, claim):
     assert (verdict.outcome, verdict.failed_check) == ("rejected", "key.signature")
 
 
-@pytest.mark.reaches("policy.owner")
+@pytest.mark.reaches("policy.owner", "key.signature")
 def test_only_the_named_owner_counts(world, suspect, claim):
     assert judge(suspect, claim, Policy(owner=world.key.vk.owner_public_key)).accepted
     verdict = check(suspect, lambda _: pytest.fail("asked for a proof"), Policy(owner=bytes(32)))
