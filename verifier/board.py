@@ -8,7 +8,7 @@ and that the log continues.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -35,7 +35,6 @@ class Board:
     witnesses: tuple[WitnessKey, ...] = ()
     threshold: int = 0
     tls: Tls | None = None
-    token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if len({key.public for key in self.witnesses}) != len(self.witnesses) or len(self.witnesses) > MAX_WITNESSES:
@@ -82,7 +81,7 @@ def _check_witnessed(
 
 
 def _ask(board: Board, request: pb.FindRequest, timeout_s: float) -> pb.Receipt:
-    with connect(board.target, board.tls, board.token) as connection:
+    with connect(board.target, board.tls) as connection:
         try:
             return pb_grpc.BoardStub(connection).Find(request, timeout=timeout_s)
         except grpc.RpcError as error:

@@ -33,7 +33,6 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
-MAX_UNIX_TIME = 253402300799  # the year 9999
 ERRORS = (DecodingError, ParameterError, OSError, MemoryError, UnicodeError)  # which end with status 2
 
 
@@ -169,7 +168,7 @@ def _reach(
 
     secure = read_tls(tls_ca, tls_cert, tls_key) if tls or tls_ca or tls_cert or tls_key else None
     token = read_token(token_file) if token_file else ""
-    return Reach(secure, token, _publication(board, log_key, seen, witness, witnesses, secure, token),
+    return Reach(secure, token, _publication(board, log_key, seen, witness, witnesses, secure),
                  _stamp(timestamp, tsa_roots))  # fmt: skip
 
 
@@ -194,28 +193,24 @@ def _stamp(timestamp: Path | None, roots: Path | None) -> Publication | None:
 
 def _publication(
     board: str | None, log_key: str | None, seen: Path | None, witness: tuple[str, ...], witnesses: int | None,
-    tls: Tls | None, token: str,
+    tls: Tls | None,
 ) -> Publication | None:  # fmt: skip
     if board is None and log_key is None and seen is None and not witness and witnesses is None:
         return None
     if board is None or log_key is None or seen is None:
         raise click.UsageError("--board, --log-key and --seen go together")
-    from datetime import UTC, datetime
-
     from protocol.cosignature import WitnessKey
     from protocol.log import LogKey
     from verifier.board import Board, find
+    from verifier.check import unix_time_text
 
     known = tuple(WitnessKey.from_text(text) for text in witness)
-    where = Board(board, LogKey.from_text(log_key), known, len(known) if witnesses is None else witnesses, tls, token)
+    where = Board(board, LogKey.from_text(log_key), known, len(known) if witnesses is None else witnesses, tls)
 
     def ask(key: VerificationKey) -> dict[str, str | int]:
         receipt = find(where, key, seen)
-        when = datetime.fromtimestamp(min(receipt.entry.unix_time, MAX_UNIX_TIME), UTC)
-        return {
-            "log": log_key, "index": receipt.index, "time": f"{when:%Y-%m-%d %H:%M:%S} UTC",
-            "witnesses": where.threshold,
-        }  # fmt: skip
+        when = unix_time_text(receipt.entry.unix_time)
+        return {"log": log_key, "index": receipt.index, "time": when, "witnesses": where.threshold}
 
     return ask
 
@@ -235,7 +230,7 @@ connection_options = grouped(
     click.option("--tls-ca", type=FILE, help="PEM file of the authorities to trust instead; implies --tls."),
     click.option("--tls-cert", type=FILE, help="PEM file of your certificate, for a server that asks for one."),
     click.option("--tls-key", type=FILE, help="PEM file of its key."),
-    click.option("--token-file", type=FILE, help="File with the token that the server gave you."),
+    click.option("--token-file", type=FILE, help="File with the token that the prover gave you."),
 )  # fmt: skip
 
 

@@ -18,7 +18,11 @@ import grpc
 from zkmark.v1 import zkmark_pb2 as pb
 
 MAX_FILE_BYTES = 1 << 20
-OPTIONS = [("grpc.keepalive_time_ms", 60_000), ("grpc.keepalive_timeout_ms", 20_000)]  # a dead server is noticed
+OPTIONS = [  # a dead server is noticed, and one that is back, too
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.max_reconnect_backoff_ms", 15_000),
+]
 
 
 @dataclass(frozen=True)
