@@ -20,7 +20,7 @@ from protocol.network import IDENTITY, MAX_NODES, Product, Window
 
 MAX_ACTIVATIONS = 1 << 24  # of one image, over all nodes
 MAX_TAPS = 1 << 28  # elements that one edge gathers for one image
-MAX_WEIGHTS = 1 << 28  # made on the way; one tensor of the file may be used many times
+MAX_WEIGHTS = 3 << 25  # made on the way; one tensor of the file may be used many times
 MAX_WORK = 1 << 33  # multiplications for one image, over all nodes
 MAX_TERMS = 4  # edges of a sum; a longer one (a residual stream) is committed in between
 MAX_PARTS = 8  # of a tensor whose channels were rearranged; more are committed as one
@@ -86,7 +86,7 @@ class Builder:
         self.activations += prod(node.shape)
         for e in node.edges:
             taps = prod(node.shape[1:]) * prod(e.weight.shape[1:])
-            self.spend(e.weight.size, len(e.weight) * taps, where)
+            self.spend(0, len(e.weight) * taps, where)
             if taps * e.groups > MAX_TAPS:
                 raise ParameterError(f"{where}: the network is too large")
         if self.activations > MAX_ACTIVATIONS or len(self.nodes) >= MAX_NODES:

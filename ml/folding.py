@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml.onnx_reader import Operator
+from protocol.errors import ParameterError
 
 MAX_ELEMENTS = 1 << 12  # of an operand or a result
 FOLDED = frozenset({
@@ -63,6 +64,8 @@ def fold(operator: Operator, operands: list[Array | None]) -> Array:
                     stop = None if step < 0 and end < -first.shape[axis] else end
                     first = first[(slice(None),) * (axis % first.ndim) + (slice(start, stop, step),)]
                 return first
+    except ParameterError:
+        raise
     except (ValueError, IndexError, TypeError):
         raise operator.fail("the constants do not fit each other") from None
 

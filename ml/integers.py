@@ -55,7 +55,7 @@ TABLE_SHARE = 8  # ... of at most so many rows for every activation of the netwo
 STEPS = 2048  # units of a curve between 0 and the largest y that calibration shows
 PRECISION = 50  # provisional sums stay below 2^50 plus rounding
 TABLE_WORK = 1 << 32  # elementwise operations for the tables of curves
-GATHERED = 1 << 24  # elements that one calibration step gathers
+GATHERED = 1 << 22  # elements that one calibration step gathers, where there are several images
 MAX_CALIBRATION = 1 << 29  # activations kept during calibration
 
 Ints = npt.NDArray[np.int64]
@@ -65,7 +65,7 @@ Floats = npt.NDArray[np.float64]
 def to_integers(
     real: RealNetwork, images: npt.NDArray[np.uint8], table_bits: int, headroom: int
 ) -> tuple[Network, tuple[int, ...]]:
-    """The integer network and the largest |z| of each requant node.
+    """The integer network and the largest |z| of each requant node, in about `memory_bytes` of memory.
 
     images: uint8 [n, C, H, W] to calibrate on.  table_bits: least width of a table that carries a scale.  Raises
     ParameterError, naming the node, for weights out of all bounds.
@@ -73,6 +73,12 @@ def to_integers(
     if real.activations * len(images) > MAX_CALIBRATION:
         raise ParameterError("calibration: too many images for a network of this size")
     return _Quantiser(real, images, table_bits, headroom).run()
+
+
+def memory_bytes(real: RealNetwork, images: int) -> int:
+    """What `to_integers` and the real network take at most, about."""
+    largest = max(prod(node.shape) for node in real.nodes)
+    return 16 * real.weights + 4 * images * real.activations + 32 * max(GATHERED, largest)
 
 
 def grid(steps: Ints) -> Floats:
@@ -104,7 +110,7 @@ class _Quantiser:
 
     def __init__(self, real: RealNetwork, images: npt.NDArray[np.uint8], table_bits: int, headroom: int) -> None:
         self.real, self.headroom, self.images = real, headroom, len(images)
-        self.last = _last_use(real)
+        self.last_read = _last_read(real)
         rows = TABLE_SHARE * real.activations
         self.widths = [b for b in range(table_bits, MAX_TABLE_BITS + 1, 2) if b == table_bits or 1 << b <= rows]
         self.shared: dict[tuple[object, ...], Table] = {}
@@ -146,9 +152,8 @@ class _Quantiser:
         values = table.values.astype(np.int32)
         slices = [values[((y + rounding_offset(shift)) >> shift) + middle] for y in self.evaluate(node)]
         self.outputs.append(np.concatenate(slices, axis=3))
-        for k, used in enumerate(self.last):  # what no later node reads
-            if used == number:
-                self.outputs[k] = self.outputs[k][..., :0]
+        for k in self.last_read.get(number, ()):
+            self.outputs[k] = self.outputs[k][..., :0]
         return int(np.abs(table.values).max())
 
     def observe(self, node: RealNode, where: str) -> tuple[Floats, Floats, Floats]:
@@ -306,8 +311,9 @@ class _Quantiser:
         gathered = [prod(e.weight.shape[1:]) * e.groups * prod(self.outputs[e.source].shape[1:3]) for e in node.edges]
         gathered.append(prod(self.real.nodes[len(self.outputs) - 1].shape))
         size = max(1, GATHERED // max(gathered))
+        read = {*(e.source for e in node.edges), *((node.product.left, node.product.right) if node.product else ())}
         for i in range(0, self.images, size):
-            yield affine(node, [x[..., i : i + size] for x in self.outputs])
+            yield affine(node, {k: self.outputs[k][..., i : i + size] for k in read})
 
 
 def _max(bits: int) -> int:
@@ -332,11 +338,13 @@ def _expression(node: RealNode) -> Expression:
     return node.expression
 
 
-def _last_use(real: RealNetwork) -> list[int]:
-    """The last node that reads each graph node."""
-    last = [0] * (len(real.nodes) + 1)
+def _last_read(real: RealNetwork) -> dict[int, list[int]]:
+    """By node: the graph nodes that no later node reads."""
+    last = {}
     for number, node in enumerate(real.nodes, 1):
         product = (node.product.left, node.product.right) if node.product else ()
-        for source in (*(e.source for e in node.edges), *product):
-            last[source] = number
-    return last
+        last |= dict.fromkeys((*(e.source for e in node.edges), *product), number)
+    read: dict[int, list[int]] = {}
+    for source, number in last.items():
+        read.setdefault(number, []).append(source)
+    return read

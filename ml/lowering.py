@@ -32,6 +32,11 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("Identity", "Dropout", "Softmax", "LogSoftmax"), views.unchanged),
 }
 
+TRACED = frozenset(
+    kind for kind, rule in RULES.items()
+    if rule in (elementwise.arithmetic, elementwise.function, elementwise.prelu, views.unchanged)
+)  # fmt: skip
+
 
 def lower(
     graph: Graph,
@@ -48,6 +53,7 @@ def lower(
     if resize is not None:
         shape, windows = (shape[0], resize[1], resize[2]), resizing(resize, shape)
     scope = Scope(graph, Builder(shape, preprocess, windows))
+    ends = _lifetimes(graph)
     for position, operator in enumerate(graph.operators):
         if operator.kind in ("Softmax", "LogSoftmax") and position < len(graph.operators) - 1:
             raise operator.fail("only a trailing softmax is accepted (it does not change the class)")
@@ -59,9 +65,23 @@ def lower(
             scope.define(operator, RULES[operator.kind](scope, operator))
         else:
             raise operator.fail(ADVICE.get(operator.kind, "only constants are supported"))
+        scope.forget(ends.get(position, ()))
     if graph.output not in scope.traces:
         raise ParameterError("ONNX model: the output does not depend on the image")
     last = scope.tensor(graph.output)
     if not graph.operators or last.shape != (graph.classes, 1, 1):
         raise ParameterError(f"ONNX model: the output must be [1, {graph.classes}] logits, got {last.shape}")
     return scope.builder.network(last, graph.operators[-1].name)
+
+
+def _lifetimes(graph: Graph) -> dict[int, list[str]]:
+    """By operator: the tensors that nothing reads after it.  A function of a tensor reads it as long as it is read."""
+    last = {graph.output: len(graph.operators)}
+    for position, operator in reversed([*enumerate(graph.operators)]):
+        until = max(position, last.get(operator.output, 0)) if operator.kind in TRACED else position
+        for name in operator.inputs:
+            last[name] = max(last.get(name, 0), until)
+    ends: dict[int, list[str]] = {}
+    for name, position in last.items():
+        ends.setdefault(position, []).append(name)
+    return ends

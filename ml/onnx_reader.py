@@ -116,7 +116,7 @@ class Graph:
     output: str
     classes: int
     operators: tuple[Operator, ...]
-    constants: Mapping[str, npt.NDArray[Any]]  # float64 or int64
+    constants: Mapping[str, npt.NDArray[Any]]  # float32, float64 or int64
 
 
 def read_model(data: bytes) -> Graph:
@@ -219,11 +219,11 @@ def _dimensions(value: ValueInfoProto, rank: int, expected: str, batch: bool = F
 
 
 def _array(tensor: TensorProto, where: str) -> npt.NDArray[Any]:
-    """float64 or int64 values of a tensor; its size is compared with its bytes before anything is made."""
+    """float32, float64 or int64 values of a tensor; its size is compared with its bytes before anything is made."""
     from onnx import TensorProto
 
     kinds: dict[int, tuple[str, type, Iterable[Any]]] = {
-        TensorProto.FLOAT: ("<f4", np.float64, tensor.float_data),
+        TensorProto.FLOAT: ("<f4", np.float32, tensor.float_data),
         TensorProto.DOUBLE: ("<f8", np.float64, tensor.double_data),
         TensorProto.INT64: ("<i8", np.int64, tensor.int64_data),
     }

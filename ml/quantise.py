@@ -15,8 +15,8 @@ from math import log2
 import numpy as np
 import numpy.typing as npt
 
-from ml.calibration import IMAGES, noise_count, noise_images
-from ml.integers import to_integers
+from ml.calibration import noise_count, noise_images
+from ml.integers import memory_bytes, to_integers
 from ml.lowering import lower
 from ml.onnx_reader import read_model
 from ml.real_network import RealNetwork, select_outputs
@@ -29,8 +29,11 @@ TABLE_BITS = 16
 HEADROOM = {"noise": 8, "images": 2}  # real images showed up to 2 times the range of noise, in few channels 10 times
 DEFAULT_MIN_AGREEMENT = 0.98
 MAX_CALIBRATION_IMAGES = 1024
-NOISE_WORK = 1 << 35  # multiplications of one pass over the noise
-NOISE_ACTIVATIONS = 1 << 27  # kept of it
+NOISE_WORK = 1 << 34  # multiplications of one pass over the noise
+NOISE_ACTIVATIONS = 1 << 25  # kept of it
+FEWEST_IMAGES = 4  # whatever they cost
+MEMORY_LIMIT = 3 << 29  # bytes, unless the caller has another: ResNet-50 takes 1 GiB
+COPIES = 3  # of the file: the caller's, the parsed one, the one as arrays
 
 Images = npt.NDArray[np.uint8]
 
@@ -144,14 +147,21 @@ def images_digest(images: Images) -> bytes:
     return hashlib.sha256(b"zkmark calibration images 1\n" + shape + np.ascontiguousarray(images).tobytes()).digest()
 
 
-def derive(model_bytes: bytes, derivation: Derivation = DEFAULT, calibration_images: Images | None = None) -> Derived:
+def derive(
+    model_bytes: bytes,
+    derivation: Derivation = DEFAULT,
+    calibration_images: Images | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Derived:
     """The integer network of ONNX bytes, the same on every machine.
 
-    calibration_images: uint8 [n, C, H, W], exactly when the derivation names their digest.  Raises DecodingError for
-    malformed bytes; ParameterError, naming the operator or node, for a model outside the protocol.
+    calibration_images: uint8 [n, C, H, W], exactly when the derivation names their digest.  memory_limit: bytes, which
+    are estimated before they are taken.  Raises DecodingError for malformed bytes; ParameterError, naming the operator
+    or node, for a model outside the protocol or the limit.
     """
     graph = read_model(model_bytes)
-    real = lower(graph, derivation.preprocess, derivation.resize)
+    logits, real = graph.classes, lower(graph, derivation.preprocess, derivation.resize)
+    del graph  # its weights
     if derivation.outputs:
         real = select_outputs(real, derivation.outputs)
     if (calibration_images is not None) != bool(derivation.calibration):
@@ -164,14 +174,21 @@ def derive(model_bytes: bytes, derivation: Derivation = DEFAULT, calibration_ima
             raise ParameterError(f"calibration images must be uint8 [n, {', '.join(map(str, real.shape))}]")
         if not 1 <= len(images) <= MAX_CALIBRATION_IMAGES or images_digest(images) != derivation.calibration:
             raise ParameterError(f"not the 1 .. {MAX_CALIBRATION_IMAGES} calibration images that the derivation names")
+    need = COPIES * len(model_bytes) + memory_bytes(real, len(images))
+    if need > memory_limit:
+        raise ParameterError(
+            f"reading this model needs about {need / 2**30:.1f} GiB, over the limit of {memory_limit / 2**30:.1f} GiB: "
+            f"it has {real.weights / 1e6:.0f} million weights and {real.activations / 1e6:.0f} million activations per "
+            "image; fewer channels or smaller images help"
+        )
     network, max_z = to_integers(real, images, derivation.table_bits, derivation.headroom)
-    return Derived(network, derivation.freedom_bits(graph.classes), max_z)
+    return Derived(network, derivation.freedom_bits(logits), max_z)
 
 
 def _noise_count(real: RealNetwork) -> int:
     """As many images as the shape deserves, but fewer for networks that take long, or much memory."""
     affordable = min(NOISE_WORK // max(real.work, 1), NOISE_ACTIVATIONS // real.activations)
-    return min(noise_count(real.shape), max(affordable, IMAGES.start))
+    return min(noise_count(real.shape), max(affordable, FEWEST_IMAGES))
 
 
 def fidelity(model_bytes: bytes, network: Network, images: Images, derivation: Derivation = DEFAULT) -> Fidelity:

@@ -83,6 +83,10 @@ class RealNetwork:
         return sum(prod(node.shape) for node in self.nodes)
 
     @property
+    def weights(self) -> int:
+        return sum(e.weight.size for node in self.nodes for e in node.edges)
+
+    @property
     def work(self) -> int:
         """Multiplications for one image."""
         return sum(e.weight.size * prod(node.shape[1:]) for node in self.nodes for e in node.edges)

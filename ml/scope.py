@@ -7,6 +7,7 @@ something other than another scalar function reads it, so that a chain of such f
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +48,11 @@ class Scope:
             self.traces[operator.output] = result
         else:
             self.constants[operator.output] = result
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of tensors that nothing reads any more: their weights may be large."""
+        for name in names:
+            self.tensors.pop(name, None)
 
     # -- tensors --------------------------------------------------------------------------------------------------
 
@@ -96,13 +102,14 @@ class Scope:
     # -- constants ------------------------------------------------------------------------------------------------
 
     def constant(self, operator: Operator, index: int) -> Floats | None:
-        """A constant operand, None if omitted."""
+        """A constant operand as float64 or int64, None if omitted."""
         name = operator.inputs[index] if index < len(operator.inputs) else ""
         if not name:
             return None
         if name not in self.constants:
             raise operator.fail(f"input {index} must be a constant")
-        return self.constants[name]
+        array = self.constants[name]
+        return array if array.dtype.kind == "i" else array.astype(np.float64)
 
     def numbers(self, operator: Operator, index: int, default: list[int]) -> list[int]:
         """A short constant list of integers; the default if omitted."""
@@ -119,7 +126,7 @@ class Scope:
         if array is None or (array.ndim != shape if isinstance(shape, int) else array.shape != shape):
             expected = f"rank {shape}" if isinstance(shape, int) else f"shape {shape}"
             raise operator.fail(f"input {index} must be a constant of {expected}")
-        return array.astype(np.float64)
+        return array.astype(np.float64, copy=False)
 
     def axes(self, operator: Operator, rank: int) -> list[int] | None:
         """The attribute or second input `axes`, counted from the front; None if omitted."""

@@ -17,7 +17,7 @@ are ever committed by the prover: pools and convolutions are linear and stay vir
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -38,6 +38,7 @@ MAX_DIMENSION = 1 << 16
 MAX_TAPS = 1 << 22  # kernel of a window times its inputs or outputs, along one axis
 MAX_WEIGHTS = 1 << 31
 GATHER_BYTES = 1 << 27  # of gathered taps that are held at a time
+CACHE_BYTES = 1 << 18  # of channels that are worked on together
 MAX_NETWORK_BYTES = 1 << 31
 
 _BLOCK = 1024  # table entries that share an extreme
@@ -76,7 +77,7 @@ class Window:
         p = np.arange(self.outputs(length), dtype=np.int64)[None, :]
         index = self.stride * p + self.dilation * k - self.pad_before
         if self.repeat > 1:
-            return np.clip(index // self.repeat, 0, length - 1)
+            return np.asarray(np.clip(index // self.repeat, 0, length - 1))
         return np.where((index >= 0) & (index < length), index, -1)
 
 
@@ -118,13 +119,20 @@ class Table:
         return hashlib.sha256(self.bits.to_bytes(1, "little") + self.values.astype("<i8").tobytes()).digest()
 
     @cached_property
+    def _monotone(self) -> bool:
+        return bool((self.values[1:] >= self.values[:-1]).all())
+
+    @cached_property
     def _blocks(self) -> tuple[Ints, Ints]:
         blocks = self.values.reshape(-1, min(_BLOCK, len(self.values)))
         return blocks.min(axis=1), blocks.max(axis=1)
 
     def extremes(self, low: Ints, high: Ints) -> tuple[Ints, Ints]:
         """(min, max) of the table over each range of units low[c] .. high[c], both within the table."""
-        middle, (least, most) = 1 << (self.bits - 1), self._blocks
+        middle = 1 << (self.bits - 1)
+        if self._monotone:
+            return self.values[low + middle], self.values[high + middle]
+        least, most = self._blocks
         found = []
         for a, b in zip((low + middle).tolist(), (high + middle + 1).tolist(), strict=True):
             first, last = -(-a // _BLOCK), b // _BLOCK  # the whole blocks in between
@@ -493,8 +501,8 @@ def sum_pool(x: npt.NDArray[np.float64], pool: tuple[Window, Window]) -> npt.NDA
     return x
 
 
-def affine(node: Node, outputs: Sequence[npt.NDArray[np.int32]]) -> Ints:
-    """y int64 [O, H', W', h] of one node: a matrix product per edge over gathered taps.
+def affine(node: Node, outputs: Sequence[npt.NDArray[np.int32]] | Mapping[int, npt.NDArray[np.int32]]) -> Ints:
+    """y int64 [O, H', W', h] of one node, from the outputs of earlier ones.
 
     Exact, whatever the order of the sums, while every partial sum is below 2^53.
     """
@@ -505,25 +513,49 @@ def affine(node: Node, outputs: Sequence[npt.NDArray[np.int32]]) -> Ints:
         x = outputs[edge.source].astype(np.float64)
         if edge.pool:
             x = sum_pool(x, edge.pool)
-        h = x.shape[3]
-        o, cg, kh, kw = edge.weight.shape
-        ty, tx = edge.rows.taps(x.shape[1]), edge.columns.taps(x.shape[2])
-        if (ty < 0).any() or (tx < 0).any():
-            x = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))  # index -1 reads zero
-        ph, pw = ty.shape[1], tx.shape[1]
-        weight = edge.weight.astype(np.float64).reshape(edge.groups, o // edge.groups, cg * kh * kw)
-        y = np.empty((edge.groups, o // edge.groups, ph * pw * h))
-        step = max(1, GATHER_BYTES // (8 * cg * kh * kw * pw * h))
-        for g, first in product(range(edge.groups), range(0, ph, step)):
-            part, rows = x[g * cg : (g + 1) * cg], ty[:, first : first + step]
-            columns = np.empty((cg, kh, kw, rows.shape[1], pw, h))
-            for ky in range(kh):
-                for kx in range(kw):
-                    columns[:, ky, kx] = part[:, rows[ky]][:, :, tx[kx]]
-            block = slice(first * pw * h, (first + rows.shape[1]) * pw * h)
-            y[g][:, block] = weight[g] @ columns.reshape(cg * kh * kw, -1)
-        y = y.reshape(o, ph, pw, h)
+        y = _depthwise(edge, x) if edge.groups == len(x) == len(edge.weight) else _convolution(edge, x)
         total = y if total is None else np.add(total, y, out=total)
     if total is None:
         raise ParameterError("node without edges")
     return total.astype(np.int64) + node.bias[:, None, None, None]
+
+
+def _taps(edge: Edge, x: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], Ints, Ints]:
+    """The source, with a row and a column of zeros at index -1 where taps read padding; taps of rows and columns."""
+    rows, columns = edge.rows.taps(x.shape[1]), edge.columns.taps(x.shape[2])
+    if (rows < 0).any() or (columns < 0).any():
+        x = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    return x, rows, columns
+
+
+def _convolution(edge: Edge, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """[O, H', W', h]: a matrix product per group over gathered taps."""
+    x, ty, tx = _taps(edge, x)
+    o, cg, kh, kw = edge.weight.shape
+    ph, pw, h = ty.shape[1], tx.shape[1], x.shape[3]
+    weight = edge.weight.astype(np.float64).reshape(edge.groups, o // edge.groups, cg * kh * kw)
+    y = np.empty((edge.groups, o // edge.groups, ph * pw * h))
+    step = max(1, GATHER_BYTES // (8 * cg * kh * kw * pw * h))
+    for g, first in product(range(edge.groups), range(0, ph, step)):
+        part, rows = x[g * cg : (g + 1) * cg], ty[:, first : first + step]
+        columns = np.empty((cg, kh, kw, rows.shape[1], pw, h))
+        for ky, kx in product(range(kh), range(kw)):
+            columns[:, ky, kx] = part[:, rows[ky]][:, :, tx[kx]]
+        block = slice(first * pw * h, (first + rows.shape[1]) * pw * h)
+        y[g][:, block] = weight[g] @ columns.reshape(cg * kh * kw, -1)
+    return y.reshape(o, ph, pw, h)
+
+
+def _depthwise(edge: Edge, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """[C, H', W', h] where every channel has its own kernel: tap after tap, as many channels at once as fit a cache."""
+    x, ty, tx = _taps(edge, x)
+    c, _, kh, kw = edge.weight.shape
+    weight = edge.weight.astype(np.float64)[:, 0, :, :, None, None, None]
+    y = np.zeros((c, ty.shape[1], tx.shape[1], x.shape[3]))
+    step = max(1, CACHE_BYTES // (8 * prod(y.shape[1:])))
+    for first, ky in product(range(0, c, step), range(kh)):
+        channels = slice(first, first + step)
+        rows = x[channels, ty[ky]]
+        for kx in range(kw):
+            y[channels] += weight[channels, ky, kx] * rows[:, :, tx[kx]]
+    return y
