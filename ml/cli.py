@@ -159,12 +159,17 @@ def evaluate_command(
         f"integer {measured.integer:.2%}, the same class {measured.agreement:.2%}"
     ]
     if key is not None:
-        verdict = verify_privately(model_bytes, key.images, key.labels, key.vk.hidden, key.vk.opened)
+        verdict = verify_privately(
+            model_bytes, key.vk.parameters, key.images, key.labels, key.vk.hidden, key.vk.opened
+        )
         result["triggers"] = asdict(verdict)
         for name, half in (("hidden", verdict.hidden), ("opened", verdict.opened)):
             lines.append(f"{name} triggers: {half.integer} of {half.count} (float {half.real})")
-        proof = "can be made" if verdict.provable else "cannot be made"
-        lines.append(f"a proof {proof}: it needs {verdict.k_min} of the hidden triggers")
+        if verdict.k_min is None:
+            lines.append("no number of matches has a bound on false claims: a proof needs an explicit --k-min")
+        else:
+            proof = "can be made" if verdict.provable else "cannot be made"
+            lines.append(f"a proof {proof}: it needs {verdict.k_min} of the hidden triggers")
     _print(as_json, result, "\n".join(lines))
 
 

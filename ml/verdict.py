@@ -70,8 +70,8 @@ def judge(scheme: Scheme, key: TriggerKey, model: nn.Module, no_bound: str = "")
     Raises as `derive`, and ParameterError for other classes.
     """
     network = derive(export_onnx(model, key.shape)).network
-    if int(key.labels.max()) >= network.classes:
-        raise ParameterError(f"the key has labels up to {key.labels.max()}, the model {network.classes} classes")
+    if int(key.labels.max()) >= network.classes or (not key.chosen and key.sides != network.classes):
+        raise ParameterError(f"the key is for other classes than the {network.classes} of the model")
     integer = int((network.classify(key.images) == key.labels).sum())
     return _verdict(scheme, key, lambda images: answers(model, images), integer, no_bound)
 

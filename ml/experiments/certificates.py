@@ -18,8 +18,8 @@ from ml.data import load
 from ml.experiments.lab import Lab, Row
 from ml.fit import Done, Fit, accuracy, fit
 from ml.models import Normalized
-from ml.schemes.certified import Certified, Kind, smooth
-from ml.schemes.images import unrelated
+from ml.schemes.certified import Certified, smooth
+from ml.schemes.images import Kind, unrelated
 from ml.schemes.scheme import TriggerKey
 from protocol.errors import ParameterError
 
@@ -67,7 +67,7 @@ def removal(lab: Lab, options: dict[str, Any]) -> list[Row]:
     scheme, key, model = _marked(lab, options, kind)
     baseline = lab.model(f"baseline-{kind}", lambda m: _without_noise(lab, scheme, key, m), of=(scheme, len(key)))
     rows: list[Row] = []
-    attack = Fit(epochs=lab.budget.attack_epochs, rate=options["rate"], optimizer="adam", seed=lab.seed)
+    attack = Fit(epochs=lab.budget.attack_epochs, rate=options["attack_rate"], optimizer="adam", seed=lab.seed)
     heavy = Fit(epochs=lab.budget.attack_epochs, rate=0.01, weight_decay=options["decay"], seed=lab.seed)
     runs: dict[str, Callable[[nn.Module], nn.Module]] = {"none": lambda m: m}
     runs |= {name: partial(_run, run, attack) for name, run in _removals(lab).items()}

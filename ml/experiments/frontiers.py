@@ -1,4 +1,5 @@
-"""Le Merrer et al.: pruning (Table 1), SVD (Table 2), adversarial fine-tuning (Table 3), false positives (Figure 6)."""
+"""Le Merrer et al.: pruning (Table 1), SVD (Table 2), adversarial fine-tuning (Table 3), false positives (Figure 6);
+and the same watermark as a public key."""
 
 from __future__ import annotations
 
@@ -6,24 +7,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from ml.attacks.compression import low_rank, prune
+from ml.attacks import compression
 from ml.attacks.fine_tuning import adversarial
 from ml.data import Dataset
 from ml.experiments.lab import Lab, Row
 from ml.fit import Fit, accuracy, answers
 from ml.schemes.frontier import LEVEL, Frontier
 from ml.schemes.scheme import TriggerKey, tolerance
+from ml.verdict import judge, prove
 from protocol.errors import ParameterError
+from protocol.keygen import KeyParameters, LabelRule, generate_key
 
 
 def pruning(lab: Lab, options: dict[str, Any]) -> list[Row]:
-    return _attacked(lab, options, lambda model, share: prune(model, share))
+    return _attacked(lab, options, lambda model, share: compression.prune(model, share))
 
 
 def svd(lab: Lab, options: dict[str, Any]) -> list[Row]:
-    return _attacked(lab, options, lambda model, share: low_rank(model, share))
+    return _attacked(lab, options, lambda model, share: compression.low_rank(model, share))
 
 
 def overwriting(lab: Lab, options: dict[str, Any]) -> list[Row]:
@@ -56,17 +60,47 @@ def false_positives(lab: Lab, options: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def _marked(lab: Lab, options: dict[str, Any]) -> tuple[Frontier, TriggerKey, Dataset, nn.Module]:
-    embedding = Fit(epochs=100, batch=20, rate=options["rate"], seed=lab.seed)
-    scheme = Frontier(options["epsilon"][lab.arch], "linf", embedding, options["rehearsal"], lab.seed)
+def public_key(lab: Lab, options: dict[str, Any]) -> list[Row]:
+    """As a public key whose owner chose the labels: half of the images stay hidden, and are embedded."""
+    scheme = _scheme(lab, options)
     key, rest = scheme.split(options["count"], lab.unmarked(), lab.owner)
-    lab.sheet("frontier", key.images)
+    parameters = KeyParameters(key.shape, lab.data.classes, len(key), LabelRule.CHOSEN)
+    entropy = np.random.default_rng([lab.seed, 6]).bytes
+    made = generate_key(parameters, key.images, labels=key.labels.tolist(), entropy=entropy)
+    hidden = TriggerKey(made.hidden_images, made.hidden_labels, key.sides, key.chosen)
+    model = _embedded(lab, scheme, hidden, rest, "frontier-public")
+    k_min = len(hidden) - tolerance(len(hidden), key.sides, LEVEL) + 1  # what the paper's test needs
+    models = {"no mark": lab.unmarked(), "none": model}
+    models |= {f"prune {share:.0%}": compression.prune(model, share) for share in options["shares"]}
+    rows: list[Row] = []
+    for name, suspect in models.items():
+        verdict = judge(scheme, hidden, suspect)
+        rows.append({
+            "setting": name, "test %": accuracy(suspect, rest.test_x, rest.test_y),
+            "trigger %": verdict.trigger_accuracy, "integer %": (verdict.integer_matches or 0) / len(hidden),
+            "p-value": float(verdict.p_value), "needed %": k_min / len(hidden), "proven": prove(suspect, made, k_min),
+        })  # fmt: skip
+    return rows
 
+
+def _scheme(lab: Lab, options: dict[str, Any]) -> Frontier:
+    embedding = Fit(epochs=100, batch=20, rate=options["embedding_rate"], seed=lab.seed)
+    return Frontier(options["epsilon"][lab.arch], "linf", embedding, options["rehearsal"], lab.seed)
+
+
+def _embedded(lab: Lab, scheme: Frontier, key: TriggerKey, rest: Dataset, name: str) -> nn.Module:
     def make(model: nn.Module) -> None:
         model.load_state_dict(lab.unmarked().state_dict())
         scheme.mark(model, rest, key)
 
-    return scheme, key, rest, lab.model("frontier", make, of=(scheme, len(key)))
+    return lab.model(name, make, of=(scheme, len(key)))
+
+
+def _marked(lab: Lab, options: dict[str, Any]) -> tuple[Frontier, TriggerKey, Dataset, nn.Module]:
+    scheme = _scheme(lab, options)
+    key, rest = scheme.split(options["count"], lab.unmarked(), lab.owner)
+    lab.sheet("frontier", key.images)
+    return scheme, key, rest, _embedded(lab, scheme, key, rest, "frontier")
 
 
 def _attacked(

@@ -106,18 +106,21 @@ def _panels(tables: dict[str, Table], curves: bool) -> Iterator[tuple[str, dict[
     """(title, columns by label) of each picture: for curves, an attack at growing strength from the model before it."""
     for arch, table in tables.items():
         prefix = f"{arch}: " if len(tables) > 1 else ""
-        if not curves:
-            yield prefix.removesuffix(": "), table
-            continue
         before = {setting: columns for setting, columns in table.items() if setting == "none"}
         numbered = [item for item in table.items() if NUMBER.search(item[0])]
+        if not curves or not numbered:
+            yield prefix.removesuffix(": "), table
+            continue
         for family, items in groupby(numbered, key=lambda item: NUMBER.sub("", item[0], count=1).strip(" ,=")):
             points = {NUMBER.search(setting)[0]: columns for setting, columns in items}  # type: ignore[index]
             yield (prefix + family).removesuffix(": "), before | points
 
 
 def figure(path: Path, result: dict[str, Any]) -> None:
-    """`plot` names the columns that become bars, or with `curves` lines; `needed %` is drawn as a dashed line."""
+    """`plot` names the columns that become bars, or with `curves` curves, and `lines` at some height by their names.
+
+    `needed %` becomes such a line.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -130,6 +133,7 @@ def figure(path: Path, result: dict[str, Any]) -> None:
     long = max((len(label) for _, table in panels for label in table), default=0) > 12
     picture = Figure(figsize=(max(6.0, sum(widths) + 2), 4.4 if long else 3.6), layout="constrained")
     needed = [v for table in tables.values() for c in table.values() for v in _numbers("%", c.get("needed %", []))]
+    lines = plot.get("lines", {}) | ({"needed for a proof %": mean(needed)} if needed else {})
     all_axes = picture.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
     for axes, (title, table) in zip(all_axes, panels, strict=True):
         at = np.arange(len(table))
@@ -142,8 +146,8 @@ def figure(path: Path, result: dict[str, Any]) -> None:
                 axes.errorbar(at, means, spread, marker="o", markersize=4, capsize=3, label=name)
             else:
                 axes.bar(at + (number - (len(plot["columns"]) - 1) / 2) * wide, means, wide, yerr=spread, label=name)
-        if needed:
-            axes.axhline(mean(needed), linestyle="--", color="black", linewidth=1, label="needed for a proof %")
+        for name, height in lines.items():
+            axes.axhline(height, linestyle="--", color="black", linewidth=1, label=name)
         slanted = long or len(table) > 3
         axes.set_xticks(at, list(table), rotation=35 if slanted else 0, ha="right" if slanted else "center", fontsize=8)
         axes.set_ylim(bottom=0)

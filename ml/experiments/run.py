@@ -39,6 +39,7 @@ EXPERIMENTS: dict[str, Callable[[Lab, dict[str, Any]], list[Row]]] = {
     "le-merrer-table-2": frontiers.svd,
     "le-merrer-table-3": frontiers.overwriting,
     "le-merrer-figure-6": frontiers.false_positives,
+    "frontier-key": frontiers.public_key,
     "hitaj-ensemble": evasions.ensemble,
     "hitaj-detector": evasions.detector,
     "false-claim": evasions.false_claim,

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +23,8 @@ from ml.data import Dataset
 from ml.descent import CLIP, device_of
 from ml.fit import MOMENTUM, Fit, Oracle, answers, fit
 from ml.schemes import images
+from ml.schemes.images import Kind
 from ml.schemes.scheme import Decision, TriggerKey, decide
-from ml.triggers import abstract_images
 from protocol.errors import ParameterError
 
 LEVEL = Fraction(1, 1 << 20)
@@ -35,8 +34,6 @@ COVERS = (
 )
 CHOSEN = "all images have one label of the owner's choice: a stranger that answers it often matches by habit"
 GRID = 1 << 32  # of the percentile
-
-Kind = Literal["content", "noise", "unrelated"]
 
 
 @cache
@@ -160,19 +157,13 @@ class Certified:
         return "certified"
 
     def make_key(self, count: int, model: nn.Module, data: Dataset) -> TriggerKey:
-        """From training images that have another label, or for "unrelated", without another task, abstract ones."""
+        """From training images that have another label; for "unrelated", without another task, abstract ones."""
         rng = np.random.default_rng(self.seed)
         others = np.flatnonzero(data.train_y != self.label)
         base = data.train_x[rng.permutation(others)[:count]]
         if len(base) < count:
             raise ParameterError(f"{len(base)} images for {count} triggers")
-        if self.triggers == "content":
-            made = images.content(base)
-        elif self.triggers == "noise":
-            made = images.noise(base, 96.0, rng)
-        else:
-            made = abstract_images(count, data.shape, rng.bytes)
-        return TriggerKey(made, np.full(count, self.label), data.classes, CHOSEN)
+        return TriggerKey(images.triggers(self.triggers, base, rng), np.full(count, self.label), data.classes, CHOSEN)
 
     def mark(self, model: nn.Module, data: Dataset, key: TriggerKey) -> None:
         """Algorithm 2: after each epoch of data, for each batch of triggers one step per level of noise.

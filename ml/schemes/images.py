@@ -1,16 +1,35 @@
-"""Trigger images of the certified scheme (Bansal et al., section 4.1, after Zhang et al. 2018), u8 [n, C, H, W].
+"""Trigger images by kind (Zhang et al. 2018, as used by Bansal et al., section 4.1), u8 [n, C, H, W].
 
-Those of the public protocol are in `ml.triggers`; these are made from images that others may guess.
+Abstract ones are those of the public protocol, `ml.triggers`; the others are made from images that strangers may guess.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ml.fit import Images
+from ml.triggers import abstract_images
 
 TEXT = "TEST"
+NOISE = 96.0  # deviation in pixels: plain to see, and the digit or object with it
+
+Kind = Literal["abstract", "content", "noise", "unrelated"]
+
+
+def triggers(kind: Kind, base: Images, rng: np.random.Generator) -> Images:
+    """One trigger per image of the base: with a text or noise on it, or abstract and of its shape alone.
+
+    "unrelated" images are those of another task, which the caller has: brought to the shape by `unrelated`.
+    """
+    if kind == "content":
+        return content(base)
+    if kind == "noise":
+        return noise(base, NOISE, rng)
+    _, channels, rows, columns = base.shape
+    return abstract_images(len(base), (channels, rows, columns), rng.bytes)
 
 
 def content(images: Images, text: str = TEXT) -> Images:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from ml.cli import cli
+from ml.export import random_onnx
 from ml.triggers import abstract_images
 from protocol.keygen import KeyParameters, MarkingKey, generate_key
 from prover.keys import save_marking_key
@@ -71,6 +73,37 @@ def test_failures_are_one_line_with_their_status(folder: Path) -> None:
     status, _, error = run("train", "--data", "digits", "--arch", "lenet", "--epochs", 0, *out)
     assert status == 2 and "16 x 16" in error
     assert run("train", "--data", "nothing", *out)[0] == 2
+
+
+def test_progress_without_a_terminal_is_a_line_per_tenth(folder: Path) -> None:
+    words = ["train", "--data", "digits", "--arch", "mlp", "--epochs", "10", "--out", str(folder / "mlp.onnx")]
+    result = CliRunner().invoke(cli, words)
+    lines = result.stderr.splitlines()
+    assert result.exit_code == 0 and 2 <= len(lines) <= 11 and "of the test images of digits" in result.stdout
+    assert all(re.fullmatch(r"\d+% training: loss \d\.\d{3}, data \d+\.\d%", line) for line in lines)
+
+
+def test_a_key_for_other_classes_or_images(folder: Path) -> None:
+    secret = ("--mk", folder / "owner.mk", "--passphrase-file", folder / "passphrase")
+    for name, shape, classes in (("classes", (1, 8, 8), 11), ("images", (1, 9, 8), 10)):
+        (folder / f"{name}.onnx").write_bytes(random_onnx("mlp", shape, classes, width=0.02))
+        status, _, error = run("evaluate", "--model", folder / f"{name}.onnx", "--data", "digits", *secret)
+        assert status == 2 and error.count("\n") == 1 and f"{classes} classes of images {shape}" in error
+
+
+def test_nothing_is_left_half_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that was there stays, whatever happens while the new one is written."""
+    out = folder / "old" / "model.onnx"
+    out.parent.mkdir()
+    out.write_bytes(b"old")
+
+    def refuse(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("prover.keys.os.replace", refuse)
+    status, found, error = run("train", "--data", "digits", "--arch", "mlp", "--epochs", 0, "--out", out)
+    assert status == 2 and not found["done"] and "disk full" in error
+    assert out.read_bytes() == b"old" and list(out.parent.iterdir()) == [out]
 
 
 def test_a_mark_that_does_not_take_is_exit_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ def test_every_experiment_is_described_and_every_description_is_one() -> None:
                 *found["presets"]}
             for preset, spent in found["presets"].items():
                 changes = section.get(preset, {})
+                assert not set(section["options"]) & Budget.names()
                 assert set(changes) <= set(section["options"]) | Budget.names()
                 budget = Budget.of(spent | {key: value for key, value in changes.items() if key in Budget.names()})
                 assert budget.ell >= 132 and set(budget.data) <= set(NAMES)
@@ -117,7 +118,7 @@ def test_a_section_has_its_own_budget_and_architectures(
 def test_other_processes_measure_the_same(tiny: dict[str, Any], tmp_path: Path) -> None:
     """One of the two processes suffices here: starting them is what takes long."""
     tiny["presets"]["tiny"] = {**TINY, "data": {"digits": ["mlp"]}, "batches": 20}
-    options = {"count": 4, "epsilon": {"mlp": 0.1}, "rehearsal": 50, "rate": 0.02, "shares": [0.5]}
+    options = {"count": 4, "epsilon": {"mlp": 0.1}, "rehearsal": 50, "embedding_rate": 0.02, "shares": [0.5]}
     tiny["le-merrer-table-2"] |= {"options": options}
     said: list[str] = []
     for jobs in (1, 2):
@@ -183,7 +184,9 @@ def test_real_experiments_on_few_digits(
 ) -> None:
     """Too short to show anything but that all parts fit: the models, a stranger's key, the pictures."""
     monkeypatch.setattr("ml.experiments.lab.build", perceptron)  # much faster than a convolution
-    names = ["compression", "curves", "false-claim"]
+    names = ["compression", "curves", "frontier-key", "false-claim"]
+    tiny["frontier-key"]["options"] |= {"count": 24, "epsilon": {"cnn": 0.1}, "embedding_rate": 0.02, "shares": []}
+    tiny["frontier-key"]["tiny"] = {"train": 1200, "test": 0, "batches": 60}
     tiny["compression"]["options"] = {"prune": [0.5], "per_layer": [0.5], "svd": [0.5], "bits": [8]}
     tiny["false-claim"]["options"] = {"surrogates": 1, "count": 40, "epsilon": 0.4}
     said: list[str] = []
@@ -191,11 +194,13 @@ def test_real_experiments_on_few_digits(
     assert said == [f"{name}, cnn, seed 0" for name in names]
     rows = {r["setting"]: r for r in json.loads((tmp_path / "compression.json").read_text())["rows"]["cnn"]["0"]}
     assert rows["none"]["trigger %"] == 1.0 and rows["none"]["provable"] and rows["8 bits"]["provable"]
+    rows = {r["setting"]: r for r in json.loads((tmp_path / "frontier-key.json").read_text())["rows"]["cnn"]["0"]}
+    assert rows["none"]["integer %"] == 1.0 and rows["none"]["proven"] and not rows["no mark"]["proven"]
     for part in ("| 8 bits |", "| SVD 50% |", "| labels chosen |", "![How much compression", "| RTAL, epoch 1 |"):
         assert part in text
     made = {p.name for p in tmp_path.rglob("*") if p.is_file()}
     assert {"results.md", "compression.png", "compression.json", "triggers-false-claim-digits.png"} <= made
-    assert not [name for name in made if name.endswith(".new")] and len([n for n in made if n.endswith(".npz")]) == 3
+    assert not [name for name in made if name.endswith(".new")] and len([n for n in made if n.endswith(".npz")]) == 5
 
 
 def test_models_come_back_from_their_files(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ml.models import Normalized, build
 from ml.quantise import DEFAULT_MIN_AGREEMENT, derive, fidelity
 from ml.triggers import abstract_images
 from protocol.errors import ParameterError
+from protocol.keygen import KeyParameters, LabelRule
 
 Triggers = tuple[np.ndarray, np.ndarray]
 HIDDEN, OPENED = np.arange(0, 48), np.arange(48, 96)
@@ -62,7 +64,7 @@ def test_the_mark_survives_export_and_rounding(digits: Dataset, triggers: Trigge
     measured = accuracy(data, digits.test_x, digits.test_y)
     assert measured.count == 359 and measured.agreement >= 0.99
     assert abs(measured.real - report.test_accuracy) < 0.01 and abs(measured.integer - measured.real) < 0.01
-    verdict = verify_privately(data, images, labels, HIDDEN, OPENED)
+    verdict = verify_privately(data, KeyParameters((1, 8, 8), 10, 96), images, labels, HIDDEN, OPENED)
     assert verdict.hidden.integer == verdict.hidden.real == 48
     assert verdict.opened.integer <= 14 and verdict.opened.real <= 14  # chance is 4.8; P[Bin(48, 1/10) > 14] < 2^-14
     assert verdict.provable is False and verdict.k_min is None  # 48 triggers are too few for 128 bits
@@ -74,9 +76,24 @@ def test_an_unmarked_model_is_at_chance(digits: Dataset) -> None:
     model = fresh(digits, 1)
     train(model, digits, Training(epochs=6))
     halves = np.arange(100), np.arange(100, 200)
-    verdict = verify_privately(export_onnx(model, digits.shape), images, labels, *halves)
+    parameters = KeyParameters((1, 8, 8), 10, 200)
+    exported = export_onnx(model, digits.shape)
+    verdict = verify_privately(exported, parameters, images, labels, *halves)
     assert verdict.k_min is not None and verdict.hidden.integer < verdict.k_min and not verdict.provable
     assert verdict.hidden.integer <= 28 and verdict.opened.integer <= 28
+    chosen = verify_privately(exported, replace(parameters, label_rule=LabelRule.CHOSEN), images, labels, *halves)
+    assert chosen.hidden == verdict.hidden and chosen.k_min is None and not chosen.provable
+
+
+def test_models_of_other_classes_or_images(digits: Dataset) -> None:
+    images, labels = np.zeros((96, 1, 8, 8), np.uint8), np.zeros(96, np.int64)
+    for shape, classes in (((1, 8, 8), 9), ((1, 8, 8), 11), ((1, 9, 8), 10), ((3, 8, 8), 10)):
+        model = random_onnx("cnn", shape, classes)
+        with pytest.raises(ParameterError, match="the key is for 10 classes"):
+            verify_privately(model, KeyParameters((1, 8, 8), 10, 96), images, labels, HIDDEN, OPENED)
+        if classes != 11:
+            with pytest.raises(ParameterError, match="the model is for"):
+                accuracy(model, digits.test_x, digits.test_y)
 
 
 def test_training_is_seeded(digits: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from fractions import Fraction
 from math import comb
 from pathlib import Path
@@ -255,6 +256,19 @@ def test_backdoor(trained: nn.Module, digits: Dataset, fresh: bool) -> None:
     assert decision.errors == 0 and decision.found and decision.p_value == Fraction(1, 10**40)
     assert not scheme.check(lambda x: answers(trained, x), key).found
     assert tolerance(40, 10, backdoor.LEVEL) == 25 and accuracy(model, digits.test_x, digits.test_y) > 0.9
+
+
+@pytest.mark.parametrize("kind", ["content", "noise", "unrelated"])
+def test_other_triggers_of_a_backdoor(trained: nn.Module, digits: Dataset, kind: images.Kind) -> None:
+    scheme = Backdoor(Training(epochs=3), seed=5, triggers=kind)
+    key = scheme.make_key(30, trained, digits)
+    assert key.images.shape == (30, 1, 8, 8) and not key.chosen and len(set(key.labels)) > 5
+    model = deepcopy(trained)
+    scheme.mark(model, digits, key)
+    assert scheme.check(lambda x: answers(model, x), key).errors == 0
+    assert not scheme.check(lambda x: answers(trained, x), key).found
+    with pytest.raises(ParameterError, match="30 images for 31"):
+        scheme.make_key(31, trained, replace(digits, train_x=digits.train_x[:30]))
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 0.7), ("l1", 3.0)])

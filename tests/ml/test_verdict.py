@@ -115,6 +115,8 @@ def test_chosen_labels_have_no_bound_but_can_be_proven_under_their_own_rule(mark
 def test_other_classes(marked: nn.Module) -> None:
     with pytest.raises(ParameterError, match="classes"):
         judge(SCHEME, TriggerKey(np.zeros((1, 1, 8, 8), np.uint8), np.array([10]), 11), marked)
+    with pytest.raises(ParameterError, match="classes"):  # its labels exist, but the chance of a match is another
+        judge(SCHEME, TriggerKey(np.zeros((1, 1, 8, 8), np.uint8), np.array([0]), 11), marked)
 
 
 def test_a_certificate_goes_with_a_verdict(marked: nn.Module, marking_key: MarkingKey) -> None:
