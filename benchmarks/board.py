@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--calls", type=int, default=4000, help="of each client")
     options = parser.parse_args()
+    busy = results.others()
     with tempfile.TemporaryDirectory() as folder:
         url = make_url(options.database) if options.database else sqlite(Path(folder))
         log, drawn = Log(url, NAME, SEED), Random(1)
@@ -58,7 +59,7 @@ def main() -> None:
         for name in ("Find", "Anchor"):
             found[f"{name.lower()}_per_s"] = served(url, name, digests, options.clients, options.calls)
         print(found)
-        results.save("board" if not options.database else f"board-{url.get_backend_name()}", found)
+        results.save("board" if not options.database else f"board-{url.get_backend_name()}", busy, found)
 
 
 def sqlite(folder: Path) -> URL:

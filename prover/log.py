@@ -102,7 +102,8 @@ OFFER = select(LOG.c.offered, LOG.c.since)
 
 Item = tuple[EntryKind, bytes, bytes]  # kind, digest, owner
 Node = tuple[int, int]  # level, position
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Log:

@@ -41,6 +41,7 @@ from prover.log import KEPT_CHECKPOINTS, OFFER_S, Item, Log, open_log
 from prover.witness import Witness
 from verifier.board import Board, find
 from verifier.cli import cli as verifier_cli
+from zkmark.connect import Tls
 from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 
@@ -284,6 +285,22 @@ def test_a_client_may_write_so_often(world, tmp_path):
         assert log.size == 1
 
 
+def test_a_board_behind_tls(world, tmp_path):
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
+         "-keyout", "key", "-out", "certificate", "-subj", "/CN=board", "-addext", "subjectAltName=IP:127.0.0.1"],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    certificate, key = (tmp_path / "certificate").read_bytes(), (tmp_path / "key").read_bytes()
+    log, tls = open_log(tmp_path / "board", NAME), Tls(certificate)
+    with serving(log, tls=Listening(certificate, key)) as target:
+        with pytest.raises(ConnectionError):
+            publish(target, world.key.vk.to_bytes())
+        assert publish(target, world.key.vk.to_bytes(), tls=tls).index == 0
+        assert find(Board(target, log.key, tls=tls), world.key.vk, tmp_path / "seen").index == 0
+        assert anchor(target, log.key, bytes(32), tls=tls).index == 1
+
+
 # --- witnesses
 
 
@@ -410,6 +427,32 @@ def test_a_witness_signs_one_history(world, others, tmp_path):
         assert clock_free.sign_next(target, log.key).size in (1, 2)  # who loses the file signs anything
         with pytest.raises(VerificationError):
             crowd.all[0].sign_next(target, log.key)
+
+
+def test_the_commands_of_a_witness(world, tmp_path):
+    vk, secret = world.path("owner.vk"), ["--secret", tmp_path / "secret", "--name", "witness.example"]
+    status, values = run(prover_cli, "witness", *secret)
+    key = values["witness_key"]
+    assert status == 0 and run(prover_cli, "witness", *secret)[1]["witness_key"] == key
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+    log = open_log(tmp_path / "board", NAME)
+    with serving(log, Access(witnesses=(WitnessKey.from_text(key),))) as target:
+        where = ["--board", target, "--log-key", log.key.to_text()]
+        asked = ["key", vk, *where, "--seen", tmp_path / "seen", "--witness", key]
+        assert run(prover_cli, "publish", "--vk", vk, *where)[0] == 0
+        status, values = run(verifier_cli, *asked)
+        assert (status, values["failed_check"]) == (1, "policy.witnesses")
+        follow = ["witness", *secret, *where, "--state", tmp_path / "state", "--once"]
+        result = CliRunner().invoke(prover_cli, [*map(str, follow)])
+        assert result.exit_code == 0 and "signed the checkpoint of 1 entries" in result.output
+        status, values = run(verifier_cli, *asked)
+        assert status == 0 and values["published"]["witnesses"] == 1
+        assert "signed by 1 of the named witnesses" in CliRunner().invoke(verifier_cli, [*map(str, asked)]).output
+        for wrong in (["--witnesses", 2], ["--witness", key], ["--witness", key[:-8]]):
+            assert run(verifier_cli, *asked, *wrong)[0] == 2
+        assert CliRunner().invoke(prover_cli, [*map(str, follow[:7])]).exit_code == 2
+    assert CliRunner().invoke(prover_cli, [*map(str, follow)]).exit_code == 2  # nobody there
+    assert CliRunner().invoke(verifier_cli, ["key", vk, "--witness", key]).exit_code == 2
 
 
 # --- boards that lie
