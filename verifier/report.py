@@ -125,7 +125,7 @@ def _published(verdict: Verdict) -> str | None:
     found = verdict.published
     if found is None:
         return None
-    signed = ", signed by {witnesses} witnesses" if found.get("witnesses") else ""
+    signed = ", signed by {witnesses} of the named witnesses" if found.get("witnesses") else ""
     return ("entry {index} of {log}, {time} by the clock of the log" + signed).format_map(found)
 
 
