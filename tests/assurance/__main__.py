@@ -108,7 +108,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "zkmark"
+    matplotlib.rcParams |= {"svg.hashsalt": "zkmark", "svg.fonttype": "none"}
     from matplotlib import pyplot
 
     figure, ((keys, toys), (ground, hides)) = pyplot.subplots(2, 2, figsize=(11, 8.5), layout="constrained")
@@ -123,7 +123,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         rows = [row for row in found["cut_and_choose"] if row["ell"] == ell]
         bad = [row["bad"] for row in rows]
         keys.plot(bad, [row["rate"] for row in rows], color=f"C{number}", linewidth=1)
-        points(keys, bad, rows, color=f"C{number}", label=f"{ell} items, {rows[0]['trials']} keys")
+        label = f"{ell} items, {rows[0]['trials']} keys"
+        points(keys, np.array(bad) + 0.12 * (number - 1), rows, color=f"C{number}", label=label)
     keys.set(yscale="log", xlabel="ill-formed items", ylabel="keys that pass", title="Cut and choose (lines: exact)")
     keys.legend()
 

@@ -235,7 +235,7 @@ def rejected(vk, check):
     assert error.value.check == check
 
 
-@pytest.mark.reaches("key.signature")
+@pytest.mark.reaches("key.signature", "key.openings")
 def test_a_copied_key(little):
     """A thief can show a key, but not sign for it; under her own name the challenge opens other triggers."""
     make = published(little)

@@ -249,7 +249,7 @@ def test_undecided(shop, world, write_images, monkeypatch):
     assert result.exit_code == 1 and result.output.startswith("undecided")
 
 
-@pytest.mark.reaches("statement.nonce", "statement.purpose", "statement.claimant", "statement.verifier")
+@pytest.mark.reaches("statement.nonce", "statement.purpose", "statement.claimant", "statement.verifier", "policy.k_min")
 @pytest.mark.parametrize(
     ("args", "check"),
     [

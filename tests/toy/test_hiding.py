@@ -208,6 +208,30 @@ def test_the_link():
         assert accepted == set(range(link.largest, 1 << link.width))
 
 
+def test_many_proofs_with_one_key():
+    """All that two accepted proofs with one key show of the link, each with its own masks: the same for all secrets.
+
+    Given the key, proofs are independent, so one distribution for one proof is one for any number of them.
+    """
+    link = Link(p=3, order=7, pixel=2, width=3)
+    for gammas in product(range(3), repeat=2):
+        views = []
+        for value, r in product(range(3), range(7)):
+            single = [Counter(filter(None, (link.answer(mu, omega, gamma, value, r)
+                                            for mu, omega in product(range(1 << link.width), range(7)))))
+                      for gamma in gammas]  # fmt: skip
+            published = link.commit(value, r)
+            masks = [{given: (link.commit(*given) - gamma * published) % 7 for given in one}
+                     for one, gamma in zip(single, gammas, strict=True)]  # fmt: skip
+            views.append((published, Counter({
+                ((a, masks[0][a]), (b, masks[1][b])): n * m
+                for (a, n), (b, m) in product(single[0].items(), single[1].items())
+            })))  # fmt: skip
+        for published, view in views:
+            assert all(view == other for same, other in views if same == published)
+        assert len({published for published, _ in views}) == 7
+
+
 def test_a_link_without_rejection_leaks():
     """Answers below S or over the masks' range come from some pixels only."""
     link, gamma = Link(p=5, order=7, pixel=3, width=5), 4
