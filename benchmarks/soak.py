@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,14 +172,16 @@ class Asker:
     def submit(self, header: pb.ProveHeader, model: bytes | None = None) -> pb.Job:
         model = self.model if model is None else model
         chunks = (pb.SubmitRequest(model_chunk=model[at : at + CHUNK]) for at in range(0, len(model), CHUNK))
-        return self.stub.Submit(_stream(pb.SubmitRequest(header=header), chunks), timeout=WAIT_S)
+        sent = _stream(pb.SubmitRequest(header=header), chunks)
+        return self.stub.Submit(sent, timeout=WAIT_S, wait_for_ready=True)
 
     def end(self, name: bytes) -> pb.Job:
-        *_, last = self.stub.Follow(pb.JobRequest(id=name), timeout=WAIT_S)
+        *_, last = self.stub.Follow(pb.JobRequest(id=name), timeout=WAIT_S, wait_for_ready=True)
         return last
 
     def download(self, name: bytes) -> bytes:
-        return b"".join(chunk.data for chunk in self.stub.Download(pb.DownloadRequest(id=name), timeout=WAIT_S))
+        request = pb.DownloadRequest(id=name)
+        return b"".join(chunk.data for chunk in self.stub.Download(request, timeout=WAIT_S, wait_for_ready=True))
 
 
 def _stream(first: pb.SubmitRequest, rest: Iterator[pb.SubmitRequest]) -> Iterator[pb.SubmitRequest]:
@@ -248,32 +250,33 @@ def _client(asker: Asker, books: Books, stop: threading.Event) -> None:
                 with books.lock:
                     books.acknowledged[job.id] = header
                 break
-        try:
-            if random.random() < 0.5:
-                last = asker.end(job_id(header))
-                if last.state == pb.Job.DONE:
-                    books.note(last, asker.download(last.id))
-        except (grpc.RpcError, ValueError):
-            pass
+        with suppress(grpc.RpcError, ValueError):
+            if random.random() < 0.5 and (last := asker.end(job_id(header))).state == pb.Job.DONE:
+                books.note(last, asker.download(last.id))
         stop.wait(0.1)
 
 
 def _settle(asker: Asker, books: Books, name: bytes, header: pb.ProveHeader) -> None:
     """An acknowledged job is there, and ends with a claim."""
-    for _ in range(5):
+    ends = time.monotonic() + WAIT_S
+    while time.monotonic() < ends:
         try:
             last = asker.end(name)
+            if last.state == pb.Job.DONE:
+                books.note(last, asker.download(name))
+                return
         except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAVAILABLE:  # a connection to a server that is dead
+                time.sleep(0.05)
+                continue
             books.wrong.append(f"{name.hex()[:16]}: {error.code().name}")
-            return
-        if last.state == pb.Job.DONE:
-            books.note(last, asker.download(name))
             return
         if last.state != pb.Job.CANCELLED or not last.reason:
             books.wrong.append(f"{name.hex()[:16]}: state {last.state} {last.reason}")
             return
         books.gave_up += 1  # its server was killed three times: it is asked for again
-        asker.submit(header)
+        with suppress(grpc.RpcError):
+            asker.submit(header)
     books.wrong.append(f"{name.hex()[:16]}: no end")
 
 
@@ -383,7 +386,7 @@ def stalling(folder: Path, vk_digest: bytes, model: bytes, fake: float | None) -
 
         def garbage() -> None:
             with grpc.insecure_channel(target) as channel:
-                call = channel.stream_unary("/zkmark.v1.Prover/Submit")
+                call: Any = channel.stream_unary("/zkmark.v1.Prover/Submit")
                 while not stop.wait(0.05):
                     try:
                         call(iter([os.urandom(1000)]), timeout=WAIT_S)
@@ -450,12 +453,13 @@ def main() -> int:
         folder = Path(name)
         digest, model = small_world(folder)
         found: dict[str, Any] = {}
-        for what, run in {
+        stages: dict[str, Callable[[], dict[str, Any]]] = {
             "stalling": lambda: stalling(folder, digest, model, options.fake),
             "followers": lambda: followers(folder, digest, model, options.followers, options.fake),
             "uploads": lambda: uploads(folder, digest, options.uploads, options.megabytes),
             "kill -9": lambda: kill_loop(folder, digest, model, options.kills, options.fake, 3.0),
-        }.items():
+        }
+        for what, run in stages.items():
             print(f"{what} ...", flush=True)
             found[what] = run()
             print(json.dumps(found[what]), flush=True)
