@@ -16,17 +16,17 @@ from prover.options import (
     FILE,
     FOLDER,
     NEW_FILE,
+    check_pair,
     json_option,
+    memory,
     memory_option,
     model_options,
     outcome,
+    read,
+    say,
     secret_options,
+    warm_up,
 )
-from prover.options import check_pair as _check_pair
-from prover.options import memory as _memory
-from prover.options import read as _read
-from prover.options import say as _print
-from prover.options import warm_up as _warm_up
 from prover.publication import board, connection, connection_options, publish, timestamp, witness
 from zkmark.terminal import progress
 
@@ -83,7 +83,7 @@ def keygen_command(
     dimensions = _shape(shape)
     if plan:
         found = plan_key(dimensions, classes, ell or ELL)
-        _print(as_json, found.to_json(), found.text())
+        say(as_json, found.to_json(), found.text())
         return
     if mk is None or vk is None:
         raise click.UsageError("give --mk and --vk, or --plan")
@@ -128,7 +128,7 @@ def keygen_command(
         "h": key.vk.h, "label_rule": rule.name.lower(), "anchored": key.vk.anchor is not None, "mk": str(mk),
         "vk": str(vk),
     }  # fmt: skip
-    _print(as_json, result, f"{parameters.ell} triggers, {key.vk.h} of them secret: {mk} (keep it), {vk} (publish it)")
+    say(as_json, result, f"{parameters.ell} triggers, {key.vk.h} of them secret: {mk} (keep it), {vk} (publish it)")
 
 
 @cli.command("approve")
@@ -145,20 +145,24 @@ def approve_command(
 
     Spends one of the networks that a key may answer for in its life, also when no proof can be made.
     """
-    from prover.jobs import approve, subject
+    from prover.jobs import approve, state_folder, subject
     from prover.keys import load_owner, read_secret
+    from prover.requests import Networks
+    from prover.state import State
 
     secret = read_secret(passphrase_file, key_file)
     key = load_owner(mk, secret)[0].vk
     derivation, images = _derivation(calibration, preprocess, key.parameters.shape)
-    about = subject(_read(model, MAX_MODEL_BYTES, "model"), derivation, images, key)
+    about = subject(read(model, MAX_MODEL_BYTES, "model"), derivation, images, key)
     approvals = approve(mk, secret, about, k_min)
+    if state_folder(mk).is_dir():  # of a server that runs with this key, which need not derive it
+        Networks(State(state_folder(mk))).keep(about.network)
     k_min, left = approvals.k_min[about.network.digest], approvals.budget - len(approvals.k_min)
     result = {
         "done": True, "network_digest": about.network.digest.hex(), "model_digest": about.model_digest.hex(),
         "k_min": k_min, "h": key.h, "budget_left": left,
     }  # fmt: skip
-    _print(as_json, result, f"approved with k_min {k_min} of {key.h}; {left} more networks can be approved")
+    say(as_json, result, f"approved with k_min {k_min} of {key.h}; {left} more networks can be approved")
 
 
 @cli.command("prove")
@@ -189,14 +193,14 @@ def prove_command(
     context = Context(purpose, claimant, verifier, nonce_bytes)
     secret = read_secret(passphrase_file, key_file)
     key = load_owner(mk, secret)[0]
-    _check_pair(key.vk.digest, vk)
+    check_pair(key.vk.digest, vk)
     derivation, images = _derivation(calibration, preprocess, key.vk.parameters.shape)
-    _warm_up()
+    warm_up()
     with progress(as_json) as report:
         report("derive", 0.0)
-        about = subject(_read(model, MAX_MODEL_BYTES, "model"), derivation, images, key.vk)
+        about = subject(read(model, MAX_MODEL_BYTES, "model"), derivation, images, key.vk)
         k_min = approve(mk, secret, about, k_min).k_min[about.network.digest]
-        claim = make_claim(key, about, k_min, context, memory_limit=_memory(memory_limit), progress=report)
+        claim = make_claim(key, about, k_min, context, memory_limit=memory(memory_limit), progress=report)
     data = claim.to_bytes()
     write_file(out, data, 0o644)
     result = {
@@ -204,7 +208,7 @@ def prove_command(
         "vk_digest": key.vk.digest.hex(), "model_digest": about.model_digest.hex(),
         "network_digest": about.network.digest.hex(),
     }  # fmt: skip
-    _print(as_json, result, f"at least {k_min} of {key.vk.h} secret triggers: {out}, {len(data):,} bytes")
+    say(as_json, result, f"at least {k_min} of {key.vk.h} secret triggers: {out}, {len(data):,} bytes")
 
 
 def _derivation(

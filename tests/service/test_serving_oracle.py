@@ -18,11 +18,15 @@ from protocol.argument import Context
 from protocol.errors import ParameterError, VerificationError
 from protocol.soundness import smallest_k_min
 from protocol.transcript import FiatShamir
-from prover import keys
+from prover import jobs, keys
 from prover.jobs import REFUSAL, Prover, Refused, approve, subject
 from prover.keys import BUDGET, Approvals
+from prover.queue import JobQueue
+from prover.requests import Networks, Requests
 from tests.service.conftest import memorize, two_layers
+from tests.service.serving import calling, ended, header, running, submit
 from tests.service.test_jobs import ask
+from zkmark.v1 import zkmark_pb2 as pb
 
 SECRET = b"correct horse battery staple"  # as in conftest.py
 PIXEL = 5
@@ -123,6 +127,35 @@ def test_with_approvals_there_is_one_answer(world, filtered, secret, approved_fi
     answer = asking(prover, filtered)
     assert [answer(theta) for theta in (0, secret - 1, secret, 255)] == [False] * 4  # four models, nothing learned
     ask(prover, world.marked, Derivation(), Context("test", "", "", os.urandom(32)), FiatShamir())  # the one there is
+
+
+def test_a_server_does_the_same_for_what_was_never_seen_and_what_was_tried_in_vain(
+    world, filtered, secret, approved_file, monkeypatch
+):
+    """The same steps in the same order, so that neither the answer nor its time says which it was."""
+    for theta in (0, secret - 1):
+        with pytest.raises(VerificationError):
+            approve(approved_file, SECRET, subject(filtered(theta), Derivation(), None, world.key.vk))
+    prover, steps = Prover(approved_file, SECRET), []
+    watched = [(jobs, "derive_apart"), (jobs, "make_claim"), (JobQueue, "failed"), (JobQueue, "done")]
+    watched += [(Networks, name) for name in ("digest", "remember", "load", "keep")]
+    watched += [(Requests, "record"), (Prover, "_current_approvals")]
+    for where, name in watched:
+        real = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *a, _name=name, _real=real, **k: steps.append(_name) or _real(*a, **k))
+
+    def steps_for(theta: int) -> tuple[list[str], pb.Job]:
+        model = filtered(theta)
+        steps.clear()
+        job = ended(stub, submit(stub, header(world, model), model))
+        return list(steps), pb.Job(state=job.state, reason=job.reason, malformed=job.malformed, phase=job.phase)
+
+    with running(prover) as target, calling(target) as stub:
+        in_vain, never, again, once_more = (steps_for(theta) for theta in (0, 255, 0, 255))
+    assert in_vain == never and again == once_more
+    assert in_vain[0] == ["digest", "derive_apart", "remember", "_current_approvals", "record", "failed"]
+    assert again[0] == ["digest", "_current_approvals", "record", "failed"]
+    assert in_vain[1] == again[1] == pb.Job(state=pb.Job.FAILED, reason=REFUSAL)
 
 
 def test_an_owner_who_approves_everything_gives_one_bit_a_network_within_the_budget(
