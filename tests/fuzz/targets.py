@@ -24,6 +24,7 @@ from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest import mock
 
 import grpc
 import numpy as np
@@ -38,17 +39,30 @@ from protocol import argument, field, identity, link
 from protocol.anchor import Anchor
 from protocol.argument import Context, Statement
 from protocol.claim import Claim
-from protocol.cosignature import WitnessKey
+from protocol.cosignature import WitnessKey, cosign
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.group import POINT_BYTES
 from protocol.keygen import MarkingKey, VerificationKey, check_key
-from protocol.log import Checkpoint, Entry, EntryKind, LogKey, open_checkpoint, sign_checkpoint
+from protocol.log import (
+    Checkpoint,
+    Entry,
+    EntryKind,
+    LogKey,
+    leaf_hash,
+    node_hash,
+    open_checkpoint,
+    sign_checkpoint,
+)
 from protocol.network import Network
+from protocol.timestamp import check_timestamp, query
 from prover import board, keys
 from prover.jobs import Prover
 from prover.log import open_log
 from prover.server import Limits, Server
 from tests.service.conftest import memorize, two_layers
+from tests.service.test_timestamp import DATA, DIGEST, Authority
+from verifier.batch import read_list
+from verifier.board import Board, find
 from verifier.client import obtain_claim
 from verifier.review import Judgment, Review, sign_review
 from zkmark.v1 import zkmark_pb2 as pb
@@ -336,6 +350,62 @@ def read_log_key(data: bytes) -> None:
         raise Failure("decoded text encodes to another")
 
 
+@cache
+def receipt() -> pb.Receipt:
+    """Of the frozen key, the first of two entries, with a witness."""
+    vk = world()[0].key
+    entry = Entry(EntryKind.KEY, vk.digest, vk.owner_public_key, 1).to_bytes()
+    leaves = leaf_hash(entry), leaf_hash(LOG_ENTRIES[1])
+    checkpoint = Checkpoint(LOG.name, 2, node_hash(*leaves))
+    note = sign_checkpoint(LOG_SEED, checkpoint)
+    signed_note = pb.SignedCheckpoint(note=note)
+    witnessed = pb.Witnessed(note=note, path=[leaves[1]], witnesses=[WITNESS.public],
+                             signature=cosign(LOG_SEED, LOG, checkpoint))  # fmt: skip
+    return pb.Receipt(entry=entry, index=0, path=[leaves[1]], checkpoint=signed_note, witnessed=witnessed)
+
+
+def read_receipt(data: bytes) -> None:
+    """What a lying board says about a key."""
+    try:
+        answer = pb.Receipt.FromString(data)
+    except DecodeError:
+        raise DecodingError("not a receipt") from None
+    asked = Board("", LOG, (WITNESS,), 1)
+    with tempfile.TemporaryDirectory() as folder, mock.patch("verifier.board._ask", lambda *_: answer):
+        found = find(asked, world()[0].key, Path(folder, "seen"))
+    if found.entry.to_bytes() != receipt().entry:
+        raise Failure("a changed receipt was accepted")
+
+
+@cache
+def authority() -> Authority:
+    return Authority.make(Path(tempfile.mkdtemp()) / "authority")
+
+
+@cache
+def stamped() -> bytes:
+    return authority().answer(query(DATA).request)
+
+
+def read_timestamp(data: bytes) -> None:
+    if check_timestamp(data, authority().roots, DIGEST) != check_timestamp(stamped(), authority().roots, DIGEST):
+        raise Failure("a changed time-stamp was accepted")
+
+
+CASES = (b'owner = "00"\n[[case]]\nvk = "a.vk"\nmodel = "b.onnx"\nproof = "c.proof"\nname = "first"\n'
+         b'[[case]]\nvk = "a.vk"\nmodel = "d.onnx"\nwithout_fidelity = true\n',
+         b"name,vk,model,nonce\nx,a.vk,b.onnx," + b"00" * 32 + b"\ny,a.vk,c.onnx,\n")  # fmt: skip
+
+
+def read_cases(data: bytes) -> None:
+    """A list of cases, in both of its forms."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("list.toml", "list.csv"):
+            Path(folder, name).write_bytes(data)
+            with contextlib.suppress(DecodingError, ParameterError):
+                read_list(Path(folder, name))
+
+
 def utf8(data: bytes) -> str:
     try:
         return data.decode()
@@ -563,6 +633,9 @@ def targets() -> dict[str, Target]:
         Target("log-note", read_note, (NOTE.encode(),), mutated, examples=200),
         Target("log-key", read_log_key, (LOG.to_text().encode(),), mutated, examples=200),
         Target("witness-key", read_witness_key, (WITNESS.to_text().encode(),), mutated, examples=200),
+        Target("receipt", read_receipt, (receipt().SerializeToString(),), mutated, examples=60),
+        Target("timestamp", read_timestamp, (stamped(),), mutated, examples=100),
+        Target("cases", read_cases, CASES, mutated, examples=200),
         Target("owner-file", open_owner_file, (sealed,), mutated, examples=30),
         Target("proof", verify_unsigned, (proof,), mutated, examples=40),
         Target("signed-proof", verify_signed, (body,), mutated, examples=100),
