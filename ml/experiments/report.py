@@ -20,9 +20,10 @@ from ml.fit import Images
 INTRODUCTION = """\
 # Watermarks and attacks, measured
 
-Where several seeds were run, a cell is their mean ± the standard deviation of one. The papers' own numbers are in the
-columns on the right. "trigger %" counts the float model's matches, "integer %" those of the integer network that a
-proof is about; a claim with "needed %" of them keeps 128 bits against false claims, so that it can be proven.
+Where several seeds were run, a cell is their mean ± the standard deviation of one, and of p-values the largest. The
+papers' own numbers are in the columns on the right. "trigger %" counts the float model's matches, "integer %" those of
+the integer network that a proof is about; a claim with "needed %" of them keeps 128 bits against false claims, so that
+it can be proven.
 """
 
 Table = dict[str, dict[str, list[Cell]]]  # setting -> column -> values of the seeds
@@ -39,6 +40,8 @@ def cell(name: str, values: Sequence[Cell]) -> str:
     if any(isinstance(v, str) for v in present):
         return ", ".join(dict.fromkeys(map(str, present)))
     numbers = _numbers(name, present)
+    if name == "p-value":
+        return _number(max(numbers))
     if len(numbers) < 2 or min(numbers) == max(numbers) or not all(map(math.isfinite, numbers)):
         return _number(mean(numbers))
     return f"{_number(mean(numbers))} ± {_number(stdev(numbers))}"
@@ -100,6 +103,13 @@ def _line(cells: Sequence[str]) -> str:
 
 
 NUMBER = re.compile(r"\d+(\.\d+)?%?")
+PANELS = 3  # side by side
+STYLES = (("o", "-"), ("s", "-"), ("x", "--"))  # of curves, told apart where they meet
+
+
+def _family(setting: str) -> str:
+    """A setting without its strength."""
+    return " ".join(NUMBER.sub("", setting, count=1).split()).strip(" ,=")
 
 
 def _panels(tables: dict[str, Table], curves: bool) -> Iterator[tuple[str, dict[str, dict[str, list[Cell]]]]]:
@@ -111,7 +121,7 @@ def _panels(tables: dict[str, Table], curves: bool) -> Iterator[tuple[str, dict[
         if not curves or not numbered:
             yield prefix.removesuffix(": "), table
             continue
-        for family, items in groupby(numbered, key=lambda item: NUMBER.sub("", item[0], count=1).strip(" ,=")):
+        for family, items in groupby(numbered, key=lambda item: _family(item[0])):
             points = {NUMBER.search(setting)[0]: columns for setting, columns in items}  # type: ignore[index]
             yield (prefix + family).removesuffix(": "), before | points
 
@@ -129,13 +139,18 @@ def figure(path: Path, result: dict[str, Any]) -> None:
     plot = result["plot"]
     tables = _tables(result)
     panels = list(_panels(tables, bool(plot.get("curves"))))
-    widths = [1.6 + (0.42 if plot.get("curves") else 0.9) * len(table) for _, table in panels]
+    across = min(len(panels), PANELS)
+    down = -(-len(panels) // across)
+    width = 1 + max((0.36 if plot.get("curves") else 0.8) * len(table) for _, table in panels)
     long = max((len(label) for _, table in panels for label in table), default=0) > 12
-    picture = Figure(figsize=(max(6.0, sum(widths) + 2), 4.4 if long else 3.6), layout="constrained")
+    size = max(6.0, across * width + 2), down * (4.4 if long else 2.6) + 0.8
+    picture = Figure(figsize=size, layout="constrained")
     needed = [v for table in tables.values() for c in table.values() for v in _numbers("%", c.get("needed %", []))]
     lines = plot.get("lines", {}) | ({"needed for a proof %": mean(needed)} if needed else {})
-    all_axes = picture.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
-    for axes, (title, table) in zip(all_axes, panels, strict=True):
+    all_axes = picture.subplots(down, across, sharey=True, squeeze=False).flat
+    for axes in all_axes[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, table) in zip(all_axes, panels, strict=False):
         at = np.arange(len(table))
         wide = 0.8 / len(plot["columns"])
         for number, name in enumerate(plot["columns"]):
@@ -143,7 +158,8 @@ def figure(path: Path, result: dict[str, Any]) -> None:
             means = np.array([mean(v) if v else np.nan for v in values])
             spread = np.array([stdev(v) if len(v) > 1 else 0.0 for v in values])
             if plot.get("curves"):
-                axes.errorbar(at, means, spread, marker="o", markersize=4, capsize=3, label=name)
+                marker, style = STYLES[number % len(STYLES)]
+                axes.errorbar(at, means, spread, marker=marker, linestyle=style, markersize=4, capsize=3, label=name)
             else:
                 axes.bar(at + (number - (len(plot["columns"]) - 1) / 2) * wide, means, wide, yerr=spread, label=name)
         for name, height in lines.items():
@@ -154,7 +170,7 @@ def figure(path: Path, result: dict[str, Any]) -> None:
         axes.set_title(title, fontsize=9)
     if all(name.endswith("%") for name in plot["columns"]):
         all_axes[0].set_ylabel("%")
-    picture.suptitle(result["title"], fontsize=10)
+    picture.suptitle(result["title"], x=0.02, ha="left", fontsize=10)
     picture.legend(*all_axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     data = BytesIO()
     picture.savefig(data, format="png", dpi=110, metadata={"Software": None})

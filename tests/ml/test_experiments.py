@@ -219,7 +219,7 @@ def test_cells() -> None:
     for name, values, text in (
         ("test %", [0.5], "50"), ("test %", [0.5, 0.6], "55 ± 7.1"), ("errors", [4, 4], "4"),
         ("bits", [3.14159], "3.1"),
-        ("p-value", [1e-9], "1e-09"),
+        ("p-value", [1e-9, 2e-30], "1e-09"),
         ("provable", [True, True], "yes"), ("provable", [False], "no"), ("provable", [True, False], "1 of 2"),
         ("x", [None], "–"), ("x", [], "–"), ("why", ["a", "a", "b"], "a, b"), ("bits", [float("inf")], "inf"),
         ("false-claim bits", [None, 4.0], "4"),
