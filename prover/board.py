@@ -100,7 +100,7 @@ class Servicer(pb_grpc.BoardServicer):
         if request.ByteSize() > MAX_REQUEST_BYTES or len(request.witnesses) > MAX_WITNESSES:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request: too long")
         wanted = EntryKind.KEY, request.vk_digest, request.old_size, set(request.witnesses), request.threshold
-        receipt = await self._read(context, self._log.receipt, *wanted)
+        receipt = await self._read(context, self._log.receipt, *wanted, request.anchor_size)
         if receipt is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "the log does not hold this key")
         return receipt or pb.Receipt()
@@ -204,7 +204,7 @@ class Server:
 
     def __init__(self, log: Log, listen: str, access: Access | None = None, tls: Listening | None = None) -> None:
         self._servicer = Servicer(log, access or Access())
-        options = [("grpc.so_reuseport", 0)]
+        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", CHUNK + MAX_REQUEST_BYTES)]
         self._server = grpc.aio.server(interceptors=[Strict()], maximum_concurrent_rpcs=MAX_RPCS, options=options)
         pb_grpc.add_BoardServicer_to_server(self._servicer, self._server)
         try:

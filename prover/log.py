@@ -171,9 +171,11 @@ class Log:
                 db.execute(insert(NODES), [_stored(node, value) for node, value in nodes.items()])
 
     def receipt(
-        self, kind: EntryKind, digest: bytes, old_size: int, witnesses: Collection[bytes] = (), threshold: int = 0
-    ) -> pb.Receipt | None:
-        """Where an item is at the newest checkpoint; None if the log does not hold it.
+        self, kind: EntryKind, digest: bytes, old_size: int, witnesses: Collection[bytes] = (), threshold: int = 0,
+        anchor_size: int = 0,
+    ) -> pb.Receipt | None:  # fmt: skip
+        """Where an item is at the newest checkpoint, which continues that of `old_size` and that of `anchor_size`
+        entries; None if the log does not hold it.
 
         With a threshold also where it is at the newest checkpoint that so many of the `witnesses` signed, if any.
         """
@@ -184,7 +186,8 @@ class Log:
             position, entry, size = row
             path = self._proof(db, lambda read: inclusion_path(read, position, size))
             checkpoint = self._checkpoint(db, old_size, size)
-            found = pb.Receipt(entry=entry, index=position, path=path, checkpoint=checkpoint)
+            anchored = self._continued(db, anchor_size, size)
+            found = pb.Receipt(entry=entry, index=position, path=path, checkpoint=checkpoint, anchored=anchored)
             if threshold > 0:
                 for signed, signatures in _cosignatures(db, position, size, witnesses).items():
                     if len(signatures) >= threshold:
@@ -233,8 +236,10 @@ class Log:
         )  # fmt: skip
 
     def _checkpoint(self, db: Connection, old_size: int, size: int) -> pb.SignedCheckpoint:
-        path = self._proof(db, lambda read: consistency_path(read, old_size, size)) if old_size <= size else []
-        return pb.SignedCheckpoint(note=self._note(db, size), consistency=path)
+        return pb.SignedCheckpoint(note=self._note(db, size), consistency=self._continued(db, old_size, size))
+
+    def _continued(self, db: Connection, old_size: int, size: int) -> list[bytes]:
+        return self._proof(db, lambda read: consistency_path(read, old_size, size)) if old_size <= size else []
 
     def _note(self, db: Connection, size: int) -> str:
         if size not in self._notes:

@@ -2,8 +2,8 @@
 
 The log must prove that it holds the key, and that it only grew since the checkpoint that this verifier saw last.  That
 checkpoint is a file, a C2SP signed note: a verifier who asks with the file of another one sees whether both are shown
-one log.  Witnesses whom she names have looked before: so many of them must have signed a checkpoint that holds the key
-and that the log continues.
+one log.  A key that is anchored in this log must have its coin from the same history.  Witnesses whom she names have
+looked before: so many of them must have signed a checkpoint that holds the key and that the log continues.
 """
 
 from __future__ import annotations
@@ -54,14 +54,18 @@ def find(board: Board, key: VerificationKey, seen: Path, timeout_s: float = TIME
     DecodingError for malformed answers, ConnectionError if the board cannot be reached.
     """
     old, publics = last_seen(seen, board.log), [witness.public for witness in board.witnesses]
+    anchor = key.anchor if key.anchor is not None and key.anchor.log == board.log else None
     request = pb.FindRequest(
-        vk_digest=key.digest, old_size=old.size, witnesses=publics, threshold=board.threshold
+        vk_digest=key.digest, old_size=old.size, witnesses=publics, threshold=board.threshold,
+        anchor_size=0 if anchor is None else anchor.size,
     )  # fmt: skip
     answer = _ask(board, request, timeout_s)
     note = answer.checkpoint.note
     receipt = Receipt(Entry.from_bytes(answer.entry), answer.index, tuple(answer.path), note)
     new = receipt.check(board.log, key.digest, key.owner_public_key)
     see(seen, old, new, note, answer.checkpoint.consistency)
+    if anchor is not None:
+        check_consistency(anchor.checkpoint, new, answer.anchored)
     if board.threshold:
         _check_witnessed(board, key, receipt, new, answer.witnessed)
     return receipt

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,11 +23,12 @@ from protocol.identity import public_key
 from protocol.keygen import KeyParameters, LabelRule, PendingKey, VerificationKey, check_key, commit_key
 from protocol.log import Checkpoint, Entry, EntryKind, LogKey, leaf_hash, node_hash, open_note, sign_checkpoint
 from prover import pending as pending_module
-from prover.board import Access, Server
+from prover.board import Access, Server, anchor, publish
 from prover.cli import cli as prover_cli
 from prover.keys import load_marking_key
 from prover.log import Log, open_log
 from prover.pending import MAX_DRAWS, anchored_key, pending_path
+from verifier import board as verifying
 from verifier.cli import cli as verifier_cli
 
 SECRET = b"correct horse battery staple"
@@ -249,6 +252,32 @@ def serving(log: Log) -> Iterator[str]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+@pytest.mark.reaches("log.consistency")
+def test_a_coin_from_another_history_is_found_out(tmp_path):
+    """The log shows an owner entries that it shows to nobody else: her anchor is not part of what others see."""
+    log = open_log(tmp_path / "board", "log.example/keys")
+    shutil.copytree(tmp_path / "board", tmp_path / "private")
+
+    def key_anchored_on(board: str) -> VerificationKey:
+        pending = commit()
+        while (key := pending.draw(anchor(board, log.key, pending.digest).to_bytes())) is None:
+            pending = pending.blinded_anew()
+        return key.vk
+
+    with serving(log) as target, serving(open_log(tmp_path / "private", "log.example/keys")) as private:
+        for n in range(9):
+            anchor(target, log.key, hashlib.sha256(bytes([n])).digest())
+        where = verifying.Board(target, log.key)
+        honest, cheat = key_anchored_on(target), key_anchored_on(private)
+        for key in (honest, cheat):
+            check_key(key)
+            publish(target, key.to_bytes())
+        assert verifying.find(where, honest, tmp_path / "seen").index > honest.anchor.index
+        with pytest.raises(VerificationError) as caught:
+            verifying.find(where, cheat, tmp_path / "seen")
+    assert caught.value.check == "log.consistency"
 
 
 def run(command: object, *arguments: object) -> Result:

@@ -425,11 +425,14 @@ class FindRequest(_message.Message):
     OLD_SIZE_FIELD_NUMBER: _builtins.int
     WITNESSES_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    ANCHOR_SIZE_FIELD_NUMBER: _builtins.int
     vk_digest: _builtins.bytes
     old_size: _builtins.int
     """of the checkpoint that the client saw last; 0 for none"""
     threshold: _builtins.int
     """how many of them the client asks for"""
+    anchor_size: _builtins.int
+    """of the checkpoint in the key's anchor in this log; 0 for none"""
     @_builtins.property
     def witnesses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """public keys of the witnesses whom the client knows, at most 64"""
@@ -441,10 +444,11 @@ class FindRequest(_message.Message):
         old_size: _builtins.int = ...,
         witnesses: _abc.Iterable[_builtins.bytes] | None = ...,
         threshold: _builtins.int = ...,
+        anchor_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["old_size", b"old_size", "threshold", b"threshold", "vk_digest", b"vk_digest", "witnesses", b"witnesses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anchor_size", b"anchor_size", "old_size", b"old_size", "threshold", b"threshold", "vk_digest", b"vk_digest", "witnesses", b"witnesses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -590,6 +594,7 @@ class Receipt(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     WITNESSED_FIELD_NUMBER: _builtins.int
+    ANCHORED_FIELD_NUMBER: _builtins.int
     entry: _builtins.bytes
     """protocol.log.Entry"""
     index: _builtins.int
@@ -603,6 +608,10 @@ class Receipt(_message.Message):
     def witnessed(self) -> Global___Witnessed:
         """the newest one that holds the entry, if there is one with enough witnesses"""
 
+    @_builtins.property
+    def anchored(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """RFC 9162 proof from anchor_size to the checkpoint; empty as in SignedCheckpoint"""
+
     def __init__(
         self,
         *,
@@ -611,10 +620,11 @@ class Receipt(_message.Message):
         path: _abc.Iterable[_builtins.bytes] | None = ...,
         checkpoint: Global___SignedCheckpoint | None = ...,
         witnessed: Global___Witnessed | None = ...,
+        anchored: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "witnessed", b"witnessed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "entry", b"entry", "index", b"index", "path", b"path", "witnessed", b"witnessed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anchored", b"anchored", "checkpoint", b"checkpoint", "entry", b"entry", "index", b"index", "path", b"path", "witnessed", b"witnessed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
