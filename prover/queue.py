@@ -101,7 +101,7 @@ class JobQueue:
     def __init__(self, state: State, quota: Quota | None = None, clock: Callable[[], float] = time.time) -> None:
         self._state, self._quota, self._clock = state, quota or Quota(), clock
         self._db, self._reader = state.connect(), state.connect()
-        self._writing, self._reading = Lock(), Lock()
+        self._writing, self._reading, self._placing = Lock(), Lock(), Lock()
         self._uploads: list[tuple[str, int]] = []  # client and size of what is being received
         self.version = 0  # grows with every change
         self._recover()
@@ -142,7 +142,7 @@ class JobQueue:
     def sizes(self) -> tuple[int, int]:
         """Of the models of live jobs and of what is being uploaded, and of claims."""
         row = self._one("SELECT TOTAL(CASE WHEN state < 4 THEN model_size END), TOTAL(claim_size) FROM jobs") or (0, 0)
-        return int(row[0]) + sum(size for _, size in self._uploads), int(row[1])
+        return int(row[0]) + sum(size for _, size in [*self._uploads]), int(row[1])
 
     def join(self, job_id: bytes, client: str) -> Job | None:
         """Share a job that is live or done; None if there is none.  A client may have no more live jobs by this."""
@@ -157,8 +157,8 @@ class JobQueue:
 
     @contextmanager
     def uploading(self, client: str, size: int) -> Iterator[None]:
-        """Keep a place for an upload of `size` bytes.  Raises Full."""
-        with self._writing:
+        """Keep a place for an upload of `size` bytes, without waiting for the disk.  Raises Full."""
+        with self._placing:
             self._check_quota(client)
             rows = self._one("SELECT COUNT(*) FROM jobs WHERE state < 4")
             if (int(rows[0]) if rows else 0) + len(self._uploads) >= self._quota.jobs:
@@ -169,7 +169,7 @@ class JobQueue:
         try:
             yield
         finally:
-            with self._writing:
+            with self._placing:
                 self._uploads.remove((client, size))
 
     def submit(self, asked: Asked, client: str, upload: Path) -> Job:
@@ -273,8 +273,8 @@ class JobQueue:
     def claim_path(self, job_id: bytes) -> Path:
         return self._state.path("claims", job_id)
 
-    def _recover(self) -> None:
-        """At the start: queue again what a server left in the middle, and remove files that no job needs."""
+    def take_back(self) -> None:
+        """Queue again what a worker that is no more left in the middle."""
         with self._changing():
             running = self._db.execute("SELECT id, attempts FROM jobs WHERE state IN (2, 3)").fetchall()
             for job_id, attempts in running:
@@ -282,6 +282,11 @@ class JobQueue:
                     self._set_end(job_id, JobState.CANCELLED, GAVE_UP)
                 else:
                     self._db.execute("UPDATE jobs SET state = 1 WHERE id = ?", (job_id,))
+
+    def _recover(self) -> None:
+        """At the start: look at the jobs there are, and remove files that none needs."""
+        self.take_back()
+        with self._changing():
             rows = self._db.execute("SELECT id, state FROM jobs WHERE state <= 4").fetchall()
             for job_id, state in rows:  # files are lost only when somebody removes them
                 if not (self.claim_path if state == JobState.DONE else self.model_path)(job_id).exists():
@@ -296,7 +301,7 @@ class JobQueue:
         row = self._one(
             "SELECT COUNT(*) FROM submitters JOIN jobs ON job = id WHERE client = ? AND state < 4", client
         )
-        if (int(row[0]) if row else 0) + sum(name == client for name, _ in self._uploads) >= self._quota.per_client:
+        if (int(row[0]) if row else 0) + sum(name == client for name, _ in [*self._uploads]) >= self._quota.per_client:
             raise Full("you have too many jobs here; try again later")
 
     def _end(self, job_id: bytes, state: JobState, reason: str, malformed: bool = False) -> None:

@@ -22,6 +22,7 @@ from prover.requests import Requests
 from prover.telemetry import Metrics
 
 SWEEP_S = 600.0
+AGAIN_S = 5.0  # after an error of the disk
 INTERNAL = "internal error"
 TOO_LONG = "the proof took too long"
 log = logging.getLogger("zkmark.prover")
@@ -83,20 +84,23 @@ class Worker:
 
     async def _run(self) -> None:
         """One job at a time goes to the thread, so that sessions get their turn."""
-        swept = -SWEEP_S
+        swept, broken = -SWEEP_S, False
         while not self._stopping.is_set():
             self._wake.clear()
             try:
+                if broken:
+                    await self._loop.run_in_executor(self._thread, self._jobs.take_back)
+                    broken = False
                 found = await self._loop.run_in_executor(self._thread, self._next)
                 if time.monotonic() > swept + SWEEP_S:
                     swept = time.monotonic()
                     await self._loop.run_in_executor(self._thread, self._jobs.sweep)
             except Exception as error:  # a full disk, for example: whatever was acknowledged is there still
                 report(error)
-                found = False
+                found, broken = False, True
             if not found:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(SWEEP_S / 10):
+                    async with asyncio.timeout(AGAIN_S if broken else SWEEP_S):
                         await self._wake.wait()
 
     def _next(self) -> bool:

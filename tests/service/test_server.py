@@ -18,9 +18,9 @@ from ml.quantise import Derivation
 from protocol.argument import Statement, verify
 from protocol.claim import Claim
 from protocol.errors import ParameterError, VerificationError
-from prover import jobs, server, strict
+from prover import jobs, server, strict, worker
 from prover.jobs import REFUSAL, Prover, approve, subject
-from prover.queue import Quota
+from prover.queue import JobQueue, Quota
 from prover.requests import Requests
 from prover.server import Server, Servicer
 from prover.state import State
@@ -288,6 +288,26 @@ def test_an_unforeseen_error_says_nothing(world, prover, monkeypatch, caplog):
         job = ended(stub, submit(stub, header(world, world.marked), world.marked))
     assert (job.state, job.reason) == (pb.Job.CANCELLED, INTERNAL)
     assert "KeyError" in caplog.text and "share is 7" not in caplog.text
+
+
+def test_a_disk_that_fails_for_a_while(world, prover, gate, monkeypatch):
+    """Neither the outcome nor the failure can be written: the job is taken again when the disk works."""
+    monkeypatch.setattr(worker, "AGAIN_S", 0.1)
+    real, failed = JobQueue.done, []
+
+    def broken(*_: object) -> None:
+        failed.append(1)
+        raise OSError("disk full")
+
+    def done(*arguments: object) -> None:
+        (broken if len(failed) < 4 else real)(*arguments)
+
+    monkeypatch.setattr(JobQueue, "done", done)
+    monkeypatch.setattr(JobQueue, "give_up", broken)
+    gate.open.set()
+    with running(prover) as target, calling(target) as stub:
+        assert ended(stub, submit(stub, header(world, world.marked), world.marked)).state == pb.Job.DONE
+    assert gate.calls == 3
 
 
 def test_logs_hold_no_secret(world, prover, caplog):
