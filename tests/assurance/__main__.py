@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict
 from fractions import Fraction
 from math import comb
@@ -163,23 +164,31 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def experiments() -> list[dict[str, Any]]:
+    """What the tests compare."""
+    if pytest.main(["-q", "-p", "no:cacheprovider", *EXPERIMENTS]):
+        raise SystemExit("an experiment failed")
+    return [asdict(one) for one in rates.OBSERVED]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--proofs", type=int, default=2000, help="with one key")
     parser.add_argument("--coins", type=int, default=20, help="log2 of the keys that are drawn")
-    parser.add_argument("--render", action="store_true", help="draw the numbers that there are")
+    parser.add_argument("parts", nargs="*", help="experiments, cut_and_choose, grinding, hiding, draw; default: all")
     arguments = parser.parse_args()
+    parts: dict[str, Callable[[], Any]] = {
+        "experiments": experiments,
+        "cut_and_choose": lambda: cut_and_choose(1 << arguments.coins - 3),
+        "grinding": lambda: grinding(arguments.coins),
+        "hiding": lambda: hidden(arguments.proofs),
+    }
     path = RESULTS / "assurance.json"
-    if not arguments.render:
-        if pytest.main(["-q", "-p", "no:cacheprovider", *EXPERIMENTS]):
-            return 1
-        found = {
-            "experiments": [asdict(one) for one in rates.OBSERVED],
-            "cut_and_choose": cut_and_choose(1 << arguments.coins - 3),
-            "grinding": grinding(arguments.coins),
-            "hiding": hidden(arguments.proofs),
-        }
-        path.write_text(json.dumps(found, indent=1) + "\n")
+    for name in arguments.parts or parts:
+        if name in parts:
+            part = parts[name]()
+            found = json.loads(path.read_text()) if path.exists() else {}
+            path.write_text(json.dumps(found | {name: part}, indent=1) + "\n")
     draw(json.loads(path.read_text()), RESULTS / "catch-rates.svg")
     return 0
 
