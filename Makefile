@@ -5,6 +5,7 @@
 # make agree    two verifiers asked about a thousand proofs: some twenty minutes
 # make mutate   changes the verifier in one place at a time and sees whether the tests notice: an hour or two
 # make assurance   how often cheats succeed, what proofs show: measured and drawn, some fifteen minutes
+# make soak     the job service under kill -9, crowds, large uploads and clients that stall: an hour or two
 # make bench    measure this machine and render the tables of README.md and benchmarks/PHASES.md: some minutes
 # make bench-large, bench-curves, bench-peers    the same for large networks, growing sizes, another prover: hours in all
 #
@@ -19,7 +20,7 @@ STAMP := $(VENV)/.installed
 protoc = PATH="$(BIN):$$PATH" python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) \
 	--mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) proto/zkmark/v1/zkmark.proto
 
-.PHONY: demo test lint fuzz agree mutate assurance bench bench-large bench-curves bench-peers stubs venv clean
+.PHONY: demo test lint fuzz agree mutate assurance bench bench-large bench-curves bench-peers soak stubs venv clean
 
 demo: venv
 	PATH="$(BIN):$$PATH" bash examples/quickstart.sh
@@ -62,6 +63,10 @@ bench-peers: venv
 	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
 	build/peers/bin/python -m pip install --quiet '.[peers]'
 	$(BIN)/python -m benchmarks peers
+
+soak: venv
+	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m benchmarks --render
 
 stubs: venv
 	$(call protoc,proto)

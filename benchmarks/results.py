@@ -125,8 +125,8 @@ def _soak(soak: dict[str, Any]) -> str:
     kills, crowd, load, stall = (soak[name] for name in ("kill -9", "followers", "uploads", "stalling"))
     return (
         f"The job service on one machine with its clients: after {kills['kills']} kill -9 at random instants none of "
-        f"{kills['acknowledged']} acknowledged jobs was lost or done twice; with {crowd['followers']} clients following "
-        f"jobs another's call takes {crowd['call_ms_beside']:.1f} ms instead of {crowd['call_ms_alone']:.1f}; "
+        f"{kills['acknowledged']} acknowledged jobs was lost or done twice; with {crowd['followers']} clients that "
+        f"follow jobs another's call takes {crowd['call_ms_beside']:.1f} ms instead of {crowd['call_ms_alone']:.1f}; "
         f"{load['uploads']} uploads of {load['megabytes']} MB at once raise the server's memory from "
         f"{load['mib_before']} to {load['peak_mib']} MiB; stalled uploads and garbage delay the jobs of others by "
         f"{max(stall['delay_percent'], 0.0):.0f} %."
