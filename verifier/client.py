@@ -141,7 +141,7 @@ class _Client:
                 else:
                     raise _ended(self._job)
             except grpc.RpcError as error:
-                if not self._hope(error.code()):
+                if self._calls.stopped.is_set() or not self._hope(error.code()):
                     raise translate(error, self._target) from None
                 if error.code() == Code.NOT_FOUND:
                     self._job = None  # it was forgotten: submit again

@@ -49,6 +49,7 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
             click.echo(f"zkmark-verifier: {kind(error)}: {error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
+            click.echo("zkmark-verifier: interrupted", err=True)
             sys.exit(130)
 
     return wrapper

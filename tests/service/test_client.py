@@ -331,7 +331,7 @@ def test_a_prover_that_stalls(suspect, name):
     steps = {"submit": [[done() if name == "download" else QUEUED]], name: [stall]}
     script = Script(**steps)
     try:
-        with serving(script) as target, pytest.raises(ConnectionError, match="within 1 s: deadline exceeded"):
+        with serving(script) as target, pytest.raises(ConnectionError, match="deadline exceeded"):
             try:
                 obtain_claim(Remote(target), suspect, timeout_s=1.0)
             finally:
@@ -383,8 +383,9 @@ def test_a_command_that_is_interrupted(world):
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'proto'}"}
     with serving(script) as target:
+        listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # whoever runs the tests
         words = [
-            sys.executable, "-c", "from verifier.cli import main; main()", "verify", "--vk", world.path("owner.vk"),
+            sys.executable, "-c", f"{listen}; from verifier.cli import main; main()", "verify", "--vk", world.path("owner.vk"),
             "--model", world.path("marked.onnx"), "--prover", target, "--without-fidelity", "--json",
         ]  # fmt: skip
         process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
