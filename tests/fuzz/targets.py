@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import json
 import resource
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -32,7 +33,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from PIL import Image
 
-from ml.inputs import image_folder, read_derivation
+from ml.inputs import image_folder, labeled_images, read_derivation
 from ml.onnx_reader import SUPPORTED
 from ml.quantise import Derivation, derive
 from protocol import argument, field, identity, link
@@ -42,7 +43,7 @@ from protocol.claim import Claim
 from protocol.cosignature import WitnessKey, cosign
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.group import POINT_BYTES
-from protocol.keygen import MarkingKey, VerificationKey, check_key
+from protocol.keygen import MarkingKey, Openings, PendingKey, VerificationKey, check_key
 from protocol.log import (
     Checkpoint,
     Entry,
@@ -282,8 +283,23 @@ def check_verification_key(data: bytes) -> None:
     if key.to_bytes() != data:
         raise Failure("decoded bytes encode to others")
     check_key(key)
-    if data != world()[0].key.to_bytes():
+    if data not in verification_keys():
         raise Failure("a changed key was accepted")
+
+
+@cache
+def verification_keys() -> tuple[bytes, ...]:
+    """That of the frozen statement, and the true ones of keys.json: both label rules, with and without an anchor."""
+    frozen = json.loads((ROOT / "tests" / "vectors" / "keys.json").read_text())
+    true = (bytes.fromhex(case["bytes"]) for case in frozen if case["outcome"] == "true")
+    return (world()[0].key.to_bytes(), *true)
+
+
+def pending_key() -> bytes:
+    """The frozen marking key as it was before its coin fell."""
+    key = world()[1]
+    blank = Openings(key.images[:0], key.shares[:0], (), ())
+    return PendingKey(replace(key, vk=replace(key.vk, openings=blank, signature=bytes(64)))).to_bytes()
 
 
 def signed(body: bytes) -> bytes:
@@ -437,6 +453,15 @@ def read_images(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "image").write_bytes(data)
         image_folder(folder, (1, 4, 4))
+
+
+def read_label_table(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("0.png", "1.png"):
+            Path(folder, name).write_bytes(pictures()[0])
+        Path(folder, "labels.csv").write_bytes(data)
+        with contextlib.suppress(OSError):  # another name in the table, or one that is too long
+            labeled_images(Path(folder, "labels.csv"), folder, (1, 4, 4))
 
 
 def read_preprocessing(data: bytes) -> None:
@@ -614,7 +639,7 @@ def collect_claim(data: bytes) -> None:
 def targets() -> dict[str, Target]:
     """All targets by name."""
     statement, key, proof = world()
-    body, vk = proof[: -identity.SIGNATURE_BYTES], statement.key.to_bytes()
+    body = proof[: -identity.SIGNATURE_BYTES]
     claim = Claim(statement.k_min, statement.context, (bytes(32),) * 4, b"proof").to_bytes()
     derivations = (Derivation().to_bytes(), Derivation(bytes(32), ((0.5, 1.0),), (3, 1), 18).to_bytes())
     log2_n, keys.LOG2_N = keys.LOG2_N, keys.LOG2_N_RANGE.start
@@ -625,7 +650,8 @@ def targets() -> dict[str, Target]:
         Target("claim", decoder(Claim.from_bytes), (claim,), mutated, examples=300),
         Target("derivation", decoder(Derivation.from_bytes), derivations, mutated, examples=300),
         Target("network", decoder(Network.from_bytes), (statement.network.to_bytes(),), mutated, examples=150),
-        Target("key", check_verification_key, (vk,), mutated, examples=60),
+        Target("key", check_verification_key, verification_keys(), mutated, examples=60),
+        Target("pending-key", decoder(PendingKey.from_bytes), (pending_key(),), mutated, examples=60),
         Target("marking-key", decoder(MarkingKey.from_bytes), (key.to_bytes(),), mutated, examples=60),
         Target("review", read_review, (reviewed(),), mutated, examples=100),
         Target("log-entry", decoder(Entry.from_bytes), LOG_ENTRIES, mutated),
@@ -642,6 +668,7 @@ def targets() -> dict[str, Target]:
         Target("proof-words", verify_words, (body,), mutated, examples=100),
         Target("model", derive_model, models(), mutated_model, examples=400),
         Target("images", read_images, pictures(), mutated, examples=150),
+        Target("label-table", read_label_table, (b"file,label\n1.png,3\n0.png,0\n",), mutated, examples=200),
         Target("preprocessing", read_preprocessing,
                (b'{"scale": [0.5], "shift": [-1e3], "outputs": [2, 0]}', b"{}"), mutated, examples=200),
         Target("service", call_service, requests(), mutated, examples=150),

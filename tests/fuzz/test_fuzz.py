@@ -11,9 +11,9 @@ from protocol.argument import Context
 from tests.fuzz.targets import Failure, Target, decoder, mutated, targets
 
 NAMES = [
-    "context", "claim", "derivation", "network", "key", "marking-key", "review", "log-entry", "anchor", "log-note",
-    "log-key", "witness-key", "receipt", "timestamp", "cases", "owner-file", "proof", "signed-proof", "proof-words",
-    "model", "images", "preprocessing", "service", "board", "client",
+    "context", "claim", "derivation", "network", "key", "pending-key", "marking-key", "review", "log-entry", "anchor",
+    "log-note", "log-key", "witness-key", "receipt", "timestamp", "cases", "owner-file", "proof", "signed-proof",
+    "proof-words", "model", "images", "label-table", "preprocessing", "service", "board", "client",
 ]  # fmt: skip
 
 

@@ -272,6 +272,9 @@ def test_the_verdict_says_what_an_anchor_is_worth(anchored):
     for policy, words in ((Policy(), "--anchor-log"), (Policy(anchor_logs=(log,)), "2^17 coins, not hashes")):
         print_verdict(check_key(key.vk, policy), out)
         assert words in out.file.getvalue()
+    verdict = check_key(key.vk, Policy(anchor_logs=(log,)))
+    verdict.k_min, verdict.false_claim_bits = 70, 128.5
+    assert "one of at most 2<sup>17</sup>: an accuser" in verdict_page(verdict, key.vk, [])
     page = verdict_page(check_key(key.vk, Policy(anchor_logs=(log,))), key.vk, [])
     assert "2<sup>17</sup> coins" in page and "Commitments logged" in page and "2023-11-14" in page
     assert "does not say that she trusts it" in verdict_page(check_key(key.vk), key.vk, [])
