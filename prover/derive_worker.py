@@ -51,23 +51,24 @@ def derive_apart(
     derivation: canonical bytes.  calibration: .npy file of the images that it names.  Raises DecodingError and
     ParameterError as `ml.quantise.derive` does, ParameterError over the limits, InterruptedError if `cancelled`.
     """
-    request = Writer().blob(derivation).blob(os.fsencode(model))
-    request.blob(b"" if calibration is None else os.fsencode(calibration)).u32(limits.memory >> 20)
+    request = Writer().blob(derivation).blob(os.fsencode(model.resolve()))
+    request.blob(b"" if calibration is None else os.fsencode(calibration.resolve())).u32(limits.memory >> 20)
     data = request.u32(int(limits.seconds) + 1).to_bytes()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ZKMARK_")}
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     with tempfile.TemporaryFile(dir=model.parent) as answer:
         with subprocess.Popen(
             [sys.executable, "-P", "-m", "prover.derive_worker"], stdin=subprocess.PIPE, stdout=answer,
-            stderr=subprocess.DEVNULL, env=environment,
+            bufsize=0, stderr=subprocess.DEVNULL, env=environment,
             cwd="/", start_new_session=True,
         ) as child:  # fmt: skip
             try:
                 if child.stdin is None:
                     raise RuntimeError("a pipe was asked for")
-                with suppress(BrokenPipeError):
-                    child.stdin.write(struct.pack("<I", len(data)) + data)
-                    child.stdin.flush()
+                with suppress(BrokenPipeError):  # it has died already
+                    left = memoryview(struct.pack("<I", len(data)) + data)
+                    while left:
+                        left = left[child.stdin.write(left) :]
                 ends = time.monotonic() + limits.seconds
                 while child.poll() is None:
                     if cancelled():

@@ -154,7 +154,8 @@ def test_a_child_derives_the_same_network(world, tmp_path):
 
 def test_a_child_has_no_secret_and_no_time_and_no_memory(world, tmp_path, monkeypatch):
     """What it fails with is the same for all models, and says nothing of this machine."""
-    path = Path(world.path("marked.onnx"))
+    monkeypatch.chdir(world.folder)
+    path = Path("marked.onnx")
     monkeypatch.setenv("ZKMARK_PASSPHRASE", SECRET.decode())
     real, seen = subprocess.Popen, []
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: seen.append(k["env"]) or real(*a, **k))
