@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ml.quantise import Derivation, Fidelity
 from protocol.argument import Context
@@ -209,6 +212,26 @@ def test_tables_that_are_none(tmp_path, text):
     path.write_text(text)
     with pytest.raises((DecodingError, ParameterError)):
         read_list(path)
+
+
+WORD = st.sampled_from(["name", "vk", "model", "prover", "proof", "nonce", "without_fidelity", "x", "", NONCE, "true"])
+
+
+@given(st.binary(max_size=200) | st.lists(st.lists(WORD, max_size=6), max_size=4).map(lambda rows: csv_of(rows)))
+def test_any_list_is_read_or_refused(data):
+    """Nothing else happens, whatever a file holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("list.toml", "list.csv"):
+            path = Path(folder, name)
+            path.write_bytes(data)
+            try:
+                assert all(isinstance(one, Case) for one in read_list(path).values())
+            except (DecodingError, ParameterError):
+                pass
+
+
+def csv_of(rows: list[list[str]]) -> bytes:
+    return "\n".join(",".join(row) for row in rows).encode()
 
 
 def test_bytes_that_are_no_text(tmp_path):

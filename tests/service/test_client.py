@@ -385,8 +385,8 @@ def test_a_command_that_is_interrupted(world):
     with serving(script) as target:
         listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # whoever runs the tests
         words = [
-            sys.executable, "-c", f"{listen}; from verifier.cli import main; main()", "verify", "--vk", world.path("owner.vk"),
-            "--model", world.path("marked.onnx"), "--prover", target, "--without-fidelity", "--json",
+            sys.executable, "-c", f"{listen}; from verifier.cli import main; main()", "verify", "--prover", target,
+            "--vk", world.path("owner.vk"), "--model", world.path("marked.onnx"), "--without-fidelity", "--json",
         ]  # fmt: skip
         process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert script.following.wait(5 * LIMIT_S)
