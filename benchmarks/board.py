@@ -50,7 +50,7 @@ def main() -> None:
         url = make_url(options.database) if options.database else sqlite(Path(folder))
         log, drawn = Log(url, NAME, SEED), Random(1)
         items: list[Item] = [(EntryKind.KEY, drawn.randbytes(32), bytes(32)) for _ in range(options.entries)]
-        found: dict[str, Any] = {"database": url.get_backend_name(), "entries": options.entries}
+        found: dict[str, Any] = {"database": url.get_backend_name(), "entries": options.entries, "batch": BATCH}
         found["appends_per_s"] = appends(log, items)
         found["proofs_per_s"] = proofs(log, items, options.proofs, drawn)
         log.close()

@@ -118,6 +118,8 @@ def table() -> str:
         lines += ["", *_peers(peers)]
     if soak := load("soak"):
         lines += ["", _soak(soak)]
+    if board := load("board"):
+        lines += ["", _board(board)]
     return "\n".join(lines) + "\n"
 
 
@@ -130,6 +132,16 @@ def _soak(soak: dict[str, Any]) -> str:
         f"{load['uploads']} uploads of {load['megabytes']} MB at once raise the server's memory from "
         f"{load['mib_before']} to {load['peak_mib']} MiB; stalled uploads and garbage delay the jobs of others by "
         f"{max(stall['delay_percent'], 0.0):.0f} %."
+    )
+
+
+def _board(board: dict[str, Any]) -> str:
+    return (
+        f"A board on SQLite appends {board['appends_per_s']:,.0f} entries a second, "
+        f"{board['batch']} in a transaction that is synced to disk, and proves {board['proofs_per_s']:,.0f} of "
+        f"{board['entries']:,} a second (inclusion, and consistency with an older checkpoint). Over gRPC, with "
+        f"{board['clients']} clients on the same machine, it answers {board['find_per_s']:,.0f} of such questions a "
+        f"second and takes {board['anchor_per_s']:,.0f} entries."
     )
 
 
