@@ -21,7 +21,7 @@ from math import prod
 import numpy as np
 from Crypto.Hash import SHAKE256
 
-from protocol import field, identity, layers, ligero, link, lookup, witness
+from protocol import field, identity, kernels, layers, ligero, link, lookup, witness
 from protocol.encoding import Reader, Writer
 from protocol.errors import ParameterError, Restart, VerificationError
 from protocol.field import Vector
@@ -217,8 +217,11 @@ def _join(transcript: Transcript, parties: list[Party], sums: list[Wire]) -> Sys
 def prove(
     statement: Statement, marking_key: MarkingKey, channel: Channel | None = None, *,
     progress: Progress | None = None, cancelled: Callable[[], bool] | None = None, engine: Engine | None = None,
+    device: str = "cpu",
 ) -> bytes:
-    """The proof of a true statement.  `engine` proves the forks elsewhere, in the Fiat-Shamir channel only.
+    """The proof of a true statement, on the device of that name (`protocol.kernels.on`).
+
+    `engine` proves the forks elsewhere, in the Fiat-Shamir channel only.
 
     Raises VerificationError("prove.matches") when fewer than k_min hidden triggers match, without saying how many;
     ParameterError when the marking key is another key's; Cancelled; Restart, only in the interactive channel.
@@ -226,6 +229,7 @@ def prove(
     if marking_key.vk.digest != statement.key.digest:
         raise ParameterError("the marking key does not belong to this verification key")
     channel = channel or FiatShamir()
+    kernels.on(device)  # or say at once that it is not there
     if engine is not None and channel.interactive:
         raise ParameterError("forks that are proven elsewhere cannot ask the verifier for coins")
 
@@ -241,7 +245,7 @@ def prove(
         raise VerificationError("prove.matches", "this network does not match enough of the key's triggers")
     for _ in range(SESSIONS):
         try:
-            body = _session(statement, marking_key, forward, channel, report, engine)
+            body = _session(statement, marking_key, forward, channel, report, engine, device)
         except Restart:
             if channel.interactive:
                 raise
@@ -252,7 +256,8 @@ def prove(
 
 
 def _session(
-    statement: Statement, key: MarkingKey, forward: Forward, channel: Channel, report: Progress, engine: Engine | None
+    statement: Statement, key: MarkingKey, forward: Forward, channel: Channel, report: Progress, engine: Engine | None,
+    device: str,
 ) -> bytes:
     """One attempt, with fresh randomness."""
     layout, shape = statement.layout, statement.shape
@@ -283,7 +288,7 @@ def _session(
     parts = forks(statement.needs, shape.need.triples, transcript)
     if engine is None:
         parties = [fork.party(pads=pads) for fork in parts]
-        context, sums = NodeContext(layout, alpha, beta, values), []
+        context, sums = NodeContext(layout, alpha, beta, values, device), []
         weight = [layers.work(layout, index) for index in range(statement.forks)]
         for index, party in enumerate(parties):
             report("nodes", 0.25 + 0.6 * sum(weight[:index]) / sum(weight))
@@ -291,7 +296,8 @@ def _session(
             out.send_elements(party.finish())
     else:
         tasks = [(fork, values.part(layout, fork.index)) for fork in parts]
-        found = engine(Shared(layout, alpha, beta, pads), tasks, lambda share: report("nodes", 0.25 + 0.6 * share))
+        shared = Shared(layout, alpha, beta, pads, device)
+        found = engine(shared, tasks, lambda share: report("nodes", 0.25 + 0.6 * share))
         for fork in parts:
             out.send_elements(found[fork.index])
         parties, sums = _replay(parts, [found[fork.index] for fork in parts], NodeContext(layout, alpha, beta, None))

@@ -50,11 +50,12 @@ class Shared:
     alpha: Vector
     beta: Vector
     pads: Vector
+    device: str = "cpu"
 
     def prove(self, fork: Fork, part: Part) -> MaskedElements:
         """The messages of a fork [5, n]; part: what it reads of the witness."""
         party = fork.party(pads=self.pads)
-        layers.run(party, Context(self.layout, self.alpha, self.beta, part), fork.index)
+        layers.run(party, Context(self.layout, self.alpha, self.beta, part, self.device), fork.index)
         return party.finish()
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol import field
+from protocol import field, kernels
 from protocol.field import Vector
-from protocol.kernels import cpu
 from protocol.layout import LIMB_BITS, Layout
 from protocol.lookup import TreeEnd, TreeWitness, fractional_tree, tree_need, variables
 from protocol.multilinear import Point, eq_table, eq_tensor, lg, real
@@ -83,6 +83,11 @@ class Context:
     alpha: Vector
     beta: Vector
     witness: Witness | Part | None
+    device: str = "cpu"
+
+    def leaves(self, count: int) -> Any:
+        """Leaves [5, count] of a tree, not set, on the prover's device if they are many."""
+        return kernels.on(self.device if count >= kernels.SMALL else "cpu").empty(count)
 
     @property
     def h(self) -> int:
@@ -148,13 +153,14 @@ def run(party: Party, context: Context, index: int) -> Wire:
 
 
 def _leaves(context: Context, constant: Vector, first: npt.NDArray[np.uint32], second: npt.NDArray[np.uint32] | None,
-            out: Vector, offset: int = 0) -> None:
+            out: Any, offset: int = 0) -> None:
     """out[:, offset:] = constant - alpha first - alpha^2 second."""
-    v1 = np.ascontiguousarray(first).reshape(-1)
-    v2 = np.zeros_like(v1) if second is None else np.ascontiguousarray(second).reshape(-1)
+    k = kernels.of(out)
+    v1 = k.to_device(np.ascontiguousarray(first).reshape(-1))
+    v2 = v1 * 0 if second is None else k.to_device(np.ascontiguousarray(second).reshape(-1))
     alpha2 = field.mul(context.alpha, context.alpha)
     shifted = field.from_base(context.alpha), field.from_base(alpha2)  # one more factor 2^32, see the kernel
-    cpu.parallel(lambda a, b: cpu.leaves(constant, *shifted, v1, v2, out, offset, a, b), len(v1), len(v1))
+    k.parallel(lambda a, b: k.leaves(constant, *shifted, v1, v2, out, offset, a, b), len(v1), len(v1))
 
 
 def _point(end: TreeEnd) -> tuple[Vector, tuple[Vector, ...]]:
@@ -180,7 +186,7 @@ def _input(party: Party, context: Context) -> Wire:
     witness = None
     if context.witness is not None:
         x, z0 = (context.column(name).reshape(channels, -1) for name in ("x", "z0"))
-        denominators = np.empty((field.DEGREE, x.size), np.uint32)
+        denominators = context.leaves(x.size)
         for c in range(channels):
             base = field.sub(context.beta, field.constant(int(tags[c])))
             _leaves(context, base, x[c], z0[c], denominators, c * x.shape[1])
@@ -210,7 +216,7 @@ def _requant(party: Party, context: Context, index: int) -> Wire:
     witness = None
     if context.witness is not None:
         u, z = context.column(f"u{index}"), context.column(f"z{index}")
-        denominators = np.empty((field.DEGREE, shape[0] * u.size), np.uint32)
+        denominators = context.leaves(shape[0] * u.size)
         _leaves(context, base_a, u, z, denominators)
         if shift:
             _leaves(context, base_b, context.witness.remainders[index - 1], None, denominators, u.size)

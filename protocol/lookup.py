@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
-from protocol import field
+from protocol import field, kernels
 from protocol.errors import Restart
 from protocol.field import Vector
-from protocol.kernels import cpu
 from protocol.multilinear import lg
 from protocol.pads import Form, Need, Party, Wire
 from protocol.sumcheck import Sums, eq_sumcheck
@@ -57,11 +57,12 @@ class TreeEnd:
 class TreeWitness:
     """The prover's side: all levels, given up one by one.
 
-    numerators, denominators: [5, prod(shape)] leaves, in the memory order of the tensor; numerators None: all are 1.
+    numerators, denominators: [5, prod(shape)] leaves, in the memory order of the tensor, on any device; numerators
+    None: all are 1.
     """
 
     def __init__(
-        self, numerators: Vector | None, denominators: Vector, shape: Sequence[int], order: Sequence[int]
+        self, numerators: Any | None, denominators: Any, shape: Sequence[int], order: Sequence[int]
     ) -> None:
         self._variables = variables(shape, order)
         self._levels = [_Level(tuple(shape), field.zeros(0) if numerators is None else numerators, denominators)]
@@ -70,7 +71,7 @@ class TreeWitness:
 
     def root(self) -> tuple[Vector, Vector]:
         top = self._levels[-1]
-        return top.p if top.p.shape[1] else field.ONE, top.q
+        return top.p if top.p.shape[1] else field.ONE, kernels.of(top.q).to_host(top.q)
 
     def open_layer(self, challenge: Vector) -> Sums:
         """The sums of the children of the level opened last, as A B + C D with A = P_0 + lambda Q_0; drops that level.
@@ -86,34 +87,34 @@ class TreeWitness:
 @dataclass
 class _Level:
     shape: tuple[int, ...]
-    p: Vector  # [5, 0]: ones
-    q: Vector
+    p: Any  # [5, 0]: ones
+    q: Any
 
     def halved(self, axis: int) -> tuple[int, ...]:
         return (*self.shape[:axis], (self.shape[axis] + 1) // 2, *self.shape[axis + 1 :])
 
     def parent(self, axis: int) -> _Level:
-        p, q = self._empty(axis, 2)
+        (p, q), k = self._empty(axis, 2), kernels.of(self.q)
         if self.p.shape[1]:
-            self._parallel(axis, lambda n, inner, i, j: cpu.tree_level(self.p, self.q, p, q, n, inner, i, j))
+            self._parallel(axis, lambda n, inner, i, j: k.tree_level(self.p, self.q, p, q, n, inner, i, j))
         else:
-            self._parallel(axis, lambda n, inner, i, j: cpu.tree_leaves(self.q, p, q, n, inner, i, j))
-        return _Level(self.halved(axis), p, q)
+            self._parallel(axis, lambda n, inner, i, j: k.tree_leaves(self.q, p, q, n, inner, i, j))
+        return _Level(self.halved(axis), kernels.host_if_small(p), kernels.host_if_small(q))
 
-    def children(self, axis: int, challenge: Vector) -> list[Vector]:
+    def children(self, axis: int, challenge: Vector) -> list[Any]:
         """P_0 + challenge Q_0, Q_1, P_1 and Q_0 of the pairs along an axis."""
-        out = self._empty(axis, 4)
-        self._parallel(axis, lambda n, inner, i, j: cpu.tree_open(self.p, self.q, challenge, *out, n, inner, i, j))
+        out, k = self._empty(axis, 4), kernels.of(self.q)
+        self._parallel(axis, lambda n, inner, i, j: k.tree_open(self.p, self.q, challenge, *out, n, inner, i, j))
         return out
 
-    def _empty(self, axis: int, count: int) -> list[Vector]:
-        return [np.empty((field.DEGREE, prod(self.halved(axis))), np.uint32) for _ in range(count)]
+    def _empty(self, axis: int, count: int) -> list[Any]:
+        return [kernels.of(self.q).empty(prod(self.halved(axis))) for _ in range(count)]
 
     def _parallel(self, axis: int, call: Callable[[int, int, int, int], None]) -> None:
         """call(length of the axis, entries within a row, first row, last row), rows as in the kernels."""
         n, inner = self.shape[axis], prod(self.shape[axis + 1 :])
         rows = prod(self.shape[:axis]) * ((n + 1) // 2)
-        cpu.parallel(lambda i, j: call(n, inner, i, j), rows, rows * inner)
+        kernels.of(self.q).parallel(lambda i, j: call(n, inner, i, j), rows, rows * inner)
 
 
 def fractional_tree(
@@ -151,7 +152,7 @@ def fractional_tree(
         form, bound = eq_sumcheck(party, axes[level + 1 :], point, claim, sums)
         ends = None
         if sums is not None:
-            a, q1, p1, q0 = sums.tables
+            a, q1, p1, q0 = sums.ends()
             ends = field.concat([field.sub(a, field.mul(challenge, q0)), p1]), field.concat([q1, q0])
         left, right, products = party.exchange_factors("layer.ends", 2, *(ends or (None, None)))
         q_product = party.product_of(right[1], right[0])

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 
-from protocol import field
+from protocol import field, kernels
 from protocol.field import Vector
-from protocol.kernels import cpu
 from protocol.multilinear import eq_table, eq_tensor, lg
 from protocol.pads import Form, Party, Wire
 
@@ -29,7 +29,7 @@ class Sums:
     """
 
     def __init__(
-        self, tables: Sequence[Vector], pads: Sequence[Vector], shape: tuple[int, ...], absent: Vector
+        self, tables: Sequence[Any], pads: Sequence[Vector], shape: tuple[int, ...], absent: Vector
     ) -> None:
         self.tables = list(tables)
         self._pads, self._shape, self._absent = pads, shape, absent
@@ -60,8 +60,9 @@ class Sums:
 
     def _round(self, n: int, inner: int, weights: Vector, inner_weights: Vector, rows: int) -> Vector:
         pads, tables = [field.repeat(pad, inner) for pad in self._pads], self.tables
-        sums = cpu.parallel(
-            lambda i, j: cpu.round_sums(*tables, *pads, n, inner, weights, inner_weights, i, j), rows, rows * inner
+        k = kernels.of(tables[0])
+        sums = k.parallel(
+            lambda i, j: k.round_sums(*tables, *pads, n, inner, weights, inner_weights, i, j), rows, rows * inner
         )
         out: Vector = sums[0]
         for more in sums[1:]:
@@ -72,13 +73,20 @@ class Sums:
         """Fold the lowest variable of `axis` at r."""
         shape, n, half, rows, inner = self._cut(axis)
         for k, pad in enumerate(self._pads):
-            self.tables[k] = _fold(self.tables[k], n, inner, r, field.repeat(pad, inner), rows)
+            folded = _fold(self.tables[k], n, inner, r, field.repeat(pad, inner), rows)
+            self.tables[k] = kernels.host_if_small(folded)
         self._shape = (*shape[:axis], half, *shape[axis + 1 :])
 
 
-def _fold(table: Vector, n: int, inner: int, r: Vector, pad: Vector, rows: int) -> Vector:
-    out = np.empty((field.DEGREE, rows * inner), np.uint32)
-    cpu.parallel(lambda i, j: cpu.fold(table, out, n, inner, r, pad, i, j), rows, rows * inner)
+    def ends(self) -> list[Vector]:
+        """The tables, bound to one entry each, on the host."""
+        return [kernels.of(table).to_host(table) for table in self.tables]
+
+
+def _fold(table: Any, n: int, inner: int, r: Vector, pad: Vector, rows: int) -> Any:
+    k = kernels.of(table)
+    out = k.empty(rows * inner)
+    k.parallel(lambda i, j: k.fold(table, out, n, inner, r, pad, i, j), rows, rows * inner)
     return out
 
 

@@ -1,1 +1,45 @@
-"""The hot loops, one module per device with the same names.  `cpu` is numba."""
+"""The hot loops, a module per device with the same names: `cpu` is numba on arrays, `cuda` Triton on torch tensors."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from protocol.errors import ParameterError
+from protocol.kernels import cpu
+
+SMALL = 1 << 14  # elements of K below which a device would only wait for its launches: they stay with the host
+
+
+def on(device: str) -> ModuleType:
+    """The kernels for "cpu", "cuda", or "auto": the device if there is one.
+
+    Raises ParameterError for a device that cannot be used here.
+    """
+    if device == "cpu":
+        return cpu
+    try:
+        from protocol.kernels import cuda
+
+        cuda.device()
+    except (ImportError, ParameterError) as error:
+        if device == "auto":
+            return cpu
+        raise ParameterError(f"no device to prove on: {error}") from None
+    return cuda
+
+
+def of(array: Any) -> ModuleType:
+    """The kernels of the device where an array is."""
+    if isinstance(array, np.ndarray):
+        return cpu
+    from protocol.kernels import cuda
+
+    return cuda
+
+
+def host_if_small(array: Any) -> Any:
+    """Elements of K [5, n], brought to the host if they are few."""
+    return of(array).to_host(array) if array.shape[1] < SMALL else array

@@ -17,6 +17,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
+import numpy.typing as npt
 from numba import njit, uint32, uint64
 
 # Many arrays meet in one loop; the default limit of pairwise overlap checks would leave the widest loops scalar.
@@ -48,6 +49,19 @@ def parallel(call: Callable[[int, int], Any], rows: int, work: int) -> list[Any]
     futures = [_pool.submit(call, a, b) for a, b in pairwise(cuts[1:])]
     first = call(cuts[0], cuts[1])
     return [first, *(f.result() for f in futures)]
+
+
+def to_device(array: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """An array of the host where these kernels work: as it is."""
+    return array
+
+
+to_host = to_device
+
+
+def empty(count: int) -> npt.NDArray[np.uint32]:
+    """Elements of K [5, count], not set."""
+    return np.empty((5, count), np.uint32)
 
 
 # --- scalars --------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""Every kernel against a plain loop over Python integers."""
+"""Every kernel against a plain loop over Python integers; `test_device` has some of the checks, too."""
 
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import pytest
@@ -116,15 +116,19 @@ def cell(vector, n, inner, o, j, i, pad):
 tensors = st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 3, 5]), st.sampled_from([1, 2, 5]))
 
 
-@given(seeds, tensors)
-def test_fold(rng, dims):
+def spans(k, rows):
+    """The rows in two parts; a device takes them at once."""
+    return ((0, rows // 2), (rows // 2, rows)) if k is cpu else ((0, rows),)
+
+
+def check_fold(k, rng, dims):
     outer, n, inner = dims
     half = (n + 1) // 2
     table, r, pad = random_k(rng, outer * n * inner), random_k(rng, 1), random_k(rng, 1)
-    out = np.empty((5, outer * half * inner), np.uint32)
-    cut = outer * half // 2
-    for a, b in ((0, cut), (cut, outer * half)):
-        cpu.fold(table, out, n, inner, r, field.repeat(pad, inner), a, b)
+    there, folded = k.to_device(table), k.empty(outer * half * inner)
+    for a, b in spans(k, outer * half):
+        k.fold(there, folded, n, inner, r, field.repeat(pad, inner), a, b)
+    out = k.to_host(folded)
     (r0,), (p0,), t, expected = plain(r), plain(pad), plain(table), []
     for o in range(outer):
         for j in range(half):
@@ -135,17 +139,18 @@ def test_fold(rng, dims):
 
 
 @given(seeds, tensors)
-@settings(max_examples=60)
-def test_round_sums(rng, dims):
+def test_fold(rng, dims):
+    check_fold(cpu, rng, dims)
+
+
+def check_round_sums(k, rng, dims):
     outer, n, inner = dims
     half = (n + 1) // 2
     tables = [random_k(rng, outer * n * inner) for _ in range(4)]
     weights, inner_weights, pads = random_k(rng, outer * half), random_k(rng, inner), random_k(rng, 4)
-    cut = outer * half // 2
-    filled = [field.repeat(pads[:, k : k + 1], inner) for k in range(4)]
-    parts = [cpu.round_sums(*tables, *filled, n, inner, weights, inner_weights, a, b)
-             for a, b in ((0, cut), (cut, outer * half))]  # fmt: skip
-    found = plain(field.add(*parts))
+    filled, there = [field.repeat(pads[:, m : m + 1], inner) for m in range(4)], [k.to_device(t) for t in tables]
+    parts = [k.round_sums(*there, *filled, n, inner, weights, inner_weights, a, b) for a, b in spans(k, outer * half)]
+    found = plain(reduce(field.add, parts))
     t, w, v, e = [plain(x) for x in tables], plain(weights), plain(inner_weights), plain(pads)
     zero, square = [0] * 5, [0] * 5
     for o in range(outer):
@@ -161,6 +166,12 @@ def test_round_sums(rng, dims):
     assert found == [zero, square]
 
 
+@given(seeds, tensors)
+@settings(max_examples=60)
+def test_round_sums(rng, dims):
+    check_round_sums(cpu, rng, dims)
+
+
 def pairs_of(vector, dims, absent):
     """Neighbors along the middle axis of a plain tensor, in the order of the halved one."""
     outer, n, inner = dims
@@ -168,30 +179,25 @@ def pairs_of(vector, dims, absent):
             for o in range(outer) for j in range((n + 1) // 2) for i in range(inner)]  # fmt: skip
 
 
-def halved(dims, count):
-    outer, n, inner = dims
-    rows = outer * ((n + 1) // 2)
-    return [np.empty((5, rows * inner), np.uint32) for _ in range(count)], ((0, rows // 2), (rows // 2, rows))
-
-
 ONE, ZERO = [1, 0, 0, 0, 0], [0] * 5
 
 
-@given(seeds, tensors, st.booleans())
-def test_tree_levels(rng, dims, ones):
+def check_tree_levels(k, rng, dims, ones):
     """Parents and children of a level, with numerators of its own or all 1."""
     outer, n, inner = dims
+    rows = outer * ((n + 1) // 2)
     q, s = random_k(rng, outer * n * inner), random_k(rng, 1)
     p = np.repeat(field.ONE, q.shape[1], axis=1) if ones else random_k(rng, outer * n * inner)
     numerators, denominators = pairs_of(plain(p), dims, ZERO), pairs_of(plain(q), dims, ONE)
-    given_p = field.zeros(0) if ones else p
-    (parent_p, parent_q, a, q1, p1, q0), parts = halved(dims, 6)
-    for first, last in parts:
+    given_p, given_q = k.empty(0) if ones else k.to_device(p), k.to_device(q)
+    out = [k.empty(rows * inner) for _ in range(6)]
+    for first, last in spans(k, rows):
         if ones:
-            cpu.tree_leaves(q, parent_p, parent_q, n, inner, first, last)
+            k.tree_leaves(given_q, *out[:2], n, inner, first, last)
         else:
-            cpu.tree_level(p, q, parent_p, parent_q, n, inner, first, last)
-        cpu.tree_open(given_p, q, s, a, q1, p1, q0, n, inner, first, last)
+            k.tree_level(given_p, given_q, *out[:2], n, inner, first, last)
+        k.tree_open(given_p, given_q, s, *out[2:], n, inner, first, last)
+    parent_p, parent_q, a, q1, p1, q0 = map(k.to_host, out)
     both = list(zip(numerators, denominators, strict=True))
     assert plain(parent_p) == [combined((1, times(x0, y1)), (1, times(x1, y0))) for (x0, x1), (y0, y1) in both]
     assert plain(parent_q) == [times(y0, y1) for _, (y0, y1) in both]
@@ -201,17 +207,28 @@ def test_tree_levels(rng, dims, ones):
     assert plain(p1) == [x1 for (_, x1), _ in both]
 
 
-@given(seeds, lengths, st.integers(0, 3))
-def test_leaves(rng, n, offset):
+@given(seeds, tensors, st.booleans())
+def test_tree_levels(rng, dims, ones):
+    check_tree_levels(cpu, rng, dims, ones)
+
+
+def check_leaves(k, rng, dims):
+    offset, n = dims[0] - 1, dims[1] * dims[2]
     constant, alpha, alpha2 = (random_k(rng, 1) for _ in range(3))
     v1, v2 = random_base(rng, n), random_base(rng, n)
-    out = field.zeros(n + offset)
+    there, columns = k.to_device(field.zeros(n + offset)), (k.to_device(v1), k.to_device(v2))
     shifted = field.from_base(alpha), field.from_base(alpha2)
-    for a, b in ((0, n // 2), (n // 2, n)):
-        cpu.leaves(constant, *shifted, v1, v2, out, offset, a, b)
+    for a, b in spans(k, n):
+        k.leaves(constant, *shifted, *columns, there, offset, a, b)
+    out = k.to_host(there)
     (c,), (x,), (y,) = plain(constant), plain(alpha), plain(alpha2)
     expected = [[(c[k] - x[k] * int(a) - y[k] * int(b)) % P for k in range(5)] for a, b in zip(v1, v2, strict=True)]
     assert plain(out) == [[0] * 5] * offset + expected
+
+
+@given(seeds, tensors)
+def test_leaves(rng, dims):
+    check_leaves(cpu, rng, dims)
 
 
 @given(seeds, st.integers(1, 4), st.sampled_from([1, 2, 9]))
