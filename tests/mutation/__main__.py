@@ -37,7 +37,7 @@ from hypothesis import Phase
 
 from tests.mutation.operators import mutants
 from tests.mutation.report import render
-from tests.mutation.targets import CHEATS, EDGES, HONEST, KEYS, TARGETS
+from tests.mutation.targets import CHEATS, EDGES, HONEST, KEYS, PROOFS, TARGETS
 
 HERE, OUT = Path(__file__).parent, Path("build/mutation")
 LIMIT_S = 20  # of processor time: one case of the corpus, or one file of tests.  What takes longer is killed.
@@ -73,8 +73,7 @@ def warm_up() -> None:
     if not (corpus / "outcomes.json").exists():
         corpus.mkdir(parents=True, exist_ok=True)
         killers.build(corpus)
-    for suite in (HONEST, KEYS, CHEATS):
-        getattr(killers, suite)(corpus)
+    killers.honest(corpus)
     with redirect_stdout(StringIO()):
         pytest.main([*PYTEST, "--collect-only", "tests/protocol/test_merkle.py"])
     kept = ("protocol.kernels", "tests.mutation.operators", "tests.mutation.report", "tests.mutation.targets")
@@ -85,8 +84,8 @@ def warm_up() -> None:
     gc.freeze()
 
 
-def outcome(module: str, tree: ast.Module) -> str:
-    """`killed` by the first suite that fails, `timeout` or `survived`."""
+def judge(module: str, tree: ast.Module) -> int:
+    """The process that judges a mutant: its exit status is 0 when all suites pass."""
     path = Path(f"protocol/{module}.py")
     code = compile(tree, str(path), "exec")
     child = os.fork()
@@ -96,8 +95,7 @@ def outcome(module: str, tree: ast.Module) -> str:
             status = _judge(Swapped(f"protocol.{module}", path.resolve(), code), TARGETS[module].suites)
         finally:
             os._exit(status)
-    status = os.waitpid(child, 0)[1]
-    return "timeout" if os.WIFSIGNALED(status) else "killed" if os.WEXITSTATUS(status) else "survived"
+    return child
 
 
 def _judge(swapped: Swapped, suites: tuple[str, ...]) -> int:
@@ -112,8 +110,8 @@ def _judge(swapped: Swapped, suites: tuple[str, ...]) -> int:
             from tests.mutation import killers
 
             getattr(killers, suite)(OUT / "corpus", lambda: signal.setitimer(signal.ITIMER_PROF, LIMIT_S))
-        elif suite == EDGES:
-            for name, test in vars(importlib.import_module(EDGES)).items():
+        elif suite in (EDGES, PROOFS):
+            for name, test in vars(importlib.import_module(suite)).items():
                 if name.startswith("test_"):
                     test()
         elif pytest.main([*PYTEST, f"tests/protocol/{suite}"]):
@@ -121,38 +119,64 @@ def _judge(swapped: Swapped, suites: tuple[str, ...]) -> int:
     return 0
 
 
-def run(module: str, share: float) -> None:
+class Found:
+    """Mutant to outcome of one module, as kept in build/mutation."""
+
+    def __init__(self, module: str, source: str) -> None:
+        self._path, self._digest = OUT / f"{module}.json", hashlib.sha256(source.encode()).hexdigest()
+        kept = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self.mutants: dict[str, str] = kept["mutants"] if kept.get("digest") == self._digest else {}
+        self._running: dict[int, str] = {}
+
+    def start(self, name: str, process: int, jobs: int) -> None:
+        self._running[process] = name
+        self.wait(jobs - 1)
+
+    def wait(self, most: int) -> None:
+        """Until at most so many processes run."""
+        while len(self._running) > most:
+            process, status = os.wait()
+            name = self._running.pop(process)
+            late, failed = os.WIFSIGNALED(status), os.WEXITSTATUS(status)
+            self.mutants[name] = "timeout" if late else "killed" if failed else "survived"
+            if self.mutants[name] == "survived":
+                print(f"  survived  {name}", flush=True)
+            self.keep(0)
+
+    def keep(self, every: int) -> None:
+        """every: the number of all mutants, judged or not, once it is known."""
+        kept = {"digest": self._digest, "all": every, "mutants": self.mutants}
+        self._path.write_text(json.dumps(kept, indent=0))
+
+
+def run(module: str, share: float, jobs: int) -> None:
     """Judge the mutants of a module, or a fixed share of them that looks random."""
     source = Path(f"protocol/{module}.py").read_text()
-    digest, kept = hashlib.sha256(source.encode()).hexdigest(), OUT / f"{module}.json"
-    found = json.loads(kept.read_text()) if kept.exists() else {}
-    known = found["mutants"] if found.get("digest") == digest else {}
-    began = time.monotonic()
-    if outcome(module, ast.parse(source)) != "survived":
+    found, names, began = Found(module, source), [], time.monotonic()
+    if os.waitpid(judge(module, ast.parse(source)), 0)[1]:
         raise SystemExit(f"{module}: the suites fail without a mutant")
-    names, judged = [], dict[str, str]()
     for mutant, tree in mutants(source, set(TARGETS[module].excluded)):
         names.append(name := str(mutant))
-        before = known.get(name)
-        if before in ("killed", "timeout"):
-            judged[name] = before
-        elif before or int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) < share * 2**32:
-            judged[name] = outcome(module, tree)
-            if judged[name] == "survived":
-                print(f"  survived  {name}", flush=True)
-            kept.write_text(json.dumps({"digest": digest, "all": 0, "mutants": known | judged}, indent=0))
-    kept.write_text(json.dumps({"digest": digest, "all": len(names), "mutants": judged}, indent=0))
-    print(f"{module}: {len(names)}, {dict(Counter(judged.values()))}, {time.monotonic() - began:.0f} s", flush=True)
+        before = found.mutants.get(name)
+        chosen = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < share * 2**32
+        if before == "survived" or (before is None and chosen):
+            found.start(name, judge(module, tree), jobs)
+    found.wait(0)
+    found.mutants = {name: found.mutants[name] for name in names if name in found.mutants}
+    found.keep(len(names))
+    counts = dict(Counter(found.mutants.values()))
+    print(f"{module}: {len(names)} mutants, {counts}, {time.monotonic() - began:.0f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(TARGETS)}; all when none is named")
     parser.add_argument("--share", type=float, default=1, help="of the mutants that are judged, always the same ones")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants that are judged at a time")
     arguments = parser.parse_args()
     warm_up()
     for module in arguments.modules or TARGETS:
-        run(module, arguments.share)
+        run(module, arguments.share, arguments.jobs)
     files = {module: OUT / f"{module}.json" for module in TARGETS}
     found = {module: json.loads(path.read_text()) for module, path in files.items() if path.exists()}
     (HERE / "REPORT.md").write_text(render(found, json.loads((HERE / "survivors.json").read_text())))

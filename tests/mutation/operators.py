@@ -27,9 +27,9 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 }  # fmt: skip
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
 IN_K = {"add": "sub", "sub": "add", "mul": "add", "ONE": "ZERO", "ZERO": "ONE"}
-# Tests of branches that only a prover takes: neither they nor those branches are mutated.
-PROVING = {f"{name} is not None" for name in ("witness", "context.witness", "sums", "tensors", "self._pads")} | {
-    "tensors", "messages is None"}  # fmt: skip
+# Tests of branches that only a prover takes, and that branch: neither is mutated.
+PROVERS = ("witness", "context.witness", "sums", "tensors", "self._pads")
+PROVING = {"tensors": "body", "x is None or y is None": "orelse"} | {f"{name} is not None": "body" for name in PROVERS}
 MESSAGES = {"DecodingError", "ParameterError", "RuntimeError", "ValueError", "fail"}
 
 
@@ -89,7 +89,7 @@ def _places(node: ast.AST, scope: str, statement: ast.AST, excluded: set[str], l
     """All nodes below `node` that may be replaced."""
     skipped = {"decorator_list", "annotation", "returns", "bases", "ops", "op"}
     if _is_proving(node):
-        skipped |= {"test", "body"}
+        skipped |= {"test", PROVING[ast.unparse(node.test)]}
     elif isinstance(node, ast.Call):
         called = getattr(node.func, "attr", getattr(node.func, "id", ""))
         skipped |= {"args", "keywords"} if called in MESSAGES else set()

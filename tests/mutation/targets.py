@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HONEST, KEYS, CHEATS = "honest", "keys", "cheats"  # of tests.mutation.killers
-EDGES = "tests.protocol.test_killers"
+EDGES, PROOFS = "tests.protocol.test_killers", "tests.protocol.test_killers_of_proofs"
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Target:
     excluded: frozenset[str] = frozenset()
 
 
-KNOWN = {"honest": HONEST, "keys": KEYS, "cheats": CHEATS, "edges": EDGES}
+KNOWN = {"honest": HONEST, "keys": KEYS, "cheats": CHEATS, "edges": EDGES, "proofs": PROOFS}
 
 
 def _target(suites: str, excluded: str = "") -> Target:
@@ -28,39 +28,41 @@ def _target(suites: str, excluded: str = "") -> Target:
 
 TARGETS = {
     "argument": _target(
-        "honest edges cheats",
+        "honest edges proofs cheats",
         "Cancelled Progress _PROCESS_BYTES _TREE_BYTES Statement.memory_bytes prove _session _draw_pads",
     ),
     "ligero": _target(
-        "honest edges cheats",
+        "honest edges proofs cheats",
         "_BATCH BLOCK_BYTES KEPT_BYTES Expander Committed _values_at _coefficients_at _five prove",
     ),
-    "link": _target("honest edges cheats", "Masks Answer.to_bytes answer"),
-    "pads": _target("honest edges cheats", "Party.proving"),
-    "matrix": _target("honest edges cheats", "Shape.proof_bytes"),
-    "lookup": _target("honest edges cheats", "copied_triples TreeWitness _Level"),
-    "sumcheck": _target("honest edges cheats", "Sums _fold"),
-    "layers": _target("honest edges cheats", "Witness Context.column _leaves work transposed_weights"),
-    "layout": _target("honest edges cheats", "Tables.start"),
-    "multilinear": _target("honest edges cheats test_multilinear.py", "evaluate"),
+    "forks": _target("honest", "Shared Engine"),
+    "link": _target("honest edges proofs cheats", "Masks Answer.to_bytes answer"),
+    "pads": _target("honest edges proofs cheats", "Party.proving"),
+    "matrix": _target("honest edges proofs cheats", "Shape.proof_bytes"),
+    "lookup": _target("honest edges proofs cheats", "copied_triples TreeWitness _Level"),
+    "sumcheck": _target("honest edges proofs cheats", "Sums _fold"),
+    "layers": _target("honest edges proofs cheats", "Witness Part Context.column _leaves work transposed_weights"),
+    "layout": _target("honest edges proofs cheats", "Tables.start"),
+    "multilinear": _target("honest edges proofs cheats test_multilinear.py", "evaluate"),
     "merkle": _target("honest edges test_merkle.py cheats", "Leaves Tree"),
     "reed_solomon": _target(
-        "honest edges cheats test_reed_solomon.py",
+        "honest edges proofs cheats test_reed_solomon.py",
         "_reversal _roots _transform evaluate_subgroup interpolate_subgroup _shifts encode row_coefficients "
         "evaluate_domain _montgomery",
     ),
     "transcript": _target("honest edges test_transcript.py cheats", "InteractiveProver Messages"),
     "claim": _target("edges", "Claim.to_bytes"),
     "identity": _target("edges test_log.py", "public_key sign sign_text _secret_key"),
-    "keygen": _target("honest keys edges test_keygen.py", "MarkingKey generate_key _uniform"),
-    "pedersen": _target("honest keys edges test_pedersen.py", "commit commit_share commit_images"),
+    "keygen": _target("edges keys honest test_keygen.py", "MarkingKey generate_key _uniform"),
+    "pedersen": _target("edges keys honest test_pedersen.py", "commit commit_share commit_images"),
     "encoding": _target("test_encoding.py"),
-    "group": _target("honest keys edges test_group.py"),
-    "field": _target("honest edges test_field.py"),
+    "group": _target("edges keys honest test_group.py"),
+    "field": _target("edges honest test_field.py"),
     "soundness": _target("test_soundness.py edges"),
     "network": _target(
-        "honest edges test_network.py",
-        "Network.forward Network.classify Forward strict_argmax sum_pool affine GATHER_BYTES",
+        "edges honest test_network.py",
+        "IDENTITY GATHER_BYTES Network.activations Network.forward Network.classify Forward strict_argmax sum_pool "
+        "affine",
     ),
     "log": _target(
         "test_log.py",

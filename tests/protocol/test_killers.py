@@ -3,7 +3,6 @@
 No test takes an argument, and none makes a proof: `make mutate` calls them one by one for every mutant.
 """
 
-import hashlib
 import importlib
 import importlib.util
 import sys
@@ -27,7 +26,7 @@ from protocol.keygen import KeyParameters
 from protocol.layout import Layout
 from protocol.link import Answer, Bounds
 from protocol.matrix import Shape
-from protocol.network import Edge, Network, Node, Product, Table, Window
+from protocol.network import Edge, Network, Node, Product, Table, Window, affine_bounds
 from protocol.pads import Form, Need, Party, Wire
 from protocol.soundness import Parameters
 from protocol.transcript import FiatShamir, Transcript
@@ -43,12 +42,6 @@ def frozen():
     sys.modules["killers_generate"] = module
     spec.loader.exec_module(module)
     return (*module.load(), module)
-
-
-def signed(statement, body):
-    _, _, vectors, _ = frozen()
-    digest = hashlib.sha256(statement.digest + body).digest()
-    return body + identity.sign(bytes.fromhex(vectors["owner_secret_seed"]), argument.SIGNATURE_LABEL, digest)
 
 
 @contextmanager
@@ -228,6 +221,8 @@ def test_fields_of_an_encoded_network_at_their_caps():
     none = np.zeros(0)
     for bits, why in ((0, "table width"), (21, "table width"), (20, "truncated")):
         malformed(why, tables=((bits, none),))
+    with pytest.raises(ParameterError, match="leaves the table"):
+        Network.from_bytes(encoded(tables=((1, np.zeros(2)),)))
     malformed("count 2 over the cap 1", which=2)
     for name, cap in (("left", 4096), ("right", 4096), ("edges", 4096)):
         malformed(f"count {cap + 1} over the cap {cap}", **{name: cap + 1})
@@ -287,6 +282,83 @@ def test_windows_at_their_edges():
     assert usable(64, 1, 1, 0, 0, 1, top) and not usable(65, 1, 1, 0, 0, 1, top)  # outputs
 
 
+def small(*, shape=(2, 1, 1), tables=None, bits=9, entries=None, shift=0, source=0, weight=(2, 2, 1, 1), rows=(1,),
+          columns=(1,), pool=None, groups=1, bias=2, classes=2, last=(1, 1), out_source=1, out_shift=0, middle=True,
+          out_table=None):  # fmt: skip
+    """A network of one requant node, whose weights and table are zero, and an output."""
+    table = Table(bits, np.zeros((1 << bits if bits >= 0 else 1) if entries is None else entries, np.int64))
+    edge = Edge(source, np.zeros(weight, np.int64), Window(*rows), Window(*columns), groups, pool)
+    node = Node((edge,), np.zeros(bias, np.int64), shift, table if middle else None)
+    ends = [Window(n) if n < 99 else Window(1, n) for n in last]
+    wide = Edge(out_source, np.zeros((classes, weight[0], ends[0].kernel, ends[1].kernel), np.int64), *ends)
+    out = Node((wide,), np.zeros(classes, np.int64), out_shift, out_table)
+    return Network(shape, np.zeros((shape[0], 256) if tables is None else tables, np.int64), (node, out))
+
+
+def test_structure_at_its_edges():
+    top = 1 << 16
+    good = (
+        {}, {"bits": 1}, {"bits": 20}, {"shift": 24, "bits": 5}, {"groups": 2, "weight": (2, 1, 1, 1)},
+        {"weight": (top, 2, 1, 1), "bias": top}, {"rows": (1, 1, 1, 1), "last": (3, 1)}, {"classes": 3},
+        {"rows": (1, 1, top // 2, top // 2 - 1), "last": (top, 1)},
+        {"columns": (1, 1, top // 2, top // 2 - 1), "last": (1, top)},
+    )  # fmt: skip
+    for fields in good:
+        small(**fields)
+    assert small(rows=(1, 1, 1, 1), last=(3, 1)).shapes == ((2, 1, 1), (2, 3, 1), (2, 1, 1))
+    for match, fields in (
+        ("2.bits entries", {"bits": 0}), ("2.bits entries", {"bits": 21}), ("2.bits entries", {"entries": 511}),
+        ("2.bits entries", {"entries": 513}), ("shift out", {"shift": 25, "bits": 3}), ("shift out", {"shift": -1}),
+        ("shift out", {"out_shift": 1}), ("later node", {"source": -1}), ("later node", {"source": 1}),
+        ("later node", {"out_source": 2}), ("does not fit", {"groups": 0}), ("does not fit", {"groups": 2}),
+        ("does not fit", {"groups": 2, "weight": (3, 1, 1, 1), "bias": 3}), ("does not fit", {"weight": (2, 1, 1, 1)}),
+        ("does not fit", {"weight": (2, 3, 1, 1)}), ("does not fit", {"weight": (2, 2, 2, 1)}),
+        ("does not fit", {"weight": (2, 2, 1, 2)}), ("does not fit", {"groups": -1, "weight": (2, 2, 1, 1)}),
+        ("disagree", {"weight": (top + 1, 2, 1, 1), "bias": top + 1}),
+        ("disagree", {"weight": (0, 2, 1, 1), "bias": 0}),
+        ("disagree", {"rows": (1, 1, top // 2, top // 2), "last": (top + 1, 1)}),
+        ("disagree", {"columns": (1, 1, top // 2, top // 2), "last": (1, top + 1)}),
+        ("bias must", {"bias": 1}), ("bias must", {"bias": 3}), ("bias must", {"bias": (2, 1)}),
+        ("one logit", {"rows": (1, 1, 1, 1)}), ("one logit", {"columns": (1, 1, 1, 1)}),
+        ("two classes", {"classes": 1}), ("only the last", {"middle": False}), ("last node", {"out_table": relu()}),
+        ("input tables", {"tables": (1, 256)}), ("input tables", {"tables": (2, 255)}),
+        ("a window", {"rows": (2,)}), ("a window", {"columns": (2,)}), ("a window", {"pool": (Window(2), Window(1))}),
+        ("a window", {"pool": (Window(1), Window(2))}),
+    ):  # fmt: skip
+        with pytest.raises(ParameterError, match=match):
+            small(**fields)
+    for most, fits in ((2, True), (1, False)):
+        with put(network_module, "MAX_NODES", most):
+            if fits:
+                small()
+                continue
+            with pytest.raises(ParameterError, match="more than"):
+                small()
+    with pytest.raises(ParameterError, match="last node"):
+        Network((1, 1, 1), np.zeros((1, 256), np.int64), ())
+
+
+def relu():
+    return Table(9, np.zeros(512, np.int64))
+
+
+def test_two_edges_into_one_node_agree():
+    one, two = Window(1), Window(1, 1, 0, 1)
+
+    def network(*windows):
+        edges = tuple(Edge(0, np.zeros((1, 1, 1, 1), np.int64), rows, columns) for rows, columns in windows)
+        height, width = windows[0][0].outputs(1), windows[0][1].outputs(1)
+        out = Edge(1, np.zeros((2, 1, height, width), np.int64), Window(height), Window(width))
+        nodes = Node(edges, np.zeros(1, np.int64), 0, relu()), Node((out,), np.zeros(2, np.int64))
+        return Network((1, 1, 1), np.zeros((1, 256), np.int64), nodes)
+
+    network((one, one), (one, one))
+    network((two, one), (two, one))
+    for windows in (((one, one), (two, one)), ((one, two), (one, one))):
+        with pytest.raises(ParameterError, match="disagree"):
+            network(*windows)
+
+
 def test_outputs_and_taps_of_a_window():
     window = Window(3, 2, 1, 2, 2)
     assert window.outputs(7) == 3 and window.taps(7).tolist() == [[-1, 1, 3], [1, 3, 5], [3, 5, -1]]
@@ -294,6 +366,111 @@ def test_outputs_and_taps_of_a_window():
     twice = Window(2, 3, 1, 0, 1, 2)  # over 0 0 1 1 2 2, the border repeated before
     assert twice.outputs(3) == 2 and twice.taps(3).tolist() == [[0, 1], [0, 1]]
     assert Window(1, 1, 0, 2, 1, 2).taps(2).tolist() == [[0, 0, 1, 1, 1, 1]]
+
+
+def test_extremes_of_a_table():
+    """Of any range of units, with and without whole blocks in between."""
+    for bits in (9, 12):
+        half, rng = 1 << (bits - 1), np.random.default_rng(bits)
+        table = Table(bits, rng.integers(-(1 << 29), 1 << 29, 2 * half))
+        ends = [-half, -half + 1, -1025, -1024, -1023, -1, 0, 1, 1023, 1024, half - 1024, half - 2, half - 1]
+        pairs = [(a, b) for a in ends for b in ends if -half <= a <= b < half]
+        low, high = table.extremes(*(np.array(column) for column in zip(*pairs, strict=True)))
+        plain = [table.values[a + half : b + half + 1] for a, b in pairs]
+        assert low.tolist() == [min(v) for v in plain] and high.tolist() == [max(v) for v in plain]
+    peak = np.zeros(1 << 12, np.int64)  # one value that only a whole block, or only an end, holds
+    for at in (0, 5, 1023, 1024, 1500, 3071, 3072, 4095):
+        for value in (7, -7):
+            peak[:] = 0
+            peak[at] = value
+            low, high = Table(12, peak.copy()).extremes(np.array([-2048, -2043, -1024]), np.array([2047, 1500, 1023]))
+            inside = [0 <= at <= 4095, 5 <= at <= 3548, 1024 <= at <= 3071]
+            assert low.tolist() == [min(value, 0) * i for i in inside]
+            assert high.tolist() == [max(value, 0) * i for i in inside]
+
+
+def plain_bounds(node, ranges):
+    """(low, high, largest sum of sizes) per output channel, by Python integers and the definition."""
+    out = []
+    for o, bias in enumerate(node.bias.tolist()):
+        low = high = bias
+        size = abs(bias)
+        if node.product:
+            (a, b), (c, d) = ([int(end[o]) for end in ranges[k]] for k in (node.product.left, node.product.right))
+            corners = [x * y for x in (a, b) for y in (c, d)]
+            low, high, size = low + min(corners), high + max(corners), size + max(map(abs, corners))
+        for edge in node.edges:
+            windows = (edge.rows, edge.columns, *(edge.pool or ()))
+            factor = edge.pool[0].kernel * edge.pool[1].kernel if edge.pool else 1
+            lows, highs = ranges[edge.source]
+            padded = any(w.pad_before > 0 or w.pad_after > 0 for w in windows)
+            for i, c in enumerate(edge.channels[o].tolist()):
+                a, b = int(lows[c]), int(highs[c])
+                size += factor * sum(abs(w) for w in edge.weight[o, i].ravel().tolist()) * max(abs(a), abs(b))
+                a, b = (min(a, 0), max(b, 0)) if padded else (a, b)
+                for w in edge.weight[o, i].ravel().tolist():
+                    low, high = low + factor * min(w * a, w * b), high + factor * max(w * a, w * b)
+        out.append((low, high, size))
+    return out
+
+
+def test_bounds_are_those_of_the_definition():
+    rng, one = np.random.default_rng(3), Window(1)
+    for large in (1 << 5, 1 << 29):
+        ends = [np.sort(rng.integers(-large, large, (2, 4)), axis=0) for _ in range(3)]
+        ends.append(np.array([[3, 5, -9, 2], [7, 6, -2, 2]]))  # without zero
+        ranges = [(e[0], e[1]) for e in ends]
+        for groups, source, windows, pool in (
+            (1, 0, (Window(2), one), None), (2, 1, (one, Window(3, 1, 0, 1)), None), (4, 2, (one, one), None),
+            (2, 3, (Window(2, 1, 1), one), None), (1, 3, (one, one), (Window(3), Window(2))),
+            (2, 3, (one, one), (Window(64, 1, 0, 1), Window(64))), (1, 3, (one, one), None),
+        ):  # fmt: skip
+            shape = (4, 4 // groups, windows[0].kernel, windows[1].kernel)
+            edge = Edge(source, rng.integers(-large, large, shape), *windows, groups, pool)
+            other = Edge(3, rng.integers(-large, large, (4, 4, 1, 1)), one, one)
+            for edges, product in (((edge,), None), ((edge, other), Product(1, 2)), ((), Product(0, 3))):
+                node = Node(edges, rng.integers(-large, large, 4), product=product)
+                low, high = affine_bounds(node, ranges)
+                plain = plain_bounds(node, ranges)
+                assert [(int(a), int(b)) for a, b in zip(low, high, strict=True)] == [p[:2] for p in plain]
+                most = max(p[2] for p in plain)
+                assert abs(network_module._magnitude(node, ranges) - most) <= most * 2.0**-50
+
+
+def test_bounds_beyond_64_bits():
+    """Of one sign, by one long range, through a large pool, or only by the number of channels."""
+    big, one, pool = 1 << 29, Window(1), (Window(64), Window(64))
+    for channels, weight, (low, high), through in (
+        (1, big, (-5, big), pool), (1, -big, (-5, big), pool), (1, big, (-big, 5), pool), (1, -big, (-big, 5), pool),
+        (64, big, (big, big), None), (64, -big, (-big, -big), None), (1, 7, (-big, big), pool),
+        (32, big, (0, big), None),
+    ):  # fmt: skip
+        ranges = [(np.full(channels, low), np.full(channels, high))]
+        edge = Edge(0, np.full((2, channels, 1, 1), weight), one, one, 1, through)
+        node = Node((edge,), np.array([1, -1]))
+        found = affine_bounds(node, ranges)
+        assert [(int(a), int(b)) for a, b in zip(*found, strict=True)] == [p[:2] for p in plain_bounds(node, ranges)]
+
+
+def test_huge_values():
+    for value, huge in (((1 << 30) - 1, False), (1 << 30, True), (1 - (1 << 30), False), (-(1 << 30), True)):
+        assert network_module._huge(np.array([0, value])) == huge
+    assert not network_module._huge(np.zeros(0, np.int64))
+
+
+def test_sums_are_exact_below_two_to_the_52():
+    one, table = Window(1), Table(9, np.zeros(512, np.int64))
+
+    def network(bias):
+        """y = -2^22 + bias, out of sums of 2^52 - 2^22 + |bias|."""
+        weights = np.array([(1 << 29) - 1, -(1 << 29)]).reshape(1, 2, 1, 1)
+        first = Node((Edge(0, weights, one, one),), np.array([bias]), 0, table)
+        out = Node((Edge(1, np.ones((2, 1, 1, 1), np.int64), one, one),), np.zeros(2, np.int64))
+        return Network((2, 1, 1), np.full((2, 256), 1 << 22), (first, out))
+
+    network((1 << 22) - 1)
+    with pytest.raises(ParameterError, match="not evaluated exactly"):
+        network(1 << 22)
 
 
 def test_a_product_has_factors_of_one_shape():
@@ -496,95 +673,3 @@ def test_owners_of_small_order():
         with pytest.raises(DecodingError):
             identity.check_public_key(bytes.fromhex(data))
     identity.check_public_key(identity.public_key(bytes(32)))
-
-
-# Proofs as bytes
-
-
-def test_an_oversized_proof():
-    statement, proof, _, _ = frozen()
-    with put(argument, "MAX_PROOF_BYTES", 100), pytest.raises(DecodingError, match="too large"):
-        argument.verify(statement, proof[:101])
-    with put(argument, "MAX_PROOF_BYTES", 101), fails("owner.signature"):
-        argument.verify(statement, proof[:101])
-
-
-def test_a_proof_holds_a_signature():
-    statement, proof, _, _ = frozen()
-    with pytest.raises(DecodingError, match="truncated"):
-        argument.verify(statement, proof[: len(argument.MAGIC) + 63])
-    with fails("owner.signature"):
-        argument.verify(statement, proof[: len(argument.MAGIC) + 64])
-
-
-def test_nothing_between_the_siblings_and_the_signature():
-    statement, proof, _, _ = frozen()
-    with pytest.raises(DecodingError, match="trailing"):
-        argument.verify(statement, signed(statement, proof[:-64] + b"\0"))
-
-
-def test_entries_of_columns_are_below_p():
-    statement, proof, vectors, _ = frozen()
-    first, length = vectors["fields"]["columns"]
-    words = np.frombuffer(proof[first : first + length], "<u4")
-    at = first + 4 * int(words.argmin())
-    for value in (field.P, int(words.min()) + field.P):
-        bad = proof[:at] + value.to_bytes(4, "little") + proof[at + 4 : -64]
-        with pytest.raises(DecodingError, match="canonical"):
-            argument.verify(statement, signed(statement, bad))
-
-
-class Watched(FiatShamir):
-    """A channel that notes what is asked of it."""
-
-    def __init__(self, interactive=False):
-        self.interactive, self.calls = interactive, []
-
-    def open(self):
-        self.calls.append("open")
-
-    def coin(self, pending):
-        if self.calls[-1] != "coin":
-            self.calls.append("coin")
-        return b""
-
-    def close(self):
-        self.calls.append("close")
-
-
-def test_the_channel_is_opened_used_and_closed():
-    """And the ledger is that of the channel; the weights of the link's ten equations are drawn, 16 bytes each."""
-    statement, proof, _, _ = frozen()
-    asked = []
-
-    def entropy(count):
-        asked.append(count)
-        return bytes([len(asked)]) * count
-
-    channel = Watched(interactive=True)
-    ledger = argument.verify(statement, proof, channel, entropy=entropy)
-    assert channel.calls == ["open", "coin", "close"] and asked == [16] * 10
-    assert ledger.sessions == soundness.SESSIONS == 8 and statement.ledger().sessions == 1
-    assert statement.ledger(True).total == 8 * statement.ledger().total
-
-
-def test_a_rejected_proof_closes_no_channel():
-    statement, proof, _, _ = frozen()
-    channel = Watched()
-    with fails("owner.signature"):
-        argument.verify(statement, proof[:-1] + bytes([proof[-1] ^ 1]), channel)
-    assert channel.calls == []
-
-
-def test_the_weights_are_what_holds_the_ten_equations():
-    """With weights of zero every answer opens."""
-    statement, proof, vectors, _ = frozen()
-    at = vectors["fields"]["link.answer"][0] + vectors["fields"]["link.answer"][1] - 32
-    bad = signed(statement, proof[:at] + bytes([proof[at] ^ 1]) + proof[at + 1 : -64])
-    with fails("link.opening"):
-        argument.verify(statement, bad)
-    with fails("link.opening"):
-        argument.verify(statement, bad, entropy=lambda count: b"\1" + bytes(count - 1))
-    with pytest.raises(VerificationError) as error:
-        argument.verify(statement, bad, entropy=bytes)
-    assert error.value.check != "link.opening"
