@@ -67,6 +67,7 @@ TILE = 6  # levels that are fetched together
 BUSY_S = 60.0  # how long SQLite waits for another process
 OFFER_S = 60.0  # how long witnesses are asked for the same checkpoint, if not all of them sign it before
 KEPT_CHECKPOINTS = 8  # with cosignatures
+KEPT_JOINED = 256  # sums of them
 
 BIG = BigInteger().with_variant(Integer, "sqlite")
 SCHEMA = MetaData()
@@ -115,6 +116,7 @@ class Log:
         self._secret_seed, self._clock = secret_seed, clock
         self._notes: dict[int, str] = {}  # by size
         self._nodes: dict[Node, bytes] = {}
+        self._joined: dict[tuple[int, tuple[bytes, ...]], Cosignature] = {}  # by size and witnesses
         self._engine = _engine(database)
         stored = self._make()
         if stored != self.key.to_text():
@@ -228,7 +230,10 @@ class Log:
     def _witnessed(
         self, db: Connection, position: int, size: int, signed: int, signatures: Mapping[bytes, bytes]
     ) -> pb.Witnessed:
-        joined = Cosignature.join(signatures)
+        signers = signed, tuple(sorted(signatures))
+        if signers not in self._joined:
+            _keep(self._joined, {signers: Cosignature.join(signatures)}, KEPT_JOINED)
+        joined = self._joined[signers]
         return pb.Witnessed(
             note=self._note(db, signed), witnesses=joined.witnesses, signature=joined.signature,
             path=self._proof(db, lambda read: inclusion_path(read, position, signed)),
