@@ -31,7 +31,7 @@ from protocol.errors import DecodingError, ParameterError, Restart
 from prover.access import Listening, Rate, Tokens, TooOften, Unauthenticated, check_address
 from prover.access import client as client_of
 from prover.jobs import Prover, Refused
-from prover.queue import RUNNING, Asked, Full, Job, JobQueue, JobState
+from prover.queue import MAX_REASON, RUNNING, Asked, Full, Job, JobQueue, JobState
 from prover.requests import Requests
 from prover.session import Session
 from prover.strict import Strict
@@ -251,8 +251,10 @@ class Servicer(pb_grpc.ProverServicer):
             if answer is UNFORESEEN:
                 report(error)
             self._metrics.refused(answer.cause)
-            log.info("call ended", extra={"fields": {"cause": answer.cause, "client": client}})
-            await context.abort(answer.code, answer.text or str(error))
+            flood = answer.code in (LATER, grpc.StatusCode.UNAUTHENTICATED)  # is counted, but does not fill the log
+            fields = {"cause": answer.cause, "client": client}
+            log.log(logging.DEBUG if flood else logging.INFO, "call ended", extra={"fields": fields})
+            await context.abort(answer.code, answer.text or str(error)[:MAX_REASON])
 
     @asynccontextmanager
     async def _place(self, client: str, size: int) -> AsyncIterator[Any]:
