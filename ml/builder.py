@@ -30,6 +30,7 @@ LARGEST_KERNEL = 1 << 12  # of rows and columns at once: the unit of such a sum 
 MAX_MAGNITUDE = 2.0**120  # of a weight or a bias after composition; an exact copy may be rescaled by 2^100
 MAX_STEPS = 64  # taps of one axis of a maximum: each is a node
 
+TOO_LARGE = "the network is too large: fewer channels or smaller images help"
 _PIXEL = -1  # source of a value that is still an affine of raw pixels; 0 is the input after its table
 
 Fail = Callable[[str], ParameterError]
@@ -82,15 +83,15 @@ class Builder:
         where = f"node {len(self.nodes) + 1} {node.name!r}"
         peaks = [float(np.abs(array).max(initial=0)) for array in (node.bias, *(e.weight for e in node.edges))]
         if not all(peak <= MAX_MAGNITUDE for peak in peaks):
-            raise ParameterError(f"{where}: weight or bias of {max(peaks):.3g}, over 2^120")
+            raise ParameterError(f"{where}: weight or bias of {max(peaks):.3g}, over 2^120; scale the layer down")
         self.activations += prod(node.shape)
         for e in node.edges:
             taps = prod(node.shape[1:]) * prod(e.weight.shape[1:])
             self.spend(0, len(e.weight) * taps, where)
             if taps * e.groups > MAX_TAPS:
-                raise ParameterError(f"{where}: the network is too large")
+                raise ParameterError(f"{where}: {TOO_LARGE}")
         if self.activations > MAX_ACTIVATIONS or len(self.nodes) >= MAX_NODES:
-            raise ParameterError(f"{where}: the network has too many activations or nodes")
+            raise ParameterError(f"{where}: too many activations or nodes; {TOO_LARGE}")
         self.nodes.append(node)
 
     def spend(self, weights: int, work: int, where: str) -> None:
@@ -98,7 +99,7 @@ class Builder:
         self.weights += weights
         self.work += work
         if self.weights > MAX_WEIGHTS or self.work > MAX_WORK:
-            raise ParameterError(f"{where}: the network is too large")
+            raise ParameterError(f"{where}: {TOO_LARGE}")
 
     def _output(self) -> Value:
         """The plain value of the last node."""
@@ -317,7 +318,7 @@ class Builder:
             raise fail(f"the kernel is larger than its input {value.shape}")
         self.spend(weight.size, 0, name)
         if max(shape) > 1 << 16 or prod(shape[1:]) * kh * kw * c > MAX_TAPS:
-            raise fail("the network is too large")
+            raise fail(TOO_LARGE)
         source = (np.arange(o) // (o // groups))[:, None] * cg + np.arange(cg)[None, :]  # [O, cg] channel of the value
         bias = np.zeros(o)
         if value.bias.any():

@@ -167,7 +167,8 @@ class _Quantiser:
             terms += prod(edge.weight.shape[1:]) * pooled * int(max(high.max(), -low.min(), 1))
         if not (top < 2.0**900).all() or terms >= 1 << 40:
             raise ParameterError(
-                f"{where}: weights up to {float(top.max()):.3g} in {terms} terms exceed the bounds"
+                f"{where}: weights up to {float(top.max()):.3g} in {terms} terms exceed the bounds; scale the layer's "
+                "weights down (batch normalization, weight decay), or give it fewer inputs"
             )
         exponent = (PRECISION - terms.bit_length() - np.frexp(top)[1]).clip(-900, 900)
         unit: Floats = np.ldexp(1.0, -exponent)
@@ -236,7 +237,7 @@ class _Quantiser:
         least, most = affine_bounds(node, self.ranges)
         width = max(int(most.max()) + 1, -int(least.min()), 1).bit_length() + 1
         if width > MAX_TABLE_BITS:
-            raise ParameterError(f"{where}: the values of a maximum need {width} bits")
+            raise ParameterError(f"{where}: the values of a maximum need {width} bits; put a Clip before it")
         if real_node.expression == RELU or real_node.lift == 1:
             bounds = 0, int((high - np.minimum(low, 0)).max())
         else:
@@ -247,14 +248,16 @@ class _Quantiser:
         return Node(edges, bias, 0, table, real_node.name)
 
     def product(self, real_node: RealNode, product: Product) -> Node:
-        """A product: its unit is that of the integers, times the shift that leaves 12 bits of value."""
+        """A product: its unit is that of the integers, times the shift that leaves 12 bits to the values to expect."""
         node = Node((), np.zeros(len(real_node.bias), np.int64), 0, None, real_node.name, product)
         largest = max(int(np.abs(bound).max()) for bound in affine_bounds(node, self.ranges))
-        shift = max(0, largest.bit_length() - (Z_BITS.stop - 1))
-        width = ((largest + rounding_offset(shift)) >> shift).bit_length() + 1
+        seen = max(int(np.abs(y).max()) for y in self.evaluate(node))
+        shift = max(0, min(seen * self.headroom, largest).bit_length() - (Z_BITS.stop - 1))
+        while (width := ((largest + rounding_offset(shift)) >> shift).bit_length() + 1) > self.widths[-1]:
+            shift += 1
         factor = np.ones(1) if real_node.factor is None else real_node.factor
         self.scales.append(factor * self.scales[product.left] * self.scales[product.right] * float(1 << shift))
-        table = self.table(X, width, 1.0, 1.0, 1 << (width - 1))
+        table = self.table(X, width, 1.0, 1.0, _max(Z_BITS.stop - 1))
         return Node((), node.bias, shift, table, real_node.name, product)
 
     def output(self, real_node: RealNode, reach: Floats) -> Node:

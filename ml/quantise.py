@@ -8,9 +8,11 @@ the verifier has its own) -> `integers` (scales and weights).  Needs numpy and o
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import log2
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,7 @@ NOISE_WORK = 1 << 34  # multiplications of one pass over the noise
 NOISE_ACTIVATIONS = 1 << 25  # kept of it
 FEWEST_IMAGES = 4  # whatever they cost
 MEMORY_LIMIT = 3 << 29  # bytes, unless the caller has another: ResNet-50 takes 1 GiB
+KEPT = 2  # networks that `derive_once` remembers
 COPIES = 3  # of the file: the caller's, the parsed one, the one as arrays
 
 Images = npt.NDArray[np.uint8]
@@ -183,6 +186,26 @@ def derive(
         )
     network, max_z = to_integers(real, images, derivation.table_bits, derivation.headroom)
     return Derived(network, derivation.freedom_bits(logits), max_z)
+
+
+_kept: OrderedDict[tuple[bytes, bytes], Derived] = OrderedDict()
+_keeping = Lock()
+
+
+def derive_once(
+    model_bytes: bytes, derivation: Derivation = DEFAULT, calibration_images: Images | None = None
+) -> Derived:
+    """`derive`, which finds the last networks of this process again by the digests of model and derivation."""
+    if derivation.calibration:
+        return derive(model_bytes, derivation, calibration_images)
+    key = hashlib.sha256(model_bytes).digest(), derivation.digest
+    with _keeping:
+        derived = _kept.get(key) or derive(model_bytes, derivation, calibration_images)
+        _kept[key] = derived
+        _kept.move_to_end(key)
+        while len(_kept) > KEPT:
+            _kept.popitem(last=False)
+    return derived
 
 
 def _noise_count(real: RealNetwork) -> int:

@@ -198,9 +198,10 @@ def prove_command(
     warm_up()
     with progress(as_json) as report:
         report("derive", 0.0)
-        about = subject(read(model, MAX_MODEL_BYTES, "model"), derivation, images, key.vk)
+        limit = memory(memory_limit)
+        about = subject(read(model, MAX_MODEL_BYTES, "model"), derivation, images, key.vk, limit)
         k_min = approve(mk, secret, about, k_min).k_min[about.network.digest]
-        claim = make_claim(key, about, k_min, context, memory_limit=memory(memory_limit), progress=report)
+        claim = make_claim(key, about, k_min, context, memory_limit=limit, progress=report)
     data = claim.to_bytes()
     write_file(out, data, 0o644)
     result = {

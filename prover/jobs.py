@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ml.quantise import Derivation, derive, images_digest
+from ml.quantise import MEMORY_LIMIT, Derivation, derive, images_digest
 from protocol.argument import Cancelled as Stopped
 from protocol.argument import Context, Statement, prove
 from protocol.claim import Claim, statement_digests
@@ -58,12 +58,18 @@ class Subject:
     freedom_bits: float
 
 
-def subject(model: bytes, derivation: Derivation, calibration: Images | None, key: VerificationKey) -> Subject:
+def subject(
+    model: bytes,
+    derivation: Derivation,
+    calibration: Images | None,
+    key: VerificationKey,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Subject:
     """Derive the integer network of an ONNX model that is to be claimed under `key`.
 
-    Raises DecodingError or ParameterError.
+    Raises DecodingError, or ParameterError, also if that is estimated to take over `memory_limit` bytes.
     """
-    derived = derive(model, derivation, calibration)
+    derived = derive(model, derivation, calibration, memory_limit)
     check_shape(derived.network, key)
     return Subject(derived.network, hashlib.sha256(model).digest(), derivation.digest, derived.freedom_bits)
 

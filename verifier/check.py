@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml.quantise import Derivation, Derived, Fidelity, derive, fidelity
+from ml.quantise import Derivation, Derived, Fidelity, derive, derive_once, fidelity
 from protocol import keygen
 from protocol.anchor import WINDOW
 from protocol.argument import Context, Statement, verify
@@ -270,7 +270,7 @@ def _check(subject: Subject, obtain: Obtain, policy: Policy, verdict: Verdict) -
     check_owner(key, subject.reference, policy, verdict, subject.review)
     _date_key(key, subject.publication, subject.stamp, verdict)
     with _timed(verdict, "derive"):
-        derived = derive(subject.model, subject.derivation, subject.calibration)
+        derived = derive_once(subject.model, subject.derivation, subject.calibration)
         verdict.network_digest = derived.network.digest.hex()
     verdict.derivation_digest, verdict.freedom_bits = subject.derivation.digest.hex(), derived.freedom_bits
     if derived.network.shape != key.parameters.shape or derived.network.classes != key.parameters.classes:

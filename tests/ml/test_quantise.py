@@ -13,9 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml import quantise
 from ml.calibration import noise_images
 from ml.integers import GRID, grid, grid_above
-from ml.quantise import DEFAULT, DEFAULT_MIN_AGREEMENT, Derivation, derive, fidelity, float_classes, images_digest
+from ml.quantise import (
+    DEFAULT,
+    DEFAULT_MIN_AGREEMENT,
+    Derivation,
+    derive,
+    derive_once,
+    fidelity,
+    float_classes,
+    images_digest,
+)
 from ml.resampling import METHODS
 from protocol.errors import DecodingError, ParameterError
 from protocol.network import MAX_OUTPUT, Network
@@ -183,6 +193,15 @@ def test_calibration_images_are_named_by_their_digest(small: Build) -> None:
             derive(small(), derivation, wrong)
     with pytest.raises(ParameterError):
         derive(small(), DEFAULT, images)
+
+
+def test_a_network_is_derived_once(small: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, other = derive_once(small()), derive_once(small(), Derivation(outputs=(1, 0)))
+    assert first.network.digest == derive(small()).network.digest != other.network.digest
+    monkeypatch.setattr(quantise, "derive", None)
+    assert derive_once(small()) is first and derive_once(small(), Derivation(outputs=(1, 0))) is other
+    with pytest.raises(TypeError):
+        derive_once(small(2.0))
 
 
 DERIVATIONS = st.builds(
