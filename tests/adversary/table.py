@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SECURITY = ROOT / "SECURITY.md"
 BEGIN, END = "<!-- rendered by python -m tests.adversary.table -->", "<!-- end of the rendered table -->"
-RAISERS = ("VerificationError", "check_signature", "check_name", "_check")
+RAISERS = ("VerificationError", "check_signature", "check_text", "check_name", "_check")
 
 NOBODY = "**nobody**"
 EXACT = "none: exact"
