@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,6 +118,7 @@ class Log:
         self._nodes: dict[Node, bytes] = {}
         self._joined: dict[tuple[int, tuple[bytes, ...]], Cosignature] = {}  # by size and witnesses
         self._engine = _engine(database)
+        self._reader: Connection | None = None
         stored = self._make()
         if stored != self.key.to_text():
             self.close()
@@ -131,16 +132,30 @@ class Log:
             SCHEMA.create_all(self._engine)  # another process made it meanwhile
         with suppress(IntegrityError), self._engine.begin() as db:
             db.execute(insert(LOG).values(number=1, key=self.key.to_text(), offered=0, since=0))
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return str(db.scalar(select(LOG.c.key)))
 
     def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
         self._engine.dispose()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """A connection without transactions, kept as long as it works: making one takes longer than a proof."""
+        if self._reader is None:
+            self._reader = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        try:
+            yield self._reader
+        except BaseException:
+            self._reader.close()
+            self._reader = None
+            raise
 
     @property
     def size(self) -> int:
         """Number of entries."""
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return _size(db)
 
     def append(self, items: Sequence[Item]) -> None:
@@ -181,7 +196,7 @@ class Log:
 
         With a threshold also where it is at the newest checkpoint that so many of the `witnesses` signed, if any.
         """
-        with self._engine.connect() as db:
+        with self._reading() as db:
             row = db.execute(FIND, {"kind": kind, "digest": digest}).first()
             if row is None:
                 return None
@@ -199,7 +214,7 @@ class Log:
 
     def checkpoint(self, old_size: int) -> pb.SignedCheckpoint:
         """The newest checkpoint, and the proof that it continues the one of `old_size` entries."""
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return self._checkpoint(db, old_size, _size(db))
 
     def offer(self, old_size: int, witnesses: Collection[bytes]) -> pb.SignedCheckpoint:
@@ -224,7 +239,7 @@ class Log:
 
     def offered(self) -> Checkpoint:
         """The checkpoint that `offer` gave last."""
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return open_checkpoint(self._note(db, db.execute(OFFER).one().offered), self.key)
 
     def _witnessed(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.log import Entry, EntryKind, Receipt, check_consistency, open_checkpoint
@@ -184,6 +185,16 @@ def test_several_boards_keep_one_log(database, log):
         answer = log.checkpoint(old.size)
         check_consistency(old, open_checkpoint(answer.note, log.key), answer.consistency)
     assert [checkpoint.size for checkpoint in seen] == sorted(checkpoint.size for checkpoint in seen)
+
+
+def test_a_connection_that_breaks_is_made_again(log):
+    log.append(keys(3))
+    log._reader.connection.dbapi_connection.close()
+    with pytest.raises(SQLAlchemyError):
+        log.checkpoint(0)
+    assert log.size == 3
+    log.append(keys(3, 3))
+    assert [checked(log, *key).index for key in keys(6)] == list(range(6))
 
 
 def test_a_large_log_is_read_with_little_memory(database, monkeypatch):
