@@ -1,6 +1,6 @@
 """Measure this machine: `python -m benchmarks [NAME ...]`; with `--check`, only see that the texts show the results.
 
-A NAME is a job, or: small (default, with micro), large, micro, curves, peers.
+A NAME is a job, or: small (default, with micro), large, micro, curves, peers, fidelity.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _measure(names: list[str], runs: int) -> None:
     from benchmarks.peers import ezkl
 
     groups = {"small": SMALL, "large": LARGE}
-    if unknown := set(names) - {*JOBS, *groups, "micro", "curves", "peers"}:
+    if unknown := set(names) - {*JOBS, *groups, "micro", "curves", "peers", "fidelity"}:
         raise SystemExit(f"no benchmark {', '.join(sorted(unknown))}; jobs are {', '.join(JOBS)}")
     for name in names:
         busy = results.others()
@@ -74,6 +74,10 @@ def _measure(names: list[str], runs: int) -> None:
                 measured[point] = _job(point, runs, profile=False)
             points = {kind: [measured[job.name] for job in jobs] for kind, jobs in curves.items()}
             results.save("curves", busy, {"runs": runs, **points})
+        elif name == "fidelity":
+            from benchmarks.fidelity import measure
+
+            results.save("fidelity", busy, {"networks": [*measure()]})
         elif name == "peers":
             ours = _job("lenet-28x28", runs, profile=False)
             results.save("peers", busy, {"runs": runs, "zkmark": ours, "ezkl": ezkl(JOBS["lenet-28x28"], runs)})

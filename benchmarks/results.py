@@ -118,6 +118,10 @@ def table() -> str:
             "[Time by phase, against the floor](benchmarks/PHASES.md)."
         )]  # fmt: skip
     lines += ["", *_published({job["job"]: job for job in measured})]
+    if fidelity := load("fidelity"):
+        from benchmarks.fidelity import lines as fidelity_lines
+
+        lines += ["", *fidelity_lines(fidelity)]
     if curves := load("curves"):
         from benchmarks.curves import linearity
 

@@ -61,8 +61,8 @@ TARGETS = {
     "soundness": _target("test_soundness.py edges"),
     "network": _target(
         "edges honest test_network.py",
-        "IDENTITY GATHER_BYTES Network.activations Network.forward Network.classify Forward strict_argmax sum_pool "
-        "affine",
+        "IDENTITY GATHER_BYTES CACHE_BYTES Network.activations Network.forward Network.classify Forward strict_argmax "
+        "sum_pool affine _taps _convolution _depthwise",
     ),
     "log": _target(
         "test_log.py",
