@@ -15,7 +15,7 @@ from pathlib import Path
 
 from protocol.anchor import Anchor
 from protocol.errors import ParameterError, VerificationError
-from protocol.keygen import KeyParameters, MarkingKey, PendingKey
+from protocol.keygen import MAX_KEY_BYTES, KeyParameters, MarkingKey, PendingKey
 from prover.keys import MAX_FILE_BYTES, load_marking_key, read_capped, save_marking_key, seal, unseal, write_file
 
 MAGIC = b"zkmark pending key file 1\n"
@@ -45,8 +45,8 @@ def anchored_key(
     """
     path = pending_path(mk)
     left = path.exists()
-    if not left and (mk.exists() or vk.exists()):
-        raise ParameterError(f"{mk if mk.exists() else vk} exists; it is not overwritten")
+    if (mk.exists() and not left) or (vk.exists() and not (left and mk.exists())):
+        raise ParameterError(f"{vk if vk.exists() else mk} exists; it is not overwritten")
     pending = _load(path, secret) if left else commit()
     if pending.parameters != parameters:
         raise ParameterError(f"{path} holds a pending key of other parameters; finish it, or remove it")
@@ -59,7 +59,10 @@ def anchored_key(
     else:
         key = _draw(path, pending, secret, ask)
         save_marking_key(mk, key, secret)
-    write_file(vk, key.vk.to_bytes(), 0o644)
+    data = key.vk.to_bytes()
+    if vk.exists() and read_capped(vk, MAX_KEY_BYTES, "verification key") != data:
+        raise ParameterError(f"{vk} exists; it is not overwritten")
+    write_file(vk, data, 0o644)
     os.unlink(path)
     return key
 

@@ -155,6 +155,11 @@ def test_a_crash_at_any_step_is_made_good(files, monkeypatch, step):
             make(files, ask)
     assert pending_path(files[0]).exists()
     stored = pending_module._load(pending_path(files[0]), SECRET)
+    if step == "mk written":
+        files[1].write_bytes(b"mine")
+        with pytest.raises(ParameterError, match="not overwritten"):
+            make(files, refuse, commit=refuse)
+        files[1].unlink()
     key = make(files, refuse if step in STEPS[4:] else board.ask, commit=refuse)
     shown += [files[1].read_bytes(), key.vk.to_bytes(), load_marking_key(files[0], SECRET).vk.to_bytes()]
     assert len(set(shown)) == 1 and key.owner_secret_seed == stored.secrets.owner_secret_seed
@@ -218,6 +223,10 @@ def test_what_is_there_is_not_overwritten(files):
         path.unlink()
     with pytest.raises(ConnectionError):
         make(files, unreachable)
+    vk.write_bytes(b"mine")
+    with pytest.raises(ParameterError, match="not overwritten"):
+        make(files, refuse)
+    vk.unlink()
     with pytest.raises(ParameterError, match="other parameters"):
         make(files, refuse, parameters=KeyParameters((1, 4, 4), 10, 13, LabelRule.CHOSEN))
     elsewhere = mk.parent / "elsewhere"
