@@ -19,10 +19,11 @@ from prover.options import (
     check_pair,
     json_option,
     memory,
-    memory_option,
     model_options,
     outcome,
     read,
+    resource_options,
+    resources,
     say,
     secret_options,
     warm_up,
@@ -174,14 +175,14 @@ def approve_command(
 @click.option("--claimant", default="", help="Who claims.")
 @click.option("--verifier", default="", help="Whom the claim is for.")
 @click.option("--out", required=True, type=NEW_FILE, help="New file for the claim.")
-@memory_option
+@resource_options
 @secret_options
 @json_option
 @outcome
 def prove_command(
     mk: Path, vk: Path, model: Path, calibration: Path | None, preprocess: Path | None, k_min: int | None, nonce: str,
-    purpose: str, claimant: str, verifier: str, out: Path, memory_limit: float | None, passphrase_file: Path | None,
-    key_file: Path | None, as_json: bool,
+    purpose: str, claimant: str, verifier: str, out: Path, memory_limit: float | None, device: str, engine: str,
+    address: str | None, passphrase_file: Path | None, key_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Write a claim about a model to a file.  Counts as an approval of the model."""
     nonce_bytes = _nonce(nonce)
@@ -191,6 +192,7 @@ def prove_command(
     from prover.keys import load_owner, read_secret, write_file
 
     context = Context(purpose, claimant, verifier, nonce_bytes)
+    use = resources(memory_limit, device, engine, address)
     secret = read_secret(passphrase_file, key_file)
     key = load_owner(mk, secret)[0]
     check_pair(key.vk.digest, vk)
@@ -198,10 +200,9 @@ def prove_command(
     warm_up()
     with progress(as_json) as report:
         report("derive", 0.0)
-        limit = memory(memory_limit)
-        about = subject(read(model, MAX_MODEL_BYTES, "model"), derivation, images, key.vk, limit)
+        about = subject(read(model, MAX_MODEL_BYTES, "model"), derivation, images, key.vk, memory(memory_limit))
         k_min = approve(mk, secret, about, k_min).k_min[about.network.digest]
-        claim = make_claim(key, about, k_min, context, memory_limit=limit, progress=report)
+        claim = make_claim(key, about, k_min, context, resources=use, progress=report)
     data = claim.to_bytes()
     write_file(out, data, 0o644)
     result = {

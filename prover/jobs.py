@@ -22,6 +22,7 @@ from protocol.argument import Cancelled as Stopped
 from protocol.argument import Context, Statement, prove
 from protocol.claim import Claim, statement_digests
 from protocol.errors import DecodingError, ParameterError, VerificationError
+from protocol.forks import Engine
 from protocol.keygen import LabelRule, MarkingKey, VerificationKey
 from protocol.network import Network
 from protocol.soundness import FALSE_CLAIM_TARGET
@@ -113,6 +114,19 @@ def default_k_min(key: VerificationKey, freedom_bits: float) -> int:
     return k_min
 
 
+@dataclass(frozen=True)
+class Resources:
+    """What a proof may use.
+
+    memory: bytes, None for no limit; device: a name of `protocol.kernels.on`; engine: where forks are proven, None for
+    this process.  An interactive proof is always made in this process.
+    """
+
+    memory: int | None = None
+    device: str = "cpu"
+    engine: Engine | None = None
+
+
 def make_claim(
     key: MarkingKey,
     about: Subject,
@@ -120,19 +134,23 @@ def make_claim(
     context: Context,
     channel: Channel | None = None,
     *,
-    memory_limit: int | None = None,
+    resources: Resources | None = None,
     progress: Report | None = None,
     cancelled: Cancelled | None = None,
 ) -> Claim:
     """Prove that at least `k_min` hidden triggers match.
 
-    Raises as `protocol.argument.prove` does, and ParameterError if that is estimated to take over `memory_limit` bytes.
+    Raises as `protocol.argument.prove` does, and ParameterError if that is estimated to take more memory.
     """
     statement = Statement(key.vk, about.network, k_min, context, about.model_digest, about.derivation_digest)
-    if memory_limit is not None and statement.memory_bytes > memory_limit:
-        need, limit = statement.memory_bytes / 2**30, memory_limit / 2**30
+    use, channel = resources or Resources(), channel or FiatShamir()
+    if use.memory is not None and statement.memory_bytes > use.memory:
+        need, limit = statement.memory_bytes / 2**30, use.memory / 2**30
         raise ParameterError(f"proving this network needs about {need:.1f} GiB, over the limit of {limit:.1f} GiB")
-    proof = prove(statement, key, channel or FiatShamir(), progress=progress, cancelled=cancelled)
+    engine = None if channel.interactive else use.engine
+    proof = prove(
+        statement, key, channel, progress=progress, cancelled=cancelled, engine=engine, device=use.device
+    )
     return Claim(k_min, context, statement_digests(statement), proof)
 
 
@@ -147,12 +165,12 @@ class Prover:
         state: Path | None = None,
         claimant: str = "",
         calibration: Images | None = None,
-        memory_limit: int | None = None,
+        resources: Resources | None = None,
         derive_limits: DeriveLimits | None = None,
     ) -> None:
         """state: the folder of `prover.state`, `state_folder(path)` by default."""
         self._path, self._secret = path, secret
-        self._claimant, self._memory_limit = claimant, memory_limit
+        self._claimant, self._resources = claimant, resources
         self._calibration_digest = b"" if calibration is None else images_digest(calibration)
         self._derive_limits = derive_limits or DeriveLimits()
         self._version = self._stat()
@@ -208,7 +226,7 @@ class Prover:
         try:
             claim = make_claim(
                 self._key, about, k_min, context, channel,
-                memory_limit=self._memory_limit, progress=progress, cancelled=cancelled,
+                resources=self._resources, progress=progress, cancelled=cancelled,
             )  # fmt: skip
         except ParameterError as error:  # over the memory limit
             log.warning("an approved model cannot be proven here: %s", error)

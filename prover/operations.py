@@ -24,6 +24,8 @@ from prover.options import (
     options,
     outcome,
     read_key,
+    resource_options,
+    resources,
     say,
     secret_options,
     warm_up,
@@ -77,7 +79,7 @@ def amount(name: str, default: float, text: str) -> Callable[[Command], Command]
 @amount("--rate", 120, "Calls of one client in a minute.")
 @amount("--max-disk", 4, "GiB of models that wait, and again of claims that are kept.")
 @amount("--keep-days", 7, "Days for which the outcome of a job is kept.")
-@memory_option
+@resource_options
 @secret_options
 @json_option
 @outcome
@@ -86,7 +88,8 @@ def serve(
     client_ca: Path | None, tokens: Path | None, insecure: bool, metrics: str | None, log_json: bool, claimant: str,
     calibration: Path | None, max_upload: int, deadline: float, derive_deadline: float, derive_memory: float,
     max_jobs: int, max_client_jobs: int, max_client_calls: int, rate: float, max_disk: float, keep_days: float,
-    memory_limit: float | None, passphrase_file: Path | None, key_file: Path | None, as_json: bool,
+    memory_limit: float | None, device: str, engine: str, address: str | None, passphrase_file: Path | None,
+    key_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Answer verifiers over gRPC, for approved models only.  SIGTERM stops it gracefully; jobs survive any end."""
     import asyncio
@@ -108,7 +111,7 @@ def serve(
     secret = read_secret(passphrase_file, key_file)
     shape = read_key(vk).parameters.shape
     prover = Prover(
-        mk, secret, state=state, claimant=claimant, memory_limit=memory(memory_limit),
+        mk, secret, state=state, claimant=claimant, resources=resources(memory_limit, device, engine, address),
         calibration=None if calibration is None else image_folder(calibration, shape),
         derive_limits=DeriveLimits(derive_deadline, int(derive_memory * 2**30)),
     )  # fmt: skip

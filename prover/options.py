@@ -16,6 +16,7 @@ from protocol.errors import DecodingError, ParameterError, VerificationError
 
 if TYPE_CHECKING:
     from protocol.keygen import VerificationKey
+    from prover.jobs import Resources
 
 P = ParamSpec("P")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -69,6 +70,14 @@ memory_option = click.option(
     "--memory-limit", type=click.FloatRange(min=0), metavar="GIB",
     help="Refuse a network that needs more to prove [default: what the machine has].",
 )  # fmt: skip
+resource_options = options(
+    memory_option,
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True,
+                 help="Where lookup trees grow; cuda needs the extra of that name."),
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+                 help="Prove the parts of a proof in this process or on a Ray cluster, which sees the secrets."),
+    click.option("--address", metavar="HOST:PORT", help="A running Ray cluster [default: one of this machine]."),
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
@@ -77,6 +86,19 @@ def memory(limit: float | None) -> int:
     if limit is not None:
         return int(limit * 2**30)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def resources(limit: float | None, device: str, engine: str, address: str | None) -> Resources:
+    """What the options of `resource_options` allow.  Raises ParameterError for what is not there."""
+    from prover.jobs import Resources
+
+    if engine == "local":
+        if address is not None:
+            raise click.UsageError("--address is of a Ray cluster: give --engine ray")
+        return Resources(memory(limit), device)
+    from prover.cluster import ray_engine
+
+    return Resources(memory(limit), device, ray_engine(address))
 
 
 def warm_up() -> None:

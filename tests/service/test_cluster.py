@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 import ray
 
@@ -13,8 +14,10 @@ from ml.quantise import Derivation
 from protocol.argument import Cancelled, Context, Statement, prove, verify
 from protocol.errors import ParameterError
 from protocol.forks import Shared
+from protocol.transcript import InteractiveProver, InteractiveVerifier
 from prover import cluster
-from prover.jobs import subject
+from prover.jobs import Resources, Subject, make_claim, subject
+from prover.options import resources
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def test_a_worker_that_dies_is_replaced(engine, case, tmp_path):
     statement, key = case
 
     def deadly(shared, tasks, report):
-        return engine(Deadly(shared.layout, shared.alpha, shared.beta, shared.pads, tmp_path / "dead"), tasks, report)
+        return engine(Deadly(**vars(shared), mark=tmp_path / "dead"), tasks, report)
 
     verify(statement, prove(statement, key, engine=deadly))
     assert (tmp_path / "dead").exists()
@@ -77,6 +80,22 @@ def test_cancelled(engine, case):
         prove(statement, key, engine=engine, progress=lambda phase, share: seen.append(phase),
               cancelled=lambda: "nodes" in seen)  # fmt: skip
     verify(statement, prove(statement, key, engine=engine))
+
+
+def test_what_the_options_say(engine):
+    here, there = resources(2, "cpu", "local", None), resources(None, "cpu", "ray", None)
+    assert (here.memory, here.engine) == (2 << 30, None) and there.engine is not None
+    with pytest.raises(click.UsageError, match="--engine ray"):
+        resources(None, "cpu", "local", "127.0.0.1:6379")
+
+
+def test_an_interactive_proof_stays_here(engine, case):
+    statement, key = case
+    about = Subject(statement.network, statement.model_digest, statement.derivation_digest, 0.0)
+    verifier = InteractiveVerifier(os.urandom)
+    claim = make_claim(key, about, 1, statement.context, InteractiveProver(verifier.answer),
+                       resources=Resources(engine=engine))  # fmt: skip
+    verify(statement, claim.proof, verifier)
 
 
 def test_no_cluster(monkeypatch):

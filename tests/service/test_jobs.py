@@ -129,9 +129,9 @@ def test_a_network_over_the_memory_limit_is_refused_before_it_is_proven(world, o
     approve(owner_file, SECRET, about(world, world.marked))
     monkeypatch.setattr(jobs, "prove", lambda *_, **__: pytest.fail("a proof was begun"))
     with pytest.raises(ParameterError, match=r"needs about 0\.\d GiB, over the limit of 0\.1 GiB"):
-        jobs.make_claim(world.key, about(world, world.marked), 70, context(), memory_limit=2**27)
+        jobs.make_claim(world.key, about(world, world.marked), 70, context(), resources=jobs.Resources(2**27))
     with pytest.raises(Refused, match=REFUSAL):
-        ask(Prover(owner_file, SECRET, memory_limit=2**27), world.marked, PLAIN, context(), FiatShamir())
+        ask(Prover(owner_file, SECRET, resources=jobs.Resources(2**27)), world.marked, PLAIN, context(), FiatShamir())
     with pytest.raises(ParameterError, match=r"reading this model needs about 0\.1 GiB, over the limit of 0\.0 GiB"):
         subject(world.marked, PLAIN, None, world.key.vk, memory_limit=2**20)
 
