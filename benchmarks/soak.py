@@ -57,8 +57,16 @@ def zygote(folder: Path, fake: float | None) -> None:
     if fake is None:
         warm_up(lambda _: None)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    own = os.getpid()
+
+    def orphaned() -> None:
+        while os.getppid() == own:
+            time.sleep(1)
+        os._exit(1)
+
     for line in sys.stdin:
         if os.fork() == 0:
+            threading.Thread(target=orphaned, daemon=True).start()
             asyncio.run(_serve(folder, int(line), fake))
             os._exit(0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,8 +22,8 @@ from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 
 SECRET = b"correct horse battery staple"  # as in conftest.py
 PLAIN = Derivation()
-QUICK = Limits(grace_s=2.0, per_minute=1e6, burst=10**6)
 WAIT_S = 120.0  # for what happens at once, unless the machine is busy
+QUICK = Limits(grace_s=2.0, message_s=WAIT_S, per_minute=1e6, burst=10**6)
 ENDED = {pb.Job.DONE, pb.Job.FAILED, pb.Job.CANCELLED}
 
 
@@ -100,6 +101,14 @@ def failure(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
     except grpc.RpcError as error:
         return error.code(), error.details()
     return grpc.StatusCode.OK, ""
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Poll."""
+    ends = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
 
 
 class Gate:

@@ -28,7 +28,7 @@ from prover.keys import back_up, load_owner, restore_backup
 from prover.requests import Requests, likeness
 from prover.state import State
 from prover.telemetry import JsonLines, Metrics, serve_metrics
-from tests.service.serving import PLAIN, SECRET, WAIT_S, calling, ended, header, running, submit
+from tests.service.serving import PLAIN, SECRET, WAIT_S, calling, ended, header, running, submit, wait_until
 from tests.service.test_access import Pair, issue
 from zkmark.v1 import zkmark_pb2 as pb
 
@@ -204,11 +204,11 @@ def test_metrics(world, approved_file, monkeypatch):
         with pytest.raises(VerificationError):
             approve(approved_file, SECRET, subject(world.other, PLAIN, None, world.key.vk))
         ended(stub, submit(stub, header(world, world.other), world.other))
+        wait_until(lambda: "zkmark_job_seconds_count 3.0" in lines())  # counted after the end
         found = lines()
     stop()
     for line in (
         'zkmark_jobs{state="done"} 1.0', 'zkmark_jobs{state="failed"} 2.0', 'zkmark_refused_total{cause="refused"} 2.0',
-        "zkmark_job_seconds_count 3.0",
         f"zkmark_received_bytes_total {float(2 * len(world.other) + len(world.marked))}",
     ):  # fmt: skip
         assert line in found, found

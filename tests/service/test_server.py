@@ -40,6 +40,7 @@ from tests.service.serving import (
     header,
     running,
     submit,
+    wait_until,
 )
 from zkmark.connect import job_id
 from zkmark.v1 import zkmark_pb2 as pb
@@ -202,8 +203,8 @@ def test_calls_whose_request_does_not_come(prover, monkeypatch):
     monkeypatch.setattr(strict, "SILENT", 2)
     with running(prover) as target, grpc.insecure_channel(target) as channel:
         call = channel.stream_unary("/zkmark.v1.Prover/Cancel")
-        held = [call.future(silent(), timeout=WAIT_S) for _ in range(2)]
-        wait_until(lambda: failure(lambda: call(silent(), timeout=1))[0] == Code.RESOURCE_EXHAUSTED)
+        held = [call.future(silent(), timeout=2 * WAIT_S) for _ in range(3)]
+        wait_until(lambda: [one.code() for one in held if one.done()] == [Code.RESOURCE_EXHAUSTED])
         for one in held:
             one.cancel()
         wait_until(lambda: failure(lambda: call(iter([b""]), timeout=WAIT_S))[0] == Code.NOT_FOUND)
@@ -365,13 +366,6 @@ def test_uploads_that_are_not_finished_count(world, prover, gate):
         wait_until(lambda: failure(lambda: submit(stub, header(world, world.marked), world.marked))[0] == Code.OK)
 
 
-def wait_until(condition) -> None:
-    ends = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.05)
-
-
 def test_rate_and_calls_at_once(world, prover, gate):
     with running(prover, replace(QUICK, per_minute=1e-6, burst=3)) as target, calling(target) as stub:
         for _ in range(3):
@@ -423,10 +417,12 @@ def test_a_reader_that_reads_nothing(world, prover, monkeypatch):
     monkeypatch.setattr(prover, "claim", gate)
     monkeypatch.setattr(Servicer, "_write", write)
     with running(prover, replace(QUICK, message_s=2.0)) as target, calling(target) as stub, calling(target) as other:
-        job = ended(stub, submit(stub, header(world, world.marked), world.marked))
+        message = header(world, world.marked)
+        wait_until(lambda: failure(lambda: submit(stub, message, world.marked))[0] == Code.OK)  # in two seconds
+        job = ended(stub, submit(stub, message, world.marked))
         call = stub.Download(pb.DownloadRequest(id=job.id), timeout=WAIT_S)
         next(call)
-        assert ended(other, submit(other, header(world, world.marked), world.marked)).state == pb.Job.DONE
+        wait_until(lambda: failure(lambda: submit(other, header(world, world.marked), world.marked))[0] == Code.OK)
         assert left.wait(WAIT_S)
         assert failure(lambda: list(call))[0] == Code.DEADLINE_EXCEEDED
 
