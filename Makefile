@@ -32,6 +32,7 @@ test: venv
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing/sending.py
 	$(BIN)/lint-imports --cache-dir build/import-linter
 	mkdir -p build/stubs
 	$(call protoc,build/stubs)

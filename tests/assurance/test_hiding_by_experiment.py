@@ -8,7 +8,7 @@ DOUBT = 1e-6  # of each statistic, that it is this unlikely although nothing is 
 
 
 def test_many_proofs_with_one_key():
-    found = hiding.measure(25)
+    found = hiding.measure(16)
     assert found.repeated == 0
     assert {kind: found.chance(kind) for kind in found.deviates if found.chance(kind) < DOUBT} == {}
     assert found.error > 1e5  # of a pixel: the regression on the challenges says nothing
@@ -16,12 +16,12 @@ def test_many_proofs_with_one_key():
 
 
 def test_masks_that_are_too_small_are_noticed():
-    """Every pixel is read from 12 proofs if the link's masks have 33 bits."""
-    found = hiding.measure(12, lambda: hiding.small_masks(33))
+    """Every pixel is read from 8 proofs if the link's masks have 33 bits."""
+    found = hiding.measure(8, lambda: hiding.small_masks(33))
     assert found.chance("link: slopes") < DOUBT
     assert found.error < 1 and np.abs(found.slopes - hiding.pixels()).max() < 6 * found.error
 
 
 def test_pads_that_are_too_small_are_noticed():
-    found = hiding.measure(12, hiding.small_pads)
+    found = hiding.measure(8, hiding.small_pads)
     assert min(found.chance(kind) for kind in found.deviates if kind.startswith("messages")) < DOUBT
