@@ -306,13 +306,14 @@ def cases(seed: int, some: bool = True) -> Iterator[Case]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bases", type=int, default=50, help="honest proofs")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of them")
     parser.add_argument("--report", type=Path, default=REPORT)
     arguments = parser.parse_args()
     kinds: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
     differ: list[dict[str, Any]] = []
     started = time.process_time()
-    for seed in range(arguments.bases):
+    for seed in range(arguments.first, arguments.first + arguments.bases):
         for number, (name, files) in enumerate(cases(seed)):
             if number == 0:
                 kinds.update(name.split(" "))
@@ -321,9 +322,10 @@ def main() -> int:
             if verdicts[0] != verdicts[1] or (number == 0) != (verdicts[0] == "true"):
                 differ.append({"base": seed, "case": name, "package": verdicts[0], "plain": verdicts[1]})
                 print(differ[-1], flush=True)
-        print(f"{seed + 1} bases, {outcomes.total()} proofs, {len(differ)} differences", flush=True)
+        done = seed + 1 - arguments.first
+        print(f"{done} bases, {outcomes.total()} proofs, {len(differ)} differences", flush=True)
         found = {
-            "protocol": argument.VERSION, "bases": seed + 1, "proofs": outcomes.total(), "differences": differ,
+            "protocol": argument.VERSION, "bases": done, "proofs": outcomes.total(), "differences": differ,
             "outcomes": dict(sorted(outcomes.items())), "bases with a node of kind": dict(sorted(kinds.items())),
             "cpu_seconds": round(time.process_time() - started),
         }  # fmt: skip
