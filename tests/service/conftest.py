@@ -198,13 +198,23 @@ def postgres() -> Iterator[URL]:
             rmtree(folder)
 
 
-@pytest.fixture(params=DATABASES)
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
-    """An empty database."""
-    if request.param == "sqlite":
-        return URL.create("sqlite", database=str(tmp_path / "log.sqlite"))
+def empty_database(kind: str, request: pytest.FixtureRequest) -> URL:
+    if kind == "sqlite":
+        return URL.create("sqlite", database=str(request.getfixturevalue("tmp_path") / "log.sqlite"))
     url: URL = request.getfixturevalue("postgres")
     name = f"board{os.urandom(8).hex()}"
     with create_engine(url, isolation_level="AUTOCOMMIT").connect() as db:
         db.execute(text(f"CREATE DATABASE {name}"))
     return url.set(database=name)
+
+
+@pytest.fixture(params=DATABASES)
+def database(request: pytest.FixtureRequest) -> URL:
+    """An empty database, of each kind that this machine has."""
+    return empty_database(request.param, request)
+
+
+@pytest.fixture
+def largest_database(request: pytest.FixtureRequest) -> URL:
+    """An empty database: PostgreSQL, where it is installed."""
+    return empty_database(DATABASES[-1], request)

@@ -613,9 +613,9 @@ class Running:
     log_key: str
 
 
-def start(folder: Path) -> Running:
+def start(folder: Path, *more: str) -> Running:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'proto'}"}
-    words = ["board", "--folder", str(folder), "--name", NAME, "--listen", "127.0.0.1:0", "--json"]
+    words = ["board", "--folder", str(folder), "--name", NAME, "--listen", "127.0.0.1:0", "--json", *more]
     program = [sys.executable, "-c", "from prover.cli import main; main()", *words]
     process = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True)
     values = json.loads(process.stdout.readline())
@@ -681,3 +681,28 @@ def test_a_published_key_survives_kill_and_restart(world, others, tmp_path):
     finally:
         board.process.kill()
         board.process.wait()
+
+
+def test_boards_on_one_database_show_one_log(world, others, largest_database, tmp_path):
+    """Two processes take keys, one of them dies; a client who asks now this one, now that one sees one history."""
+    url, seen = largest_database.render_as_string(hide_password=False), tmp_path / "seen"
+    boards: list[Running] = []
+    try:
+        for _ in range(2):
+            boards.append(start(tmp_path / "board", "--database", url))
+        log = LogKey.from_text(boards[0].log_key)
+        assert boards[1].log_key == boards[0].log_key
+        mine = world.key.vk
+        assert publish(boards[0].target, others[0].to_bytes()).index == 0
+        assert publish(boards[1].target, mine.to_bytes()).index == 1
+        assert publish(boards[0].target, mine.to_bytes()).index == 1
+        for board in (*boards, *boards):
+            assert [find(Board(board.target, log), key, seen).index for key in (others[0], mine)] == [0, 1]
+        boards[0].process.kill()
+        assert publish(boards[1].target, others[1].to_bytes()).index == 2
+        assert find(Board(boards[1].target, log), mine, seen).index == 1
+        assert open_checkpoint(seen.read_text(), log).size == 3
+    finally:
+        for board in boards:
+            board.process.kill()
+            board.process.wait()
