@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pwd import getpwnam
 from random import Random
 from shutil import rmtree, which
 from signal import SIGQUIT
@@ -170,8 +171,9 @@ def postgres() -> Iterator[URL]:
     folder = Path(tempfile.mkdtemp(prefix="zkmark-pg-", dir="/tmp"))  # a socket's path is short
     other: dict[str, object] = {}
     if os.geteuid() == 0:
-        other = {"user": "nobody", "group": "nogroup", "extra_groups": []}
-        os.chown(folder, 65534, 65534)
+        nobody = getpwnam("nobody")
+        other = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
     data = folder / "data"
     making = ["initdb", "-D", data, "-A", "trust", "-U", "board", "-E", "UTF8", "--locale=C", "--no-sync"]
     subprocess.run(making, check=True, stdout=subprocess.DEVNULL, cwd=folder, **other)
