@@ -22,7 +22,9 @@ from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.timestamp import MAX_RESPONSE_BYTES, check_timestamp, query
 from prover.cli import cli as prover_cli
 from prover.timestamp import ask_authority
+from verifier.check import check_key
 from verifier.cli import cli as verifier_cli
+from verifier.html import _events
 
 CONFIGURATION = """
 [req]
@@ -228,3 +230,11 @@ def test_the_commands(world, authority, tmp_path):
     status, values = run(verifier_cli, "key", vk, "--timestamp", stamp, "--tsa-roots", other.folder / "root.pem")
     assert (status, values["failed_check"]) == (1, "timestamp.signature")
     assert CliRunner().invoke(verifier_cli, ["key", str(vk), "--timestamp", str(stamp)]).exit_code == 2
+
+
+def test_the_page_has_it_in_the_time_line(world):
+    stamped = {"time": "2026-01-02 03:04:05 UTC", "authority": "CN=<b>the authority</b>"}
+    verdict = check_key(world.key.vk, stamp=lambda key: stamped)
+    assert verdict.accepted and verdict.stamped == stamped
+    (event,) = _events(verdict)
+    assert (event.time, event.what, event.source) == (stamped["time"], "Key time-stamped", stamped["authority"])
