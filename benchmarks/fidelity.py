@@ -129,7 +129,7 @@ def lines(result: dict[str, Any]) -> list[str]:
                 for name, shares in entry["headrooms"].items()
             )
             text += ["", (
-                f"Agreement of {entry['architecture']} on {SWEEP_TEST} images of {entry['data']} by headroom, a factor of "
-                f"the range that calibration shows: {swept}."
+                f"Agreement of {entry['architecture']} on {SWEEP_TEST} images of {entry['data']} by headroom, a factor "
+                f"of the range that calibration shows: {swept}."
             )]
     return text

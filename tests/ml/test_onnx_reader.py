@@ -137,6 +137,8 @@ def zero_variance(model: onnx.ModelProto) -> None:
 CASES: list[tuple[str, Edit, type[Exception], str]] = [
     ("unsupported operator", operator(3, op_type="Sin"), ParameterError, "Sin 'relu'.*supported are"),
     ("transposition", operator(3, op_type="Transpose"), ParameterError, "Transpose 'relu'.*keep the order"),
+    ("statistics of the image", operator(3, op_type="LayerNormalization"), ParameterError, "use batch normalization"),
+    ("attention", operator(3, op_type="Attention"), ParameterError, "attention are not supported"),
     ("control flow", operator(3, op_type="If"), ParameterError, "control flow"),
     ("custom domain", operator(3, domain="evil.example"), ParameterError, "domain 'evil.example'"),
     ("subgraph", subgraph, ParameterError, "subgraph"),
