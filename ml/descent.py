@@ -54,7 +54,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     which, down, across = (i.to(images.device) for i in (torch.arange(n)[:, None, None], down[:, :, None],
                                                          across[:, None, :]))  # fmt: skip
     moved = functional.pad(images, (SHIFT,) * 4)[which, :, down, across]  # [n, H, W, C]
-    return moved.permute(0, 3, 1, 2)
+    return moved.permute(0, 3, 1, 2).contiguous()  # in the other order torch 2.13 crashes on the CPU
 
 
 class Descent:

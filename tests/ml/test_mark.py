@@ -133,7 +133,7 @@ def test_augmentation_moves_and_mirrors() -> None:
     images[:, 0, 6, 5] = 200
     images[:, 1, 6, 5] = 100
     moved = augmented(images, torch.Generator().manual_seed(1))
-    assert moved.shape == images.shape and moved.dtype == torch.uint8
+    assert moved.shape == images.shape and moved.dtype == torch.uint8 and moved.is_contiguous()
     assert torch.equal(moved[:, 0] // 2, moved[:, 1]) and (moved[:, 0].sum((1, 2)) == 200).all()  # as one image
     rows, columns = (moved[:, 0].amax(axis).argmax(1) for axis in (2, 1))
     assert set(rows.tolist()) == set(range(2, 11)) and set(columns.tolist()) == set(range(10))  # 1..9, or 0..8 mirrored
