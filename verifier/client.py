@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, TypeVar
 
@@ -45,7 +45,7 @@ class Remote:
 
     target: str
     tls: Tls | None = None
-    token: str = ""
+    token: str = field(default="", repr=False)
 
     def connect(self) -> grpc.Channel:
         return connect(self.target, self.tls, self.token)
@@ -58,7 +58,7 @@ def obtain_claim(
 
     The job belongs to the subject's context: with the same nonce, a later call goes on where this one was cut off.  A
     prover that cannot be reached gets TRIES; one that acknowledged the job, or is busy, gets until `timeout_s`.
-    Ctrl-C cancels the job.
+    Ctrl-C cancels the job.  `progress` is called in another thread.
 
     Raises VerificationError `prover.refused` if it makes no proof, DecodingError if its messages are malformed,
     ParameterError if it calls ours malformed or does not let us in, ConnectionError if it cannot be reached, is busy or

@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
@@ -150,7 +150,7 @@ class Reach:
     """How servers are reached, and what finds out when a key was published or stamped, if the options ask for it."""
 
     tls: Tls | None
-    token: str
+    token: str = field(repr=False)
     publication: Publication | None
     stamp: Publication | None
 

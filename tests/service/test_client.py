@@ -408,6 +408,10 @@ def test_delays_grow_and_differ(monkeypatch):
     assert len(set(slept)) == len(slept)
 
 
+def test_a_token_is_not_shown():
+    assert "secret" not in repr(Remote("x:1", token="secret"))
+
+
 def test_text_of_strangers_is_printable():
     assert printable("a\x00\x1b[31mb\n\u202ec") == "a??[31mb??c"
     assert len(printable("x" * 10_000)) == MAX_TEXT
