@@ -1,6 +1,8 @@
 """Cheats with the network: nodes of every kind, networks that answer nothing, ties, classes under other numbers."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,15 @@ from protocol.errors import VerificationError
 from tests.adversary import faults
 from tests.protocol.test_cheating import entry, rejected
 from tests.vectors import generate
+
+
+@pytest.mark.reaches("linear.columns")
+def test_the_example(statement, key, capsys):
+    """The one in tests/adversary/README.md."""
+    text = (Path(faults.__file__).parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(code, {"statement": statement, "key": key})
+    assert capsys.readouterr().out == "linear.columns\n"
 
 
 @pytest.fixture(scope="module")
