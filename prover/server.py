@@ -51,6 +51,8 @@ TICK_S = 0.25  # between two looks at a job that is followed
 SERVICE = "zkmark.v1.Prover"
 OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.http2.bdp_probe", 0),  # which would let grpc keep up to 16 MB of each upload in memory
+    ("grpc.http2.lookahead_bytes", CHUNK),
     ("grpc.so_reuseport", 0),  # two provers on one port would share its clients unnoticed
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
     ("grpc.keepalive_time_ms", 60_000),
