@@ -47,7 +47,9 @@ class Builder:
             raise ParameterError(f"preprocessing is given for {len(preprocess)} channels, the model has {shape[0]}")
         pairs = np.array(preprocess or ((1.0, 0.0),) * shape[0])
         self.shape, self.resize = shape, resize
-        seen = shape if resize is None else (shape[0], *(w.outputs(n) for w, n in zip(resize, shape[1:], strict=True)))
+        seen = shape
+        if resize is not None:
+            seen = shape[0], resize[0].outputs(shape[1]), resize[1].outputs(shape[2])
         self.image = Tensor((Value((diagonal(_PIXEL, pairs[:, 0]),), pairs[:, 1], seen),))
         self.input_affine: tuple[Floats, Floats] | None = None
         self.input: Value | None = None  # what the model sees, normalized

@@ -343,7 +343,7 @@ def _expression(node: RealNode) -> Expression:
 
 def _last_read(real: RealNetwork) -> dict[int, list[int]]:
     """By node: the graph nodes that no later node reads."""
-    last = {}
+    last: dict[int, int] = {}
     for number, node in enumerate(real.nodes, 1):
         product = (node.product.left, node.product.right) if node.product else ()
         last |= dict.fromkeys((*(e.source for e in node.edges), *product), number)

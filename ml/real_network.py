@@ -17,7 +17,7 @@ from ml.expressions import Expression
 from protocol.errors import ParameterError
 from protocol.network import IDENTITY, Product, Window
 
-MAX_SELECTED = 1 << 27  # weights of a last layer with chosen outputs
+MAX_SELECTED = 1 << 25  # weights of a last layer with chosen outputs
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

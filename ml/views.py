@@ -110,7 +110,7 @@ def _gather(scope: Scope, operator: Operator, tensor: Tensor, channels: Ints) ->
         raise operator.fail("only a list of channels can be gathered")
     if indices.dtype.kind != "i" or (indices < -len(channels)).any() or (indices >= len(channels)).any():
         raise operator.fail(f"an index is out of range of {len(channels)} channels")
-    return channels[indices]
+    return np.asarray(channels[indices])
 
 
 def dimensions(scope: Scope, operator: Operator) -> Ints:
