@@ -309,6 +309,7 @@ def test_malformed_claims(suspect, download):
         ask(suspect, Script([[done()]], download=[download]))
 
 
+@pytest.mark.reaches("prover.refused")
 def test_jobs_without_a_claim(suspect):
     evil = "\x1b[2J" + 5000 * "x"
     with pytest.raises(VerificationError) as caught:
