@@ -63,7 +63,7 @@ secret_options = options(
 model_options = options(
     click.option("--model", required=True, type=FILE, help="The suspect's model, ONNX."),
     click.option("--calibration", type=FOLDER, help="Images to calibrate the integer network with, instead of noise."),
-    click.option("--preprocess", type=FILE, help="JSON: scale, shift per channel, outputs of the model that count."),
+    click.option("--preprocess", type=FILE, help="JSON: scale, shift per channel, outputs that count, resize."),
     click.option("--k-min", type=click.IntRange(min=1), help="Triggers to prove [default: fewest for 128 bits]."),
 )
 memory_option = click.option(

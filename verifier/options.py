@@ -259,7 +259,7 @@ case_options = grouped(
     click.option("--claimant", default="", help="Who claims; part of the statement."),
     click.option("--verifier", default="", help="Who you are; part of the statement."),
     click.option("--calibration", type=FOLDER, help="Images to calibrate the integer network with, instead of noise."),
-    click.option("--preprocess", type=FILE, help="JSON: scale, shift per channel, outputs of the model that count."),
+    click.option("--preprocess", type=FILE, help="JSON: scale, shift per channel, outputs that count, resize."),
     click.option("--images", type=FOLDER, help="Your images of the task (200 are enough), for the fidelity floor."),
     click.option("--without-fidelity", is_flag=True, help="Do not compare the integer network with the float model."),
     click.option("--reference", type=FILE, help="ONNX classifier that knows what natural triggers really show."),
