@@ -3,6 +3,7 @@
 No test takes an argument, and none makes a proof: `make mutate` calls them one by one for every mutant.
 """
 
+import base64
 import importlib
 import importlib.util
 import sys
@@ -25,6 +26,15 @@ from protocol.group import ORDER
 from protocol.keygen import KeyParameters
 from protocol.layout import Layout
 from protocol.link import Answer, Bounds
+from protocol.log import (
+    Checkpoint,
+    LogKey,
+    check_consistency,
+    check_inclusion,
+    leaf_hash,
+    node_hash,
+    open_checkpoint,
+)
 from protocol.matrix import Shape
 from protocol.network import Edge, Network, Node, Product, Table, Window, affine_bounds
 from protocol.pads import Form, Need, Party, Wire
@@ -452,6 +462,45 @@ def test_bounds_beyond_64_bits():
         assert [(int(a), int(b)) for a, b in zip(*found, strict=True)] == [p[:2] for p in plain_bounds(node, ranges)]
 
 
+def test_both_ends_of_the_pixels_count():
+    """Of every channel: of what the input tables hold, not of what images show."""
+    one, half = Window(1), 1 << 8
+
+    def network(low, high, weight):
+        tables = np.zeros((2, 256), np.int64)
+        tables[1, 7], tables[1, 9] = low, high
+        edge = Edge(0, np.array([[0, weight]]).reshape(1, 2, 1, 1), one, one)
+        out = Node((Edge(1, np.ones((2, 1, 1, 1), np.int64), one, one),), np.zeros(2, np.int64))
+        return Network((2, 1, 1), tables, (Node((edge,), np.zeros(1, np.int64), 0, relu()), out))
+
+    for low, high, weight in ((-half, half - 1, 1), (1 - half, half, -1)):
+        network(low, high, weight)
+        for wrong in ((low - 1, high), (low, high + 1), (low - 1, 0), (0, high + 1)):
+            with pytest.raises(ParameterError, match="leaves the table"):
+                network(*wrong, weight)
+
+
+def test_units_reach_as_far_as_their_sums():
+    """What a table gives is counted over the units that y can reach: to the last one."""
+    one = Window(1)
+
+    def network(shift, peak, value, most):
+        values = np.zeros(512, np.int64)
+        values[peak + 256] = value
+        weight, bias = np.ones((1, 1, 1, 1), np.int64), np.zeros(1, np.int64)
+        first = Node((Edge(0, weight, one, one),), bias, shift, Table(9, values))
+        second = Node((Edge(1, weight, one, one),), bias, 0, relu())
+        out = Node((Edge(2, np.ones((2, 1, 1, 1), np.int64), one, one),), np.zeros(2, np.int64))
+        return Network((1, 1, 1), np.clip(np.arange(256) - 128, -most, most)[None], (first, second, out))
+
+    for shift, most, ends in ((0, 100, (-100, 100)), (2, 102, (-25, 26)), (2, 101, (-25, 25)), (3, 100, (-12, 13))):
+        for peak in ends:
+            for value in (256, -257):
+                with pytest.raises(ParameterError, match="node 2"):
+                    network(shift, peak, value, most)
+                network(shift, peak + (1 if peak > 0 else -1), value, most)
+
+
 def test_huge_values():
     for value, huge in (((1 << 30) - 1, False), (1 << 30, True), (1 - (1 << 30), False), (-(1 << 30), True)):
         assert network_module._huge(np.array([0, value])) == huge
@@ -673,3 +722,91 @@ def test_owners_of_small_order():
         with pytest.raises(DecodingError):
             identity.check_public_key(bytes.fromhex(data))
     identity.check_public_key(identity.public_key(bytes(32)))
+
+
+# The log
+
+
+def test_checkpoints_at_their_edges():
+    for size in (0, 1 << 62):
+        Checkpoint("log", size, bytes(32))
+    for size, root in ((-1, bytes(32)), ((1 << 62) + 1, bytes(32)), (1, bytes(31)), (1, bytes(33))):
+        with pytest.raises(ParameterError):
+            Checkpoint("log", size, root)
+    for name in ("x" * 256, "x"):
+        Checkpoint(name, 1, bytes(32))
+    for name in ("x" * 257, "", "a b", "a+b", "a\tb"):
+        with pytest.raises(ParameterError):
+            Checkpoint(name, 1, bytes(32))
+
+
+def test_a_consistency_path_reaches_the_root_of_a_tree_of_that_size():
+    """A root that joins the old one with something is that of four leaves, not of eight."""
+    old, other = Checkpoint("log", 2, leaf_hash(b"old")), leaf_hash(b"new")
+    root = node_hash(old.root, other)
+    check_consistency(old, Checkpoint("log", 4, root), [other])
+    check_consistency(old, Checkpoint("log", 3, root), [other])
+    for size in (5, 7, 8, 16):
+        with fails("log.consistency"):
+            check_consistency(old, Checkpoint("log", size, root), [other])
+    longer = node_hash(root, other)
+    check_consistency(old, Checkpoint("log", 8, longer), [other, other])
+    with fails("log.consistency"):
+        check_consistency(old, Checkpoint("log", 4, longer), [other, other])
+
+
+def test_an_inclusion_path_reaches_the_root_of_a_tree_of_that_size():
+    leaf, other = leaf_hash(b"leaf"), leaf_hash(b"other")
+    root = node_hash(leaf, other)
+    check_inclusion(leaf, 0, 2, [other], root)
+    check_inclusion(other, 1, 2, [leaf], root)
+    check_inclusion(leaf, 0, 1, [], leaf)
+    for index, size in ((0, 3), (0, 4), (0, 1), (2, 2), (2, 4), (-1, 2), (0, (1 << 62) + 1), (0, 0)):
+        with fails("log.inclusion"):
+            check_inclusion(leaf, index, size, [other], root)
+    path, top = [other] * 62, leaf
+    for sibling in path:
+        top = node_hash(top, sibling)
+    check_inclusion(leaf, 0, 1 << 62, path, top)
+    for path in ([bytes(32)] * 65, [bytes(31)], [bytes(33)]):
+        with pytest.raises(DecodingError):
+            check_inclusion(leaf, 0, 2, path, root)
+
+
+def test_notes_at_their_edges():
+    seed = bytes(range(32))
+    key = LogKey("log", identity.public_key(seed))
+
+    def note(*lines, end="\n"):
+        text = "\n".join(lines) + "\n"
+        signature = base64.b64encode(key.hash + identity.sign_text(seed, text)).decode()
+        return f"{text}\n— log {signature}{end}"
+
+    root = base64.b64encode(bytes(32)).decode()
+    good = ("log", "5", root)
+    assert open_checkpoint(note(*good), key) == Checkpoint("log", 5, bytes(32))
+    assert open_checkpoint(note(*good, "extension"), key).size == 5
+    assert open_checkpoint(note("log", str(1 << 62), root), key).size == 1 << 62
+    room = (1 << 16) - len(note(*good)) - 1
+    assert open_checkpoint(note(*good, "x" * room), key).size == 5
+    for bad in (
+        note(*good, "x" * (room + 1)), note(*good, end=""), note(*good, "", "extension"), note(*good, ""),
+        note("log", "5"),
+        note("", "5", root), note("log", "05", root), note("log", "+5", root), note("log", str((1 << 62) + 1), root),
+        note("log", "5", base64.b64encode(bytes(31)).decode()), note("log", "5", base64.b64encode(bytes(33)).decode()),
+        note("log", "5", root[:-1]), note("log", "5", ""), "log\n5\n" + root + "\n", note(*good)[:-2] + "\n",
+        note(*good).replace("— log", "- log"), note(*good).replace("— log ", "— "), note(*good) + "— a+b AAAA\n",
+    ):  # fmt: skip
+        with pytest.raises(DecodingError):
+            open_checkpoint(bad, key)
+    with fails("log.signature"):
+        open_checkpoint(note("gol", "5", root), key)
+    with fails("log.signature"):
+        open_checkpoint(note(*good).replace("— log", "— gol"), key)
+    with fails("log.signature"):
+        open_checkpoint(note(*good), LogKey("log", identity.public_key(bytes(32))))
+    other = base64.b64encode(bytes(68)).decode()  # under the log's name, by a key that is not the log's
+    body, line = note(*good).split("\n\n")
+    assert open_checkpoint(f"{body}\n\n— log {other}\n{line}", key).size == 5
+    named = base64.b64encode(key.hash + bytes(64)).decode()  # by the log's key, under another name
+    assert open_checkpoint(f"{body}\n\n— gol {named}\n{line}", key).size == 5
