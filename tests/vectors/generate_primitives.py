@@ -1,0 +1,92 @@
+"""Known answers of every primitive; `python tests/vectors/generate_primitives.py` rewrites primitives.json.
+
+Frozen with the protocol's version, as the proof is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from Crypto.Hash import SHAKE256
+
+from protocol import field as f
+from protocol import group, identity, log, merkle, pedersen, reed_solomon
+from protocol.multilinear import eq_tensor, real
+from protocol.network import Window
+from protocol.transcript import FiatShamir, Masked, Transcript
+
+FILE = Path(__file__).with_name("primitives.json")
+
+
+def stream(name: str) -> Any:
+    """Bytes that look random and are always the same: read(count)."""
+    return SHAKE256.new(b"zkmark test vectors\0" + name.encode()).read
+
+
+def elements(name: str, count: int) -> Any:
+    """Elements of K from a stream, each coordinate reduced from 8 bytes."""
+    words = np.frombuffer(stream(name)(40 * count), "<u8").reshape(count, 5) % f.P
+    return f.from_base(np.ascontiguousarray(words.T.astype(np.uint32)))
+
+
+def transcript() -> dict[str, Any]:
+    """Frames, challenges of every kind, a fork, a join."""
+    t = Transcript("test vectors", FiatShamir())
+    out: dict[str, Any] = {"start": t.digest().hex()}
+    t.absorb("bytes", Masked(b"xyz"))
+    t.absorb("bytes", Masked(b""))
+    out["absorbed"] = t.digest().hex()
+    out["elements"] = f.to_bytes(t.challenge("elements", 2)).hex()
+    out["base"] = t.challenge_base("base", 3).tolist()
+    out["indices"] = t.challenge_indices("indices", 5, 16)
+    forks = [t.fork("node", index) for index in (0, 1)]
+    out["forks"] = [fork.digest().hex() for fork in forks]
+    for fork in forks:
+        t.absorb("fork", Masked(fork.digest()))
+    out["joined"] = t.digest().hex()
+    return out
+
+
+def primitives() -> dict[str, Any]:
+    a, b = elements("a", 1), elements("b", 1)
+    point = [elements("rows", 2), elements("columns", 1)]
+    pixels, r = list(stream("pixels")(6)), int.from_bytes(stream("blinding")(31), "little")
+    seed, digest = stream("seed")(32), stream("digest")(32)
+    values = np.frombuffer(stream("values")(64), "<u8").astype(object) % f.P
+    masks = np.frombuffer(stream("masks")(16), "<u8").astype(object) % f.P
+    rows, rate = (np.array(part, np.uint32)[:, None] for part in (values, masks)), 8
+    leaves = [merkle.leaf(bytes([k]) * 32, bytes([k, k])) for k in range(8)]
+    tree, window = merkle.Tree(leaves), Window(3, 2, 1, 1, 2)
+    entries = [log.leaf_hash(bytes([k])) for k in range(3)]
+    return {
+        "field": {"a": f.to_bytes(a).hex(), "b": f.to_bytes(b).hex(), "product": f.to_bytes(f.mul(a, b)).hex(),
+                  "inverse": f.to_bytes(f.inverse(a)).hex()},
+        "extension": {"axes": [3, 2], "point": [f.to_bytes(part).hex() for part in point],
+                      "eq": f.to_bytes(eq_tensor(point, (3, 2))).hex(), "real": f.to_bytes(real(point, (3, 2))).hex()},
+        "window": {"window": [3, 2, 1, 1, 2], "length": 7, "taps": window.taps(7).tolist()},
+        "commitments": {
+            "pixels": pixels, "blinding": r, "trigger": group.encode(pedersen.commit(np.array(pixels), r)).hex(),
+            "share": 7, "share_commitment": group.encode(pedersen.commit_share(7, r)).hex()},
+        "signature": {"seed": seed.hex(), "public_key": identity.public_key(seed).hex(), "label": "proof",
+                      "digest": digest.hex(), "signature": identity.sign(seed, "proof", digest).hex()},
+        "transcript": transcript(),
+        "row": {"values": values.tolist(), "masks": masks.tolist(), "rate_inverse": rate,
+                "word": reed_solomon.encode(*rows, rate)[:, 0].tolist()},
+        "merkle": {"leaves": [leaf.hex() for leaf in leaves], "root": tree.root.hex(), "opened": [1, 6],
+                   "siblings": [s.hex() for s in tree.open([1, 6])]},
+        "log": {"entries": ["00", "01", "02"], "leaves": [leaf.hex() for leaf in entries],
+                "root": log.node_hash(log.node_hash(entries[0], entries[1]), entries[2]).hex()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in primitives().items())
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
