@@ -44,6 +44,12 @@ MAX_BATCH = 1024
 UPLOAD_S = 60.0
 GRACE_S = 10.0
 WRITES_PER_MINUTE = 60.0  # of one client, and as many at once
+OPTIONS = [
+    ("grpc.max_receive_message_length", CHUNK + MAX_REQUEST_BYTES),
+    ("grpc.http2.bdp_probe", 0),  # which would let grpc keep up to 16 MB of each upload in memory
+    ("grpc.so_reuseport", 0),  # two boards on one port would share its clients unnoticed
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),  # clients ping each minute
+]
 logger = logging.getLogger("zkmark.board")
 T = TypeVar("T")
 
@@ -204,8 +210,7 @@ class Server:
 
     def __init__(self, log: Log, listen: str, access: Access | None = None, tls: Listening | None = None) -> None:
         self._servicer = Servicer(log, access or Access())
-        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", CHUNK + MAX_REQUEST_BYTES)]
-        self._server = grpc.aio.server(interceptors=[Strict()], maximum_concurrent_rpcs=MAX_RPCS, options=options)
+        self._server = grpc.aio.server(interceptors=[Strict()], maximum_concurrent_rpcs=MAX_RPCS, options=OPTIONS)
         pb_grpc.add_BoardServicer_to_server(self._servicer, self._server)
         try:
             if tls is None:
