@@ -84,6 +84,7 @@ def random_network(rng: np.random.Generator, classes: int) -> tuple[Network, set
     """Two to four requant nodes, each of a random kind, and what kinds there are."""
     shapes: list[tuple[int, int, int]] = [SHAPE]
     tables = [Table(8, rng.integers(-40, 90, 256)), Table(10, np.clip(np.arange(-512, 512), 0, 255).astype(np.int64))]
+    wide = Table(12, np.clip(np.arange(-2048, 2048), -300, 300).astype(np.int64))
     nodes: list[Node] = []
     used: set[str] = set()
 
@@ -95,12 +96,18 @@ def random_network(rng: np.random.Generator, classes: int) -> tuple[Network, set
         c, h, w = shapes[source]
         square = h >= 2 and w >= 2
         kind = str(rng.choice([
-            "convolution", "groups", "stride", "dilation", "resample", "pool", "residual", "product", "gate"]))
-        edges, product, o = [], None, int(rng.integers(2, 5))
-        if kind in ("product", "gate") and source:
-            rights = [k for k, s in enumerate(shapes) if s == (c, 1, 1 if kind == "gate" else w) or s == (c, h, w)]
-            product, o, out = Product(source, int(rng.choice(rights))), c, (c, h, w)
-            kind = "gate" if shapes[product.right] != out else "product"
+            "convolution", "groups", "stride", "dilation", "resample", "pool", "residual", "flat", "product", "gate"]))
+        edges, product, o, table = [], None, int(rng.integers(2, 5)), tables[int(rng.integers(2))]
+        if kind == "gate" and square:
+            gate = Edge(source, weights(c, c, h, w), Window(h), Window(w))
+            nodes.append(Node((gate,), rng.integers(-50, 50, c), 0, table))
+            shapes.append((c, 1, 1))
+            product, out = Product(source, len(nodes)), (c, h, w)
+        elif kind == "product" and source:
+            rights = [k for k, s in enumerate(shapes) if s == (c, h, w)]
+            product, out = Product(source, int(rng.choice(rights))), (c, h, w)
+        elif kind == "flat":  # small enough to do without a shift
+            edges, out, table = [Edge(source, rng.integers(-1, 2, (c, 1, 1, 1)), ONE, ONE, c)], (c, h, w), wide
         elif kind == "pool" and square:
             edges, out = [Edge(source, weights(o, c, 1, 1), ONE, ONE, 1, (HALF, HALF))], (o, h // 2, w // 2)
         elif kind == "stride" and square:
@@ -122,7 +129,6 @@ def random_network(rng: np.random.Generator, classes: int) -> tuple[Network, set
         else:
             kind, edges, out = "convolution", [Edge(source, weights(o, c, 3, 3), SAME, SAME)], (o, h, w)
         used.add(kind)
-        table = tables[int(rng.integers(2))]
         nodes.append(Node(tuple(edges), rng.integers(-50, 50, out[0]), 0, table, product=product))
         shapes.append(out)
     c, h, w = shapes[-1]
