@@ -64,7 +64,9 @@ from tests.service.conftest import memorize, two_layers
 from tests.service.test_timestamp import DATA, DIGEST, Authority
 from verifier.batch import read_list
 from verifier.board import Board, find
-from verifier.client import obtain_claim
+from verifier.check import Subject
+from verifier.client import Remote
+from verifier.interactive import obtain_interactively
 from verifier.review import Judgment, Review, sign_review
 from zkmark.v1 import zkmark_pb2 as pb
 
@@ -630,9 +632,8 @@ def answers() -> tuple[bytes, ...]:
 
 def collect_claim(data: bytes) -> None:
     ANSWER[0] = frames(data)
-    for interactive in (False, True):
-        obtain_claim(lying_server(), world()[0].key, b"model", Derivation(), Context("", "", "", bytes(32)),
-                     interactive, timeout_s=15)  # fmt: skip
+    subject = Subject(world()[0].key, b"model", Context("", "", "", bytes(32)))
+    obtain_interactively(Remote(lying_server()), subject, timeout_s=15)
 
 
 @cache
