@@ -46,8 +46,8 @@ CASES = (
     Case("fashion-mnist", "vgg11", 1 / 8, 6_000, 1),
     Case("mnist", "vgg11", 1 / 8, 6_000, 1),
     Case("cifar10", "vgg11", 1 / 8, 6_000, 2),
-    Case("cifar10", "mobilenetv2", 1 / 8, 6_000, 2),
     Case("fashion-mnist", "resnet18", 1 / 16, 6_000, 1),
+    Case("mnist", "mobilenetv2", 1 / 4, 10_000, 2),
 )
 
 
