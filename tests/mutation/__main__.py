@@ -178,7 +178,8 @@ def main() -> None:
     for module in arguments.modules or TARGETS:
         run(module, arguments.share, arguments.jobs)
     files = {module: OUT / f"{module}.json" for module in TARGETS}
-    found = {module: json.loads(path.read_text()) for module, path in files.items() if path.exists()}
+    found = {module: kept for module, path in files.items()
+             if path.exists() and (kept := json.loads(path.read_text()))["all"]}  # fmt: skip
     (HERE / "REPORT.md").write_text(render(found, json.loads((HERE / "survivors.json").read_text())))
 
 

@@ -810,3 +810,19 @@ def test_notes_at_their_edges():
     assert open_checkpoint(f"{body}\n\n— log {other}\n{line}", key).size == 5
     named = base64.b64encode(key.hash + bytes(64)).decode()  # by the log's key, under another name
     assert open_checkpoint(f"{body}\n\n— gol {named}\n{line}", key).size == 5
+
+
+def test_keys_of_logs_at_their_edges():
+    key = LogKey("log", identity.public_key(bytes(32)))
+    text = key.to_text()
+    assert LogKey.from_text(text) == key
+    everybody_signs = LogKey("log", bytes(32)).to_text()
+    number, value = text.split("+", 2)[1:]
+    other_kind = base64.b64encode(b"\2" + key.public).decode()
+    longer = base64.b64encode(b"\1" + key.public + b"\0").decode()
+    for bad in (
+        everybody_signs, f"log+{number}+{other_kind}", f"log+{number}+{longer}", f"log+{number[:-1]}0+{value}"[:-1],
+        f"log+{number.upper()}x+{value}", f"gol+{number}+{value}", f"+{number}+{value}", f"log+{value}", "log", "",
+    ):  # fmt: skip
+        with pytest.raises(DecodingError):
+            LogKey.from_text(bad)
