@@ -373,6 +373,16 @@ def _scattered(values: Vector, positions: npt.NDArray[np.int64], length: int, re
     return np.ascontiguousarray(np.moveaxis(sums % P, 0, -1).astype(np.uint32))
 
 
+def _axis_at(window: Window, pool: Window | None, rho: Vector, outputs: int, point: Vector, length: int) -> Vector:
+    """[5, kernel] of E_k(point), the extensions of `_axis_table`; of it and a pool's inputs no table is made."""
+    eq = eq_table(point, length)
+    if pool is not None:  # sums of 2^16 residues stay below 2^64
+        read = field.concat([eq, field.ZERO])[:, pool.taps(length)]  # index -1 reads zero
+        eq = np.ascontiguousarray((read.sum(axis=1, dtype=np.uint64) % P).astype(np.uint32))
+    table = _axis_table(window, None, rho, outputs, eq.shape[1])
+    return field.concat([field.dot(np.ascontiguousarray(table[:, k]), eq) for k in range(window.kernel)])
+
+
 def _axis_tables(edge: Edge, rho: Point, source: Shape, shape: Shape) -> tuple[Vector, Vector]:
     rows, columns = edge.pool if edge.pool else (None, None)
     return (
@@ -404,15 +414,10 @@ def transposed_weights(edge: Edge, rho: Point, source: Shape, shape: Shape) -> V
 
 
 def weight_at(edge: Edge, rho: Point, point: Point, source: Shape, shape: Shape) -> Vector:
-    """W'(point) from the weights, without the tensor: O(weights) for the verifier."""
-    rows, columns = _axis_tables(edge, rho, source, shape)
-
-    def contract(table: Vector, x: Vector, length: int) -> Vector:
-        kernel = table.shape[1]
-        eq = eq_table(x, length)
-        return field.concat([field.dot(np.ascontiguousarray(table[:, k]), eq) for k in range(kernel)])
-
-    a_rows, a_columns = contract(rows, point[1], source[1]), contract(columns, point[2], source[2])
+    """W'(point) from the weights, without the tensor: O(weights + taps) for the verifier."""
+    pools = edge.pool or (None, None)
+    a_rows = _axis_at(edge.rows, pools[0], rho[1], shape[1], point[1], source[1])
+    a_columns = _axis_at(edge.columns, pools[1], rho[2], shape[2], point[2], source[2])
     o, cg, kh, kw = edge.weight.shape
     eq_out, eq_in = eq_table(rho[0], o), eq_table(point[0], source[0])
     taps = field.outer(a_rows, a_columns)

@@ -1,5 +1,6 @@
 """Every relation over an ideal commitment: complete on random networks, and each lie violates the right equations."""
 
+import tracemalloc
 from dataclasses import replace
 from math import prod
 
@@ -104,6 +105,23 @@ def test_transposed_weights(drawn):
     eq = eq_tensor(rho, shape)
     assert field.equal(weights, field.combine(field.residues(np.ascontiguousarray(images.T)), eq))
     assert field.equal(layers.weight_at(edge, rho, point, source, shape), field.dot(weights, eq_tensor(point, source)))
+
+
+def test_the_weights_behind_a_pool_take_no_table_of_its_inputs():
+    """One tap of 2000 reads anything: kernel times length is no measure of what the verifier keeps."""
+    n, rng = 2000, np.random.default_rng(5)
+    weight = np.zeros((2, 1, n, 1), np.int64)
+    weight[:, 0, -1, 0] = 3, -4
+    pool = Window(1, n), Window(1, 1)
+    edge = Edge(0, weight, Window(n, 1, n - 1), Window(1, 1), pool=pool)
+    rho, point = point_of(rng, (2, 1, 1)), point_of(rng, (1, n, 1))
+    tracemalloc.start()
+    found = layers.weight_at(edge, rho, point, (1, n, 1), (2, 1, 1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    first = np.ascontiguousarray(eq_tensor(point, (1, n, 1))[:, :1])  # the pool reads row 0
+    assert field.equal(found, field.mul(field.dot(eq_tensor(rho, (2, 1, 1)), field.embed([3, -4])), first))
+    assert peak < 5 * 4 * n * n // 10
 
 
 def test_rounds_do_not_depend_on_the_batch(network):
