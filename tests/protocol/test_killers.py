@@ -24,7 +24,7 @@ from protocol.encoding import Reader, Writer
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.group import ORDER
 from protocol.keygen import KeyParameters
-from protocol.layout import Layout
+from protocol.layout import PRODUCTS, Layout
 from protocol.link import Answer, Bounds
 from protocol.log import (
     Checkpoint,
@@ -35,9 +35,10 @@ from protocol.log import (
     node_hash,
     open_checkpoint,
 )
-from protocol.matrix import Shape
+from protocol.matrix import Shape, combine
+from protocol.multilinear import eq_tensor, lg
 from protocol.network import Edge, Network, Node, Product, Table, Window, affine_bounds
-from protocol.pads import Form, Need, Party, Wire
+from protocol.pads import Form, Need, Party, System, Wire
 from protocol.soundness import Parameters
 from protocol.transcript import FiatShamir, Transcript
 
@@ -176,6 +177,74 @@ def test_coordinates_of_points_count_nodes_without_a_shift():
         assert statement._counts.point_coordinates == 6 * (2 + 3) + sum(
             depth for depth, shift in zip(depths[1:], shifts, strict=False) if not shift)
         assert depths[:4] == (3, 3 + (shifts[0] > 0), 3 + (shifts[1] > 0), 1 + 2 + 3)
+
+
+# The matrix, with rows so short that everything takes several
+
+
+def short_rows():
+    layout, need = frozen()[0].layout, Need(free=700, triples=300)
+    parameters = object.__new__(Parameters)
+    parameters.__dict__.update(log2_row=8, log2_rate_inverse=3, queries=9)
+    return Shape(layout, need, parameters)
+
+
+def test_products_are_between_the_same_slots():
+    shape, found = short_rows(), set()
+    for x, y, z in PRODUCTS:
+        for entry in range(0, shape.layout.arrays[x], 7):
+            found.add(tuple(shape.array_rows[name][0] + entry // shape.size for name in (x, y, z)))
+    assert set(shape.products()) == found and len(shape.products()) == len(found) > 2 * len(PRODUCTS)
+    ends = [first + rows for first, rows in shape.array_rows.values()]
+    assert [first for first, _ in shape.array_rows.values()] == [0, *ends[:-1]] and ends[-1] == shape.array_total
+    for name, length in shape.layout.arrays.items():
+        assert shape.array_rows[name][1] == (length + 255) // 256
+    assert shape.chunks == (shape.layout.depth + 255) // 256 > 2 and shape.triple_rows == 2 and shape.pad_rows == 9
+    assert shape.rows == shape.chunks * shape.layout.h + ends[-1] + 5 * 9 == shape.column_rows - 15
+    assert shape.blinding == (265, 520, 529) and shape.columns == 2048 and shape.pad_count == 1600
+    slots = [*range(300), *range(512, 812), *range(1024, 1324), *range(1536, 2236)]
+    assert shape.pad_slots().tolist() == slots
+
+
+def test_the_linear_test_is_the_combination_of_all_forms():
+    shape, rng = short_rows(), np.random.default_rng(7)
+    layout, system = shape.layout, System()
+
+    def random(count):
+        return field.from_base(rng.integers(0, field.P, (5, count), dtype=np.uint32))
+
+    images = rng.integers(0, field.P, (layout.depth, layout.h), dtype=np.uint32)
+    arrays = {name: rng.integers(0, field.P, n, dtype=np.uint32) for name, n in layout.arrays.items()}
+    pads, values = random(shape.pad_count), []
+    system.groups["g"] = random(layout.h)
+    for name, (first, dims) in layout.columns.items():
+        point, factor, constant = [random(lg(n)) for n in dims], random(1), random(1)
+        column = field.combine(images[first : first + int(np.prod(dims))], system.groups["g"])
+        system.append(Form().add_image("g", name, point, factor).add_constant(constant))
+        values.append((field.mul(factor, field.dot(column, eq_tensor(point, dims))), constant))
+    for name, array in arrays.items():
+        weights, index = random(len(array)), rng.integers(0, shape.pad_count, 3)
+        form = Form().add_array(name, weights)
+        form.pads.append((index, weights[:, :3]))
+        system.append(form)
+        values.append((field.add(field.dot(weights, field.embed(array)), field.dot(weights[:, :3], pads[:, index])),
+                       field.ZERO))  # fmt: skip
+    challenge = random(1)
+    test = combine(shape, [system], challenge)
+    power, wanted, target = field.ONE, field.ZERO, field.ZERO
+    for value, constant in values:
+        power = field.mul(power, challenge)
+        wanted, target = field.add(wanted, field.mul(power, value)), field.sub(target, field.mul(power, constant))
+    filled = np.zeros((shape.chunks * shape.size, layout.h), np.uint32)
+    filled[: layout.depth] = images
+    found = field.dot(test.pads, pads)
+    for (group, chunk), coefficients in test.chunks.items():
+        rows = filled[chunk * shape.size : (chunk + 1) * shape.size]
+        found = field.add(found, field.dot(coefficients, field.combine(rows, test.weights[group])))
+    for name, coefficients in test.arrays.items():
+        found = field.add(found, field.dot(coefficients, field.embed(arrays[name])))
+    assert field.equal(found, wanted) and field.equal(test.target, target)
+    assert {chunk for _, chunk in test.chunks} == set(range(shape.chunks))
 
 
 # Networks as bytes and their bounds
