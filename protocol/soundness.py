@@ -126,15 +126,18 @@ def hidden_bad(ell: int, log2_work: int, log2_doubt: int = 0) -> int:
     return below
 
 
-def anchored_work(size: int, window: int) -> int:
+def anchored_work(size: int, window: int, logs: int = 1) -> int:
     """log2, rounded up, of the coins that an owner can have seen for a key anchored at a checkpoint of `size` entries.
+
+    logs: how many there are of which any would have done.
 
     A coin is drawn by the log: one for each of its entries and each checkpoint of up to `window` entries later, so at
     most `window` for each size.  That makes window * size coins up to this one; and 32 is for the owner's choice of
     this one among all that came before and after, since 1 + 1/2 + ... + 1/n < 32 for logs of n <= 2^45 entries.
+    Coins of several logs add up.
     Holds for an honest log.  One that gives its owner coins to choose from leaves her only what she can hash.
     """
-    return (32 * window * size - 1).bit_length()
+    return (32 * window * size * logs - 1).bit_length()
 
 
 # The argument

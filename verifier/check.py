@@ -174,7 +174,7 @@ def check_owner(
             "time": unix_time_text(key.anchor.unix_time), "trusted": policy.trusts_anchor(key),
         }  # fmt: skip
     if key.anchor is not None and policy.trusts_anchor(key):
-        verdict.log2_coins = anchored_work(key.anchor.size, WINDOW)
+        verdict.log2_coins = anchored_work(key.anchor.size, WINDOW, len(set(policy.anchor_logs)))
         verdict.anchored_b = hidden_bad(parameters.ell, verdict.log2_coins, ANCHOR_DOUBT)
     if reference is not None:
         verdict.void_items = check_ground_truth(key, derive(reference, Derivation()).network)

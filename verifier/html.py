@@ -140,8 +140,9 @@ def _events(verdict: Verdict) -> list[Event]:
     """What happened, in the order of the times."""
     known = verdict.times
     when, stamped = verdict.published or {}, verdict.stamped or {}
+    anchor = verdict.anchor if verdict.anchor and verdict.anchor["trusted"] else {}  # else it is the owner's word
     events = [
-        Event(str((verdict.anchor or {}).get("time", "")), "Commitments logged", "by the clock of the log"),
+        Event(str(anchor.get("time", "")), "Commitments logged", "by the clock of the log"),
         Event(str(when.get("time", "")), "Key published", "by the clock of the log"),
         Event(str(stamped.get("time", "")), "Key time-stamped", str(stamped.get("authority", ""))),
         Event(known.get("model", ""), "Model seen", "the date of the verifier's file"),

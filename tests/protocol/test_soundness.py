@@ -130,6 +130,7 @@ def test_hidden_bad_by_enumeration():
 def test_anchored_work():
     """A weight of 1 / (32 window n) for every coin at n entries adds up to less than one, for logs of 2^45 entries."""
     assert soundness.anchored_work(1, 1) == 5 and soundness.anchored_work(2**20, 4096) == 37
+    assert soundness.anchored_work(2**20, 4096, 2) == 38 and soundness.anchored_work(2**20, 4096, 3) == 39
     for size in (1, 2, 3, 1000, 2**40 + 1):
         work = soundness.anchored_work(size, 4096)
         assert 2**work >= 32 * 4096 * size > 2 ** (work - 1)
