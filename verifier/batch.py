@@ -66,8 +66,8 @@ def check_batch(
 ) -> Iterator[Result]:
     """Judge `cases` by name, one after the other; none stops the others.  Results are kept in `folder`, and reused.
 
-    remote: how the prover HOST:PORT of a case is reached.  timeout_s: for the claim of each.  Raises OSError if the
-    folder cannot be written.
+    remote: how the prover HOST:PORT of a case is reached.  publication, stamp: their `repr` says what they depend on.
+    timeout_s: for the claim of each.  Raises OSError if the folder cannot be written.
     """
     folder.mkdir(exist_ok=True)
     for name, case in cases.items():
@@ -93,7 +93,7 @@ class _Desk:
         self._name, self._case, self._folder, self._policy = name, case, folder, policy
         self._publication, self._stamp = publication, stamp
         about = [[f.name, _content(getattr(case, f.name))] for f in fields(Case)]
-        dated = [publication is not None, stamp is not None]
+        dated = [repr(publication), repr(stamp)]
         self.inputs = hashlib.sha256(json.dumps([tool_version(), about, repr(policy), dated]).encode()).hexdigest()
 
     def kept_verdict(self) -> Verdict | None:
@@ -162,6 +162,8 @@ def _content(value: object) -> object:
         return value
     if value.is_dir():
         return [[file.name, _content(file)] for file in sorted(value.iterdir()) if file.is_file()]
+    if value.exists() and not value.is_file():  # a device, which may never end
+        raise ParameterError(f"{value} is not a file")
     with open(value, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -183,6 +183,8 @@ def batch_command(
 
     check_new(html)
     listed = read_list(cases)
+    if reach.token and len({case.prover for case in listed.values()} - {None}) > 1:
+        raise ParameterError("a token is for one prover, and others may not see it: make a list for each")
     _warm_up()
     found = []
     with progress(as_json or not sys.stderr.isatty()) as report:

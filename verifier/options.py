@@ -22,6 +22,7 @@ from protocol.errors import DecodingError, ParameterError
 
 if TYPE_CHECKING:
     from protocol.keygen import VerificationKey
+    from verifier.board import Board
     from verifier.case import Case
     from verifier.check import Publication
     from verifier.client import Remote
@@ -160,6 +161,39 @@ class Reach:
         return Remote(target, self.tls, self.token)
 
 
+@dataclass(frozen=True)
+class _Published:
+    """Asks a board.  A batch knows by the fields whether it is asked as before."""
+
+    board: Board
+    seen: Path
+
+    def __call__(self, key: VerificationKey) -> dict[str, str | int]:
+        from verifier.board import find
+        from verifier.check import unix_time_text
+
+        receipt = find(self.board, key, self.seen)
+        when = unix_time_text(receipt.entry.unix_time)
+        threshold = self.board.threshold
+        return {"log": self.board.log.to_text(), "index": receipt.index, "time": when, "witnesses": threshold}
+
+
+@dataclass(frozen=True)
+class _Stamped:
+    """Reads a time-stamp.  A batch knows by the fields whether it is the same."""
+
+    response: bytes
+    roots: bytes
+
+    def __call__(self, key: VerificationKey) -> dict[str, str | int]:
+        from protocol.timestamp import check_timestamp
+        from verifier.check import time_text
+        from zkmark.terminal import printable
+
+        found = check_timestamp(self.response, self.roots, key.digest)
+        return {"time": time_text(found.time), "authority": printable(found.authority)}
+
+
 def _reach(
     board: str | None, log_key: str | None, seen: Path | None, witness: tuple[str, ...], witnesses: int | None,
     timestamp: Path | None, tsa_roots: Path | None, tls: bool, tls_ca: Path | None, tls_cert: Path | None,
@@ -178,18 +212,12 @@ def _stamp(timestamp: Path | None, roots: Path | None) -> Publication | None:
         return None
     if timestamp is None or roots is None:
         raise click.UsageError("--timestamp and --tsa-roots go together")
-    from protocol.timestamp import MAX_RESPONSE_BYTES, MAX_ROOTS_BYTES, check_timestamp
-    from verifier.check import time_text
-    from zkmark.terminal import printable
+    from protocol.timestamp import MAX_RESPONSE_BYTES, MAX_ROOTS_BYTES
 
     response = read(timestamp, MAX_RESPONSE_BYTES, "time-stamp")
     authorities = read(roots, MAX_ROOTS_BYTES, "roots of time-stamps")
 
-    def ask(key: VerificationKey) -> dict[str, str | int]:
-        found = check_timestamp(response, authorities, key.digest)
-        return {"time": time_text(found.time), "authority": printable(found.authority)}
-
-    return ask
+    return _Stamped(response, authorities)
 
 
 def _publication(
@@ -202,18 +230,11 @@ def _publication(
         raise click.UsageError("--board, --log-key and --seen go together")
     from protocol.cosignature import WitnessKey
     from protocol.log import LogKey
-    from verifier.board import Board, find
-    from verifier.check import unix_time_text
+    from verifier.board import Board
 
     known = tuple(WitnessKey.from_text(text) for text in witness)
     where = Board(board, LogKey.from_text(log_key), known, len(known) if witnesses is None else witnesses, tls)
-
-    def ask(key: VerificationKey) -> dict[str, str | int]:
-        receipt = find(where, key, seen)
-        when = unix_time_text(receipt.entry.unix_time)
-        return {"log": log_key, "index": receipt.index, "time": when, "witnesses": where.threshold}
-
-    return ask
+    return _Published(where, seen)
 
 
 connection_options = grouped(

@@ -15,14 +15,19 @@ from hypothesis import strategies as st
 from ml.quantise import Derivation, Fidelity
 from protocol.argument import Context
 from protocol.errors import DecodingError, ParameterError
+from protocol.identity import public_key
+from protocol.log import LogKey
 from protocol.soundness import smallest_k_min
 from prover.jobs import make_claim, subject
 from verifier import batch
 from verifier.batch import check_batch, read_list
+from verifier.board import Board
 from verifier.case import Case
 from verifier.check import Subject, Verdict
 from verifier.cli import cli
+from verifier.options import _Published, _Stamped
 from verifier.policy import Policy
+from zkmark.connect import Tls
 
 NONCE = "cd" * 32
 
@@ -143,6 +148,38 @@ def test_what_is_done_is_not_done_again(shelf, tmp_path, monkeypatch):
         (folder / "two.json").write_bytes(junk)
         assert [result.outcome for result in check_batch({"two": cases["two"]}, folder)] == ["rejected"]
     assert len(judged) == 10
+
+
+def test_a_verdict_is_of_the_boards_and_stamps_that_were_asked_for(shelf, tmp_path):
+    """Another board, another number of witnesses, other roots: what was found before says nothing about them."""
+    one, two = (LogKey(name, public_key(bytes(32))) for name in ("one", "two"))
+    asked = [
+        _Published(board, tmp_path / "seen")
+        for board in (Board("a:1", one), Board("a:2", one), Board("a:1", two), Board("a:1", one, tls=Tls()))
+    ]
+    stamps = [_Stamped(response, roots) for response, roots in ((b"a", b"b"), (b"a", b"c"), (b"b", b"b"))]
+    dated = [(publication, None) for publication in asked] + [(None, stamp) for stamp in stamps]
+    inputs = {
+        batch._Desk("a", case(shelf), tmp_path, Policy(), publication, stamp).inputs
+        for publication, stamp in [*dated, (None, None)]
+    }
+    assert len(inputs) == len(dated) + 1
+    again = batch._Desk("a", case(shelf), tmp_path, Policy(), _Published(Board("a:1", one), tmp_path / "seen"), None)
+    assert again.inputs == batch._Desk("a", case(shelf), tmp_path, Policy(), asked[0], None).inputs
+
+
+def test_a_device_is_no_file(shelf, tmp_path):
+    (found,) = check_batch({"a": case(shelf, model=Path("/dev/zero"))}, tmp_path)
+    assert found.outcome == "misuse" and "/dev/zero is not a file" in found.error
+
+
+def test_a_token_is_shown_to_one_prover(shelf, tmp_path):
+    (tmp_path / "token").write_text("a-token-of-thirty-two-characters")
+    rows = [f"{shelf / 'owner.vk'},{shelf / 'marked.onnx'},127.0.0.1:{port},true" for port in (1, 1, 2)]
+    (tmp_path / "list.csv").write_text("\n".join(["vk,model,prover,without_fidelity", *rows]))
+    result = run(tmp_path / "list.csv", tmp_path / "results", "--token-file", tmp_path / "token", "--json")
+    assert result.exit_code == 2 and "a token is for one prover" in json.loads(result.stdout)["error"]
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_verdict_survives_its_file():
