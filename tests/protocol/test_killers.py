@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from protocol import argument, field, identity, keygen, link, soundness
+from protocol import argument, field, identity, keygen, layers, link, soundness
 from protocol import network as network_module
 from protocol.argument import Context, Statement
 from protocol.claim import Claim, compare, statement_digests
@@ -245,6 +245,23 @@ def test_the_linear_test_is_the_combination_of_all_forms():
         found = field.add(found, field.dot(coefficients, field.embed(arrays[name])))
     assert field.equal(found, wanted) and field.equal(test.target, target)
     assert {chunk for _, chunk in test.chunks} == set(range(shape.chunks))
+
+
+def test_values_are_added_at_their_positions():
+    """One axis of a transposed window: several outputs may read one input, and the padding none."""
+    rng = np.random.default_rng(5)
+    for shape, positions, length, repeated in (
+        ((5, 7), [3, -1, 0, 3, 3, 0, 4], 6, True), ((5, 3, 7), [3, -1, 0, 3, 3, 0, 4], 6, True),
+        ((5, 4), [4, -1, 0, 2], 5, False), ((5, 3, 4), [4, -1, 0, 2], 5, False),
+    ):  # fmt: skip
+        values = rng.integers(0, field.P, shape, dtype=np.uint32)
+        values[..., 3] = field.P - 1  # so that sums pass p
+        found = layers._scattered(values, np.array(positions), length, repeated)
+        wanted = np.zeros((*shape[:-1], length), np.int64)
+        for k, at in enumerate(positions):
+            if at >= 0:
+                wanted[..., at] += values[..., k]
+        assert found.dtype == np.uint32 and (found == wanted % field.P).all()
 
 
 # Networks as bytes and their bounds
