@@ -144,15 +144,14 @@ class JobQueue:
         row = self._one("SELECT TOTAL(CASE WHEN state < 4 THEN model_size END), TOTAL(claim_size) FROM jobs") or (0, 0)
         return int(row[0]) + sum(size for _, size in [*self._uploads]), int(row[1])
 
-    def join(self, job_id: bytes, client: str) -> Job | None:
-        """Share a job that is live or done; None if there is none.  A client may have no more live jobs by this."""
-        with self._changing():
-            job = self.find(job_id)
-            if job is None or job.state in (JobState.FAILED, JobState.CANCELLED):
-                return None
-            if not job.state.ended and not self.submitted_by(job_id, client):
-                self._check_quota(client)
-            self._db.execute("INSERT OR IGNORE INTO submitters VALUES (?, ?)", (job_id, client))
+    def resume(self, job_id: bytes, client: str) -> Job | None:
+        """A live or done job that this client submitted before; None if there is none.
+
+        Others share it by `submit`, with the model: to know what somebody asked for is not enough.
+        """
+        job = self.find(job_id)
+        if job is None or job.state in (JobState.FAILED, JobState.CANCELLED) or not self.submitted_by(job_id, client):
+            return None
         return job
 
     @contextmanager

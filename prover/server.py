@@ -142,9 +142,9 @@ class Servicer(pb_grpc.ProverServicer):
             message = await read(context, pb.SubmitRequest, "header", self._limits.message_s)
             header = check_header(message.header, self._prover, self._limits)
             name, size = job_id(header.message), header.size
-            shared = await self._on_disk(self.jobs.join, name, client)
-            if shared is not None:
-                return self._message(shared)
+            known = await self._on_disk(self.jobs.resume, name, client)
+            if known is not None:
+                return self._message(known)
             async with self._place(client, size) as file:
 
                 async def chunk() -> bytes:

@@ -114,6 +114,9 @@ def test_clients_with_certificates(world, prover, pki):
                 lambda: download(bob, job),
             ):  # fmt: skip
                 assert failure(call)[0] == Code.PERMISSION_DENIED
+            header_only = iter([pb.SubmitRequest(header=message)])  # whoever saw a header need not have the model
+            assert failure(lambda: bob.Submit(header_only, timeout=WAIT_S))[0] == Code.INVALID_ARGUMENT
+            assert failure(lambda: download(bob, job))[0] == Code.PERMISSION_DENIED
             assert submit(bob, message, world.marked) == job  # who asks for the same shares the job
             assert download(bob, job) == download(alice, job) == b"a claim"
     rows = prover.state.connect().execute("SELECT client FROM submitters ORDER BY client").fetchall()
