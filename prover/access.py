@@ -30,6 +30,7 @@ from zkmark.connect import is_loopback
 
 MAX_TOKENS_BYTES = 1 << 20
 MAX_CLIENTS = 4096  # whose rate is remembered
+MAX_SUBJECT = 200  # characters of the subject of a certificate that are shown
 LINE = re.compile(r"([A-Za-z0-9._@-]{1,64}):([0-9a-f]{64})")
 log = logging.getLogger("zkmark.prover")
 
@@ -153,7 +154,10 @@ def client(call: grpc.aio.ServicerContext[Any, Any], tokens: Tokens | None) -> s
     known = call.auth_context()
     subjects = list(known.get("x509_subject") or known.get("x509_common_name") or ())
     if subjects:
-        return f"certificate {subjects[0].decode('utf-8', 'replace')[:200]}"
+        subject = subjects[0].decode("utf-8", "replace")
+        if len(subject) > MAX_SUBJECT:  # two that begin alike are two clients
+            subject = f"{subject[:MAX_SUBJECT]}... {hashlib.sha256(subjects[0]).hexdigest()}"
+        return f"certificate {subject}"
     return f"token {name}" if name is not None else f"address {address_of(call.peer())}"
 
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from protocol.errors import DecodingError, ParameterError
-from prover.access import MAX_CLIENTS, Rate, Tokens, TooOften, address_of, check_address, read_listening
+from prover.access import MAX_CLIENTS, Rate, Tokens, TooOften, address_of, check_address, client, read_listening
 from prover.jobs import Prover
 from prover.server import Server
 from tests.service.serving import QUICK, SECRET, WAIT_S, Gate, download, ended, failure, header, running, submit
@@ -121,6 +121,16 @@ def test_clients_with_certificates(world, prover, pki):
             assert download(bob, job) == download(alice, job) == b"a claim"
     rows = prover.state.connect().execute("SELECT client FROM submitters ORDER BY client").fetchall()
     assert ["alice" in rows[0][0], "bob" in rows[1][0]] == [True, True] and rows[0][0].startswith("certificate ")
+
+
+def test_subjects_that_begin_alike_are_two_clients():
+    class Call:
+        def __init__(self, subject: str) -> None:
+            self.auth_context = lambda: {"x509_subject": [subject.encode()]}
+
+    names = {client(Call("O=" + "x" * 300 + end), None) for end in ("", ",CN=alice", ",CN=bob")}
+    assert len(names) == 3 and max(map(len, names)) < 300
+    assert client(Call("CN=alice"), None) == "certificate CN=alice"
 
 
 def tokens_file(path: Path, **tokens: str) -> Path:
