@@ -6,6 +6,7 @@ No test takes an argument, and none makes a proof: `make mutate` calls them one 
 import base64
 import importlib
 import importlib.util
+import io
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -738,6 +739,24 @@ def test_edges_of_key_parameters():
     ):  # fmt: skip
         with pytest.raises(ParameterError):
             KeyParameters(*arguments)
+
+
+def test_draws_below_a_bound():
+    """From the low bits that can hold the largest result, of as few bytes as have them, until it is small enough."""
+    for bound, data, found, used in (
+        (16, b"\x1f\x00", 15, 1), (17, b"\x3f\x30", 16, 2), (2, b"\xfe\x01", 0, 1), (256, b"\xff\x01", 255, 1),
+        (257, b"\xff\xff\x01\x00", 1, 4), (10, b"\x0a\x1f\x29", 9, 3),
+    ):  # fmt: skip
+        stream = io.BytesIO(data)
+        assert keygen._below(bound, stream.read) == found and stream.tell() == used
+
+
+def test_false_claim_bits_of_every_threshold():
+    for k_min in (1, 5):
+        assert soundness.false_claim_bits(5, 10, k_min, 0, 0) == soundness.bits(soundness.tail(5, 10, k_min))
+    for k_min in (0, 6):
+        with pytest.raises(ParameterError):
+            soundness.false_claim_bits(5, 10, k_min)
 
 
 def test_a_beacon_has_a_cap():
