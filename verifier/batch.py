@@ -2,7 +2,7 @@
 
 In the folder of results a case NAME has NAME.json, its verdict, and if a prover is asked NAME.nonce and NAME.claim, so
 that a later run goes on with the same job and the same claim.  Every file appears at once.  A result counts as long as
-nothing that it depends on has changed, which `inputs`, a digest of all that, tells.
+nothing that it depends on has changed, which `inputs`, a digest of all that, tells; a refusal is asked for again.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from zkmark.terminal import Report, printable
 MAX_LIST_BYTES = 1 << 20
 MAX_CASES = 10_000
 MAX_RESULT_BYTES = 1 << 20
+PASSING = {"prover.refused", "policy.published", "policy.witnesses"}  # what an owner or a board may mend meanwhile
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 FILES = {"vk", "model", "proof", "calibration", "preprocess", "images", "reference", "review"}
 WORDS = {"prover", "purpose", "claimant", "verifier"}
@@ -79,7 +80,8 @@ def check_batch(
         except ERRORS as error:
             yield Result(name, kind(error), None, printable(str(error)))
             continue
-        desk.keep(".json", json.dumps({"inputs": desk.inputs, **verdict.to_json()}, indent=2).encode())
+        inputs = "" if verdict.failed_check in PASSING else desk.inputs
+        desk.keep(".json", json.dumps({"inputs": inputs, **verdict.to_json()}, indent=2).encode())
         yield Result(name, verdict.outcome, verdict)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ml.quantise import Derivation, Fidelity
 from protocol.argument import Context
-from protocol.errors import DecodingError, ParameterError
+from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.identity import public_key
 from protocol.log import LogKey
 from protocol.soundness import smallest_k_min
@@ -215,6 +215,23 @@ def test_a_prover_is_asked_once(shelf, world, tmp_path, monkeypatch):
     changed = case(shelf, proof=None, prover="127.0.0.1:1", nonce=None, model=shelf / "other.onnx")
     (result,) = check_batch({"a": changed}, folder)
     assert result.verdict.failed_check == "statement.model" and len(asked) == 3 and asked[2] != asked[1]
+
+
+@pytest.mark.parametrize("check", ["prover.refused", "policy.published", "policy.witnesses"])
+def test_a_refusal_is_asked_for_again(shelf, world, tmp_path, monkeypatch, check):
+    """The owner may have approved the model meanwhile, or published the key."""
+
+    def refused(*_: object, **__: object) -> bytes:
+        raise VerificationError(check, "no")
+
+    online = case(shelf, proof=None, prover="127.0.0.1:1", nonce=None)
+    monkeypatch.setattr(batch, "obtain_claim", refused)
+    (result,) = check_batch({"a": online}, tmp_path)
+    assert (result.outcome, result.verdict.failed_check) == ("rejected", check)
+    assert json.loads((tmp_path / "a.json").read_text())["failed_check"] == check
+    monkeypatch.setattr(batch, "obtain_claim", lambda prover, about, **_: claim(world, about.context))
+    (result,) = check_batch({"a": online}, tmp_path)
+    assert result.outcome == "accepted"
 
 
 @pytest.mark.parametrize(
