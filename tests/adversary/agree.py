@@ -135,7 +135,7 @@ def random_network(rng: np.random.Generator, classes: int) -> tuple[Network, set
     dense = Edge(len(nodes), rng.integers(-9, 10, (classes, c, h, w)), Window(h), Window(w))
     last = Node((dense,), rng.integers(-50, 50, classes))
     network = finish(SHAPE, np.sort(rng.integers(-100, 100, (1, 256))), nodes, last)
-    used |= {"shift" if node.shift else "no shift" for node in network.nodes[:-1]}
+    used |= {"shifted" if node.shift else "unshifted" for node in network.nodes[:-1]}
     return network, used
 
 
