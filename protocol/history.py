@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from protocol.errors import DecodingError, VerificationError
-from protocol.log import MAX_NOTE_BYTES, Checkpoint, LogKey, check_consistency, open_checkpoint
+from protocol.log import EMPTY_ROOT, MAX_NOTE_BYTES, Checkpoint, LogKey, check_consistency, open_checkpoint
 
 CONFLICT = ".conflict"  # what is appended to a file name for the note that contradicts the file
 
@@ -22,7 +22,7 @@ def last_seen(path: Path, key: LogKey) -> Checkpoint:
         with open(path, "rb") as file:
             data = file.read(4 * MAX_NOTE_BYTES + 1)
     except FileNotFoundError:
-        return Checkpoint(key.name, 0, bytes(32))
+        return Checkpoint(key.name, 0, EMPTY_ROOT)
     try:
         return open_checkpoint(data.decode(), key)
     except UnicodeDecodeError:

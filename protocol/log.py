@@ -28,6 +28,7 @@ MAX_PATH = 64  # hashes of a proof
 MAX_NOTE_BYTES = 1 << 16
 MAX_NAME = 256  # characters of an origin
 ED25519 = b"\x01"  # the algorithm, in key hashes
+EMPTY_ROOT = sha256(b"").digest()
 NUMBER = re.compile("0|[1-9][0-9]{0,18}")
 
 Read = Callable[[int, int], bytes]
@@ -56,7 +57,7 @@ def appended(read: Read, size: int, leaf: bytes) -> list[tuple[int, int, bytes]]
 
 def root_hash(read: Read, size: int) -> bytes:
     """The root over the first `size` leaves."""
-    return _subtree(read, 0, size) if size else sha256(b"").digest()
+    return _subtree(read, 0, size) if size else EMPTY_ROOT
 
 
 def inclusion_path(read: Read, index: int, size: int) -> list[bytes]:

@@ -407,6 +407,18 @@ def test_signatures_that_a_board_does_not_take(world, others, tmp_path):
             Board("", log.key, *bad)
 
 
+def test_a_witness_may_be_there_before_the_first_entry(world, tmp_path):
+    """An empty log is the beginning of every history, and no contradiction of any."""
+    crowd, log = Witnesses(tmp_path), open_log(tmp_path / "board", NAME)
+    with serving(log, crowd.access) as target:
+        assert [witness.sign_next(target, log.key).size for witness in crowd.all * 2] == [0] * 6
+        publish(target, world.key.vk.to_bytes())
+        assert [witness.sign_next(target, log.key).size for witness in crowd.all] == [1] * 3
+        where = Board(target, log.key, crowd.keys, 3)
+        assert find(where, world.key.vk, tmp_path / "seen").index == 0
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".conflict")]
+
+
 def test_a_witness_signs_one_history(world, others, tmp_path):
     """A board whose operator puts back an old copy gets no signature for it, and convicts itself."""
     crowd, folder = Witnesses(tmp_path, 1), tmp_path / "board"
