@@ -227,7 +227,7 @@ def _case(row: dict[str, Any], folder: Path) -> Case:
     for key, value in row.items():
         if key == "without_fidelity" and isinstance(value, bool):
             values[key] = value
-        elif not isinstance(value, str) or key not in FILES | WORDS | {"nonce"}:
+        elif not isinstance(value, str) or "\0" in value or key not in FILES | WORDS | {"nonce"}:
             raise ParameterError(f"{printable(str(key))} is not known, or not text")
         elif key == "nonce":
             if not re.fullmatch("[0-9a-fA-F]{64}", value):

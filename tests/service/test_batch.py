@@ -248,6 +248,7 @@ def test_a_refusal_is_asked_for_again(shelf, world, tmp_path, monkeypatch, check
         ('[[case]]\nvk = "a"\nmodel = "b"\nprover = "x:1"\nwithout_fidelity = true\nnonce = "x"', ParameterError),
         ('[[case]]\nname = "../a"\nvk = "a"\nmodel = "b"\nprover = "x:1"\nwithout_fidelity = true', DecodingError),
         (2 * '[[case]]\nname = "a"\nvk = "a"\nmodel = "b"\nprover = "x:1"\nwithout_fidelity = true\n', ParameterError),
+        ('[[case]]\nvk = "a\\u0000"\nmodel = "b"\nprover = "x:1"\nwithout_fidelity = true', ParameterError),
         ("#" * (batch.MAX_LIST_BYTES + 1), DecodingError),
     ],
 )
