@@ -17,7 +17,6 @@ from unittest.mock import patch
 
 import protocol.layers
 import protocol.ligero
-import protocol.merkle
 import protocol.reed_solomon
 import protocol.witness
 from protocol.kernels import cpu
@@ -32,7 +31,7 @@ PHASES: tuple[tuple[Any, str, str, tuple[str, ...]], ...] = (
     (protocol.witness, "build", "evaluate", ()),
     (protocol.ligero.Committed, "__init__", "commit: rest", ()),
     (protocol.reed_solomon, "encode", "commit: encode", ("open",)),
-    (protocol.merkle.Leaves, "update", "commit: hash", ("open",)),
+    (cpu.Leaves, "update", "commit: hash", ("open",)),
     (protocol.layers, "run", "trees: build", ()),
     (TreeWitness, "open_layer", "trees: build", ()),
     (Sums, "round", "trees: rounds", ("affine",)),
@@ -84,6 +83,9 @@ COSTS: dict[str, Callable[..., tuple[int, int, int, int]]] = {
     "leaves": lambda *args: (0, 10 * (args[-1] - args[-2]), 0, 28 * (args[-1] - args[-2])),
     "transform": _transform,
     "encode": _encode,
+    "requantize": lambda y, *args: (0, 0, 0, 20 * (args[-1] - args[-2]) * y.shape[1]),
+    "residues": lambda *args: (0, 0, 0, 8 * (args[-1] - args[-2])),
+    "histogram": lambda *args: (0, 0, 0, 4 * (args[-1] - args[-2])),
 }
 COUNTS = ("k_products", "f_products", "multiply_adds", "bytes", "hashed_bytes")
 
@@ -99,13 +101,13 @@ class Profile(AbstractContextManager["Profile"]):
         self._lock, self._patches = Lock(), ExitStack()
 
     def __enter__(self) -> Profile:
-        update = protocol.merkle.Leaves.update
+        update = cpu.Leaves.update
 
-        def hashed(leaves: Any, columns: memoryview, width: int) -> None:
-            update(leaves, columns, width)
-            self._counts[self._phase]["hashed_bytes"] += len(columns)
+        def hashed(leaves: Any, block: Any) -> None:
+            update(leaves, block)
+            self._counts[self._phase]["hashed_bytes"] += 4 * block.size
 
-        self._replace(protocol.merkle.Leaves, "update", hashed)
+        self._replace(cpu.Leaves, "update", hashed)
         for owner, name, phase, within in PHASES:
             self._replace(owner, name, self._timed(getattr(owner, name), phase, within))
         for name in kernels():

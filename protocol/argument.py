@@ -240,7 +240,7 @@ def prove(
             progress(phase, fraction)
 
     report("evaluate", 0.0)
-    forward = statement.network.forward(np.ascontiguousarray(marking_key.hidden_images))
+    forward = statement.network.forward(np.ascontiguousarray(marking_key.hidden_images), device)
     if int(witness.matches(forward, marking_key.hidden_labels).sum()) < statement.k_min:
         raise VerificationError("prove.matches", "this network does not match enough of the key's triggers")
     for _ in range(SESSIONS):

@@ -1,16 +1,20 @@
 """BabyBear F (p = 15 * 2^27 + 1) and K = F[x] / (x^5 - 2), |K| = 2^154.5 (SPEC section 2).
 
 Arrays.  F: uint32 [n], canonical.  K: uint32 [5, n], Montgomery form (an internal matter: bytes are canonical).
-A scalar of K is [5, 1] and broadcasts.  Functions return new arrays.
+A scalar of K is [5, 1] and broadcasts.  Functions return new arrays.  Those of sums and products take arrays of a
+device too, and then work and return there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from protocol import kernels
 from protocol.errors import DecodingError
 from protocol.kernels import cpu
 
@@ -23,26 +27,29 @@ TWO_ADICITY = 27  # 2^27 divides p - 1
 Base = npt.NDArray[np.uint32]  # [n] of F
 Vector = npt.NDArray[np.uint32]  # [5, n] of K
 
-_P = np.uint32(P)
+_P, _16 = np.uint32(P), np.uint32(16)
 _R = 2**32 % P
 _R2 = np.uint32(2**64 % P)
 _FROM = np.uint32(1)  # mont(a R, 1) = a
 
 
-def _scaled(values: npt.NDArray[np.uint32], factor: np.uint32) -> npt.NDArray[np.uint32]:
-    out = np.empty(values.shape, np.uint32)
-    cpu.f_scale(np.ascontiguousarray(values).reshape(-1), factor, out.reshape(-1))
+def _scaled(values: Any, factor: np.uint32) -> Any:
+    k = kernels.of(values)
+    out = k.words(*values.shape)
+    k.f_scale(k.contiguous(values).reshape(-1), factor, out.reshape(-1))
     return out
 
 
 def from_base(values: npt.NDArray[np.uint32]) -> Vector:
     """Canonical words [5, n] to K."""
-    return _scaled(values, _R2)
+    out: Vector = _scaled(values, _R2)
+    return out
 
 
 def to_base(elements: Vector) -> npt.NDArray[np.uint32]:
     """K to canonical words [5, n]."""
-    return _scaled(elements, _FROM)
+    out: Base = _scaled(elements, _FROM)
+    return out
 
 
 def residues(values: npt.NDArray[np.integer]) -> Base:
@@ -80,15 +87,13 @@ def concat(parts: Iterable[Vector]) -> Vector:
 
 
 def add(a: Vector, b: Vector) -> Vector:
-    s: Vector = a + b
-    low: Vector = np.minimum(s, s - _P)
-    return low
+    out: Vector = kernels.of(a, b).k_add(a, b)
+    return out
 
 
 def sub(a: Vector, b: Vector) -> Vector:
-    d: Vector = a - b
-    low: Vector = np.minimum(d, d + _P)
-    return low
+    out: Vector = kernels.of(a, b).k_sub(a, b)
+    return out
 
 
 def neg(a: Vector) -> Vector:
@@ -97,29 +102,28 @@ def neg(a: Vector) -> Vector:
 
 def mul(a: Vector, b: Vector) -> Vector:
     """Elementwise product; a scalar [5, 1] broadcasts."""
-    n = b.shape[1] if a.shape[1] == 1 else a.shape[1]
-    out = np.empty((DEGREE, n), np.uint32)
-    if a.shape[1] == b.shape[1]:
-        cpu.k_mul(np.ascontiguousarray(a), np.ascontiguousarray(b), out)
-    elif a.shape[1] == 1:
-        cpu.k_outer(np.ascontiguousarray(a), np.ascontiguousarray(b), out)
-    elif b.shape[1] == 1:
-        cpu.k_outer(np.ascontiguousarray(b), np.ascontiguousarray(a), out)
-    else:
+    if b.shape[1] == 1:
+        a, b = b, a
+    if a.shape[1] not in (1, b.shape[1]):
         raise ValueError(f"lengths {a.shape[1]} and {b.shape[1]} do not broadcast")
+    k = kernels.of(a, b)
+    out: Vector = k.empty(b.shape[1])
+    (k.k_outer if a.shape[1] == 1 else k.k_mul)(k.contiguous(a), k.contiguous(b), out)
     return out
 
 
 def outer(a: Vector, b: Vector) -> Vector:
     """[5, n m] of a[i] b[j], b fastest."""
-    out = np.empty((DEGREE, a.shape[1] * b.shape[1]), np.uint32)
-    cpu.k_outer(np.ascontiguousarray(a), np.ascontiguousarray(b), out)
+    k = kernels.of(a, b)
+    out: Vector = k.empty(a.shape[1] * b.shape[1])
+    k.k_outer(k.contiguous(a), k.contiguous(b), out)
     return out
 
 
 def total(a: Vector) -> Vector:
-    """Sum of the elements, [5, 1]."""
-    out: Vector = cpu.k_sum(np.ascontiguousarray(a))
+    """Sum of the elements, [5, 1], on the host."""
+    k = kernels.of(a)
+    out: Vector = k.k_sum(k.contiguous(a))
     return out
 
 
@@ -176,16 +180,16 @@ def powers(a: Vector, count: int) -> Vector:
 
 
 def combine(values: npt.NDArray[np.uint32], weights: Vector) -> Vector:
-    """[5, rows] of sum_i values[row, i] weights[i]: values uint32 [rows, n] of F, weights [5, n] of K."""
+    """[5, rows] of sum_i values[row, i] weights[i]: values uint32 [rows, n] of F, weights [5, n] of K on the host."""
     rows, n = values.shape
     if n > cpu.MAX_TERMS:
         halves = slice(None, n // 2), slice(n // 2, None)
         left, right = (combine(values[:, half], weights[:, half]) for half in halves)
         return add(left, right)
-    out = np.empty((DEGREE, rows), np.uint32)
-    low, high = weights & np.uint32(0xFFFF), weights >> np.uint32(16)
-    low, high, values = (np.ascontiguousarray(a) for a in (low, high, values))
-    cpu.parallel(lambda a, b: cpu.combine(values, low, high, out, a, b), rows, rows * n)
+    k = kernels.of(values)
+    out: Vector = k.empty(rows)
+    low, high = (k.to_device(np.ascontiguousarray(w)) for w in (weights & np.uint32(0xFFFF), weights >> _16))
+    k.parallel(partial(k.combine, k.contiguous(values), low, high, out), rows, rows * n)
     return out
 
 

@@ -33,19 +33,22 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Witness:
-    """Everything committed: images uint32 [depth, h] and arrays uint32, canonical; remainders of each requant node."""
+    """Everything committed: images uint32 [depth, h] and arrays uint32, canonical; remainders of each requant node.
 
-    images: npt.NDArray[np.uint32]
+    images and remainders lie where the network was evaluated.
+    """
+
+    images: Any
     arrays: dict[str, npt.NDArray[np.uint32]]
-    remainders: tuple[npt.NDArray[np.uint32], ...]
+    remainders: tuple[Any, ...]
 
-    def column(self, layout: Layout, name: str) -> npt.NDArray[np.uint32]:
+    def column(self, layout: Layout, name: str) -> Any:
         """The committed column [C H W, h]."""
         offset, shape = layout.columns[name]
         return self.images[offset : offset + prod(shape)]
 
     def part(self, layout: Layout, index: int) -> Part:
-        """What fork `index` reads."""
+        """What fork `index` reads, on the host."""
         last = len(layout.network.nodes)
         if index > last:
             return Part({}, {"uses": self.arrays["uses"]}, {})
@@ -57,10 +60,10 @@ class Witness:
             columns += [f"z{edge.source}" for edge in node.edges]
             columns += [f"z{k}" for k in (node.product.left, node.product.right)] if node.product else []
             if node.shift:
-                remainders = {index - 1: self.remainders[index - 1]}
+                remainders = {index - 1: kernels.to_host(self.remainders[index - 1])}
         if index == last:
             arrays = {name: self.arrays[name] for name in ("v0", "v1")}
-        return Part({name: self.column(layout, name) for name in columns}, arrays, remainders)
+        return Part({name: kernels.to_host(self.column(layout, name)) for name in columns}, arrays, remainders)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Context:
     def h(self) -> int:
         return self.layout.h
 
-    def column(self, name: str) -> npt.NDArray[np.uint32]:
+    def column(self, name: str) -> Any:
         """Prover: the committed column [C H W, h]."""
         if self.witness is None:
             raise RuntimeError("the verifier has no columns")
@@ -152,13 +155,11 @@ def run(party: Party, context: Context, index: int) -> Wire:
 # --- lookups --------------------------------------------------------------------------------------
 
 
-def _leaves(context: Context, constant: Vector, first: npt.NDArray[np.uint32], second: npt.NDArray[np.uint32] | None,
-            out: Any, offset: int = 0) -> None:
+def _leaves(context: Context, constant: Vector, first: Any, second: Any | None, out: Any, offset: int = 0) -> None:
     """out[:, offset:] = constant - alpha first - alpha^2 second."""
     k = kernels.of(out)
-    v1 = k.to_device(np.ascontiguousarray(first).reshape(-1))
-    v2 = v1 * 0 if second is None else k.to_device(np.ascontiguousarray(second).reshape(-1))
-    alpha2 = field.mul(context.alpha, context.alpha)
+    alpha2 = field.ZERO if second is None else field.mul(context.alpha, context.alpha)
+    v1, v2 = (kernels.to(k, column).reshape(-1) for column in (first, first if second is None else second))
     shifted = field.from_base(context.alpha), field.from_base(alpha2)  # one more factor 2^32, see the kernel
     k.parallel(lambda a, b: k.leaves(constant, *shifted, v1, v2, out, offset, a, b), len(v1), len(v1))
 
@@ -186,10 +187,10 @@ def _input(party: Party, context: Context) -> Wire:
     witness = None
     if context.witness is not None:
         x, z0 = (context.column(name).reshape(channels, -1) for name in ("x", "z0"))
-        denominators = context.leaves(x.size)
+        denominators = context.leaves(prod(shape))
         for c in range(channels):
             base = field.sub(context.beta, field.constant(int(tags[c])))
-            _leaves(context, base, x[c], z0[c], denominators, c * x.shape[1])
+            _leaves(context, base, x[c], z0[c], denominators, c * prod(shape[2:]))
         witness = TreeWitness(None, denominators, shape, _LEAF_ORDER)
     end = fractional_tree(party, shape, _LEAF_ORDER, witness)
     _, rho = _point(end)
@@ -216,10 +217,10 @@ def _requant(party: Party, context: Context, index: int) -> Wire:
     witness = None
     if context.witness is not None:
         u, z = context.column(f"u{index}"), context.column(f"z{index}")
-        denominators = context.leaves(shape[0] * u.size)
+        denominators = context.leaves(prod(shape))
         _leaves(context, base_a, u, z, denominators)
         if shift:
-            _leaves(context, base_b, context.witness.remainders[index - 1], None, denominators, u.size)
+            _leaves(context, base_b, context.witness.remainders[index - 1], None, denominators, prod(shape[1:]))
         witness = TreeWitness(None, denominators, shape, _LEAF_ORDER)
     end = fractional_tree(party, shape, _LEAF_ORDER, witness)
     selector, rho = _point(end)
@@ -292,7 +293,7 @@ def affine(party: Party, context: Context, index: int, group: str, rho: Point) -
     if context.witness is not None:
         weights = party.system.groups[group]
         for edge in node.edges:
-            x = field.combine(context.column(f"z{edge.source}"), weights)
+            x = kernels.to_host(field.combine(context.column(f"z{edge.source}"), weights))
             tensors.append((x, transposed_weights(edge, rho, network.shapes[edge.source], shape)))
         sums = field.concat([field.dot(x, w) for x, w in tensors])
     wires = party.exchange("edges", len(node.edges), sums)
@@ -317,7 +318,7 @@ def _product(party: Party, context: Context, index: int, product: Product, rho: 
     spread = network.shapes[product.right] != network.shapes[product.left]
     sums = value = None
     if context.witness is not None:
-        left, right = (context.column(f"z{k}") for k in (product.left, product.right))
+        left, right = (kernels.to_host(context.column(f"z{k}")) for k in (product.left, product.right))
         if spread:
             right = np.repeat(right.reshape(shape[0], 1, h), shape[1] * shape[2], axis=1)
         a, b = (field.embed(z.reshape(-1)) for z in (left, right))

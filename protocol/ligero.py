@@ -26,7 +26,7 @@ from math import prod
 import numpy as np
 from Crypto.Cipher import AES
 
-from protocol import field, merkle, reed_solomon
+from protocol import field, kernels, merkle, reed_solomon
 from protocol.encoding import Reader
 from protocol.errors import VerificationError
 from protocol.field import Vector
@@ -62,17 +62,20 @@ class Committed:
     def __init__(
         self, shape: Shape, images: Matrix, arrays: dict[str, Matrix], pads: Vector, expander: Expander
     ) -> None:
-        """images uint32 [depth, h], arrays by name, pads [5, pad_count]; expander: fresh for every proof."""
+        """images uint32 [depth, h], arrays by name, pads [5, pad_count]; expander: fresh for every proof.
+
+        The matrix is encoded and tested where the images are.
+        """
         self.shape = shape
         size, t = shape.size, shape.queries
-        self._images = images
+        self._images, k = images, kernels.of(images)
         flat = np.zeros((shape.array_total, size), np.uint32)
         for name, (first, count) in shape.array_rows.items():
             flat[first : first + count].reshape(-1)[: len(arrays[name])] = arrays[name]
-        self._arrays = np.ascontiguousarray(flat.T)
-        self._pads = np.ascontiguousarray(field.to_base(stacked(pad_matrix(shape, pads), size)).T)
+        self._arrays = k.to_device(np.ascontiguousarray(flat.T))
+        self._pads = k.to_device(np.ascontiguousarray(field.to_base(stacked(pad_matrix(shape, pads), size)).T))
         lanes = (*[shape.layout.h] * shape.chunks, shape.array_total, field.DEGREE * shape.pad_rows)
-        self._masks = [expander.base(t, count) for count in lanes]
+        self._masks = [k.to_device(expander.base(t, count)) for count in lanes]
         prox, lin, quad = (expander.vector(count) for count in shape.blinding)
         lin[:, 0] = field.neg(field.add(lin[:, size : size + 1], lin[:, 2 * size : 2 * size + 1]))[:, 0]
         quotient = quad[:, : shape.blinding[2] - size]
@@ -81,10 +84,10 @@ class Committed:
         quad[:, : quotient.shape[1]] = field.sub(quad[:, : quotient.shape[1]], quotient)
         self._blinding = (prox, lin, quad)
         self._salts = expander.bytes(merkle.SALT_BYTES * shape.columns)
-        leaves = merkle.Leaves([self._salt(i) for i in range(shape.columns)])
+        leaves = k.Leaves([merkle.prefix(self._salt(i)) for i in range(shape.columns)])
         self._kept: list[Matrix] | None = [] if 4 * shape.columns * shape.column_rows <= KEPT_BYTES else None
         for block in self._encode():
-            leaves.update(block.data.cast("B"), 4 * block.shape[1])
+            leaves.update(block)
             if self._kept is not None:
                 self._kept.append(block)
         self._tree = merkle.Tree(leaves.digests())
@@ -98,31 +101,30 @@ class Committed:
 
     def _values(self) -> list[Matrix]:
         """The matrix by blocks [N, rows of the block], in the order of a column."""
-        size, out = self.shape.size, []
+        size, k, out = self.shape.size, kernels.of(self._images), []
         for c in range(self.shape.chunks):
             block = self._images[c * size : (c + 1) * size]
             if len(block) < size:
-                block = np.concatenate([block, np.zeros((size - len(block), block.shape[1]), np.uint32)])
+                block = k.join([block, k.words(size - len(block), block.shape[1])], 0)
             out.append(block)
         return [*out, self._arrays, self._pads]
 
     def _encode(self) -> Iterator[Matrix]:
         """Encoded blocks [n, rows of the block]; narrow ones together, up to BLOCK_BYTES."""
-        rate, values = self.shape.rate_inverse, self._values()
+        rate, values, k = self.shape.rate_inverse, self._values(), kernels.of(self._images)
         most = max(1, BLOCK_BYTES // (4 * self.shape.columns))  # rows
         at = 0
         while at < len(values):
             end, rows = at + 1, values[at].shape[1]
             while end < len(values) and rows + values[end].shape[1] <= most:
                 rows, end = rows + values[end].shape[1], end + 1
-            yield reed_solomon.encode(
-                np.concatenate(values[at:end], axis=1), np.concatenate(self._masks[at:end], axis=1), rate)
+            yield reed_solomon.encode(k.join(values[at:end], 1), k.join(self._masks[at:end], 1), rate)
             at = end
         coefficients = np.zeros((self.shape.blinding[2], 3 * field.DEGREE), np.uint32)
         for i, polynomial in enumerate(self._blinding):
             canonical = field.to_base(polynomial)
             coefficients[: canonical.shape[1], field.DEGREE * i : field.DEGREE * (i + 1)] = canonical.T
-        yield reed_solomon.evaluate_domain(coefficients, self.shape.size, rate)
+        yield k.to_device(reed_solomon.evaluate_domain(coefficients, self.shape.size, rate))
 
     def proximity(self, coefficients: Vector) -> MaskedElements:
         """p [5, k] for coefficients [5, rows]."""
@@ -132,19 +134,19 @@ class Committed:
             total = field.add(total, field.combine(values, part))
             masks = field.add(masks, field.combine(mask, part))
             at += values.shape[1]
-        row = reed_solomon.row_coefficients(total.T, masks.T).T
+        row = kernels.to_host(reed_solomon.row_coefficients(total.T, masks.T).T)
         return MaskedElements(field.add(np.ascontiguousarray(row), self._blinding[0]))
 
     def linear(self, test: LinearTest) -> MaskedElements:
         """p [5, N + k - 1]."""
-        shape, size = self.shape, self.shape.size
-        arrays, pads = coefficient_rows(shape, test)
+        shape, size, k = self.shape, self.shape.size, kernels.of(self._images)
+        arrays, pads = map(k.to_device, coefficient_rows(shape, test))
         values, total, keys = self._values(), field.zeros(4 * size), list(test.chunks)
         for first in range(0, len(keys), _BATCH):
             part = keys[first : first + _BATCH]
-            rows = np.concatenate([field.combine(values[c], test.weights[group]) for group, c in part])
-            masks = np.concatenate([field.combine(self._masks[c], test.weights[group]) for group, c in part])
-            left = _coefficients_at(np.concatenate([test.chunks[key] for key in part]), 4 * size)
+            rows = k.join([field.combine(values[c], test.weights[group]) for group, c in part], 0)
+            masks = k.join([field.combine(self._masks[c], test.weights[group]) for group, c in part], 0)
+            left = _coefficients_at(k.to_device(np.concatenate([test.chunks[key] for key in part])), 4 * size)
             right = _values_at(reed_solomon.row_coefficients(rows.T, masks.T), 4 * size)
             for i in range(len(part)):
                 total = field.add(total, field.mul(_five(left, i), _five(right, i)))
@@ -154,7 +156,8 @@ class Committed:
             rows = reed_solomon.row_coefficients(self._arrays[:, lanes], self._masks[-2][:, lanes])
             right = _values_at(rows, 4 * size)
             for i in range(right.shape[1]):
-                total = field.add(total, field.mul(_five(left, i), field.embed(right[:, i])))
+                embedded = k.join([right[:, i : i + 1].T, k.words(field.DEGREE - 1, 4 * size)], 0)
+                total = field.add(total, field.mul(_five(left, i), field.from_base(embedded)))
         for first in range(0, shape.pad_rows, _BATCH):
             left = _coefficients_at(pads[5 * first : 5 * (first + _BATCH)], 4 * size)
             lanes = slice(5 * first, 5 * (first + _BATCH))
@@ -162,14 +165,16 @@ class Committed:
             right = _values_at(rows, 4 * size)
             for i in range(right.shape[1] // 5):
                 total = field.add(total, field.mul(_five(left, i), _lane(right, i)))
-        product = reed_solomon.interpolate_subgroup(np.ascontiguousarray(total.T)).T
+        product = kernels.to_host(reed_solomon.interpolate_subgroup(total.T).T)
         return MaskedElements(field.add(np.ascontiguousarray(product[:, : shape.blinding[1]]), self._blinding[1]))
 
     def quadratic(self, coefficients: Vector) -> MaskedElements:
         """p [5, 2 k - 1] for coefficients [5, products + triple rows]."""
         shape, size = self.shape, self.shape.size
         products = shape.products()
-        rows = _values_at(reed_solomon.row_coefficients(self._arrays, self._masks[-2]), 4 * size).astype(np.uint64)
+        # The arrays are small: their products are taken on the host.
+        rows = kernels.to_host(
+            _values_at(reed_solomon.row_coefficients(self._arrays, self._masks[-2]), 4 * size)).astype(np.uint64)
         gaps = np.stack([(rows[:, x] * rows[:, y] + (field.P - rows[:, z])) % np.uint64(field.P)
                          for x, y, z in products], axis=1).astype(np.uint32)
         total = field.combine(gaps, np.ascontiguousarray(coefficients[:, : len(products)]))
@@ -179,19 +184,20 @@ class Committed:
             gap = field.sub(field.mul(x, y), z)
             at = len(products) + r
             total = field.add(total, field.mul(gap, np.ascontiguousarray(coefficients[:, at : at + 1])))
-        product = reed_solomon.interpolate_subgroup(np.ascontiguousarray(total.T)).T
+        product = kernels.to_host(reed_solomon.interpolate_subgroup(total.T).T)
         return MaskedElements(field.add(np.ascontiguousarray(product[:, : shape.blinding[2]]), self._blinding[2]))
 
     def open(self, columns: list[int], out: Messages) -> None:
         """Send the columns, their salts and the siblings."""
-        parts = [block[columns] for block in (self._encode() if self._kept is None else self._kept)]
+        blocks = self._encode() if self._kept is None else self._kept
+        parts = [kernels.to_host(block[columns]) for block in blocks]
         out.send(Masked(np.ascontiguousarray(np.concatenate(parts, axis=1)).astype("<u4").tobytes()))
         out.send(Masked(b"".join(self._salt(i) for i in columns)))
         out.send(Masked(b"".join(self._tree.open(columns))))
 
 
 def _values_at(coefficients: Matrix, size: int) -> Matrix:
-    padded = np.zeros((size, coefficients.shape[1]), np.uint32)
+    padded: Matrix = kernels.of(coefficients).words(size, coefficients.shape[1])
     padded[: len(coefficients)] = coefficients
     return reed_solomon.evaluate_subgroup(padded)
 
@@ -203,12 +209,12 @@ def _coefficients_at(rows: Matrix, size: int) -> Matrix:
 
 def _five(matrix: Matrix, row: int) -> Vector:
     """Row number `row` of K out of columns [points, 5 rows], as they are."""
-    return np.ascontiguousarray(matrix[:, 5 * row : 5 * row + 5].T)
+    return matrix[:, 5 * row : 5 * row + 5].T
 
 
 def _lane(matrix: Matrix, row: int) -> Vector:
     """Row number `row` of K out of canonical columns [points, 5 rows]."""
-    return field.from_base(np.ascontiguousarray(matrix[:, 5 * row : 5 * row + 5].T))
+    return field.from_base(matrix[:, 5 * row : 5 * row + 5].T)
 
 
 Challenges = tuple[Vector, Vector]

@@ -71,7 +71,7 @@ class TreeWitness:
 
     def root(self) -> tuple[Vector, Vector]:
         top = self._levels[-1]
-        return top.p if top.p.shape[1] else field.ONE, kernels.of(top.q).to_host(top.q)
+        return top.p if top.p.shape[1] else field.ONE, kernels.to_host(top.q)
 
     def open_layer(self, challenge: Vector) -> Sums:
         """The sums of the children of the level opened last, as A B + C D with A = P_0 + lambda Q_0; drops that level.

@@ -11,34 +11,18 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 from protocol.errors import VerificationError
-from protocol.kernels import cpu
 
 SALT_BYTES = 32
 HASH_BYTES = 32
 
 
-class Leaves:
-    """Hashes all columns as the rows of the matrix arrive."""
-
-    def __init__(self, salts: Sequence[bytes]) -> None:
-        self._hashers = [sha256(b"\x00" + salt) for salt in salts]
-
-    def update(self, columns: memoryview, width: int) -> None:
-        """Append `width` bytes to every column; column i is columns[i * width : (i + 1) * width]."""
-
-        def part(first: int, last: int) -> None:
-            for i in range(first, last):
-                self._hashers[i].update(columns[i * width : (i + 1) * width])
-
-        # Long updates leave the interpreter to other threads.
-        cpu.parallel(part, len(self._hashers), len(columns) if width >= 2048 else 0)
-
-    def digests(self) -> list[bytes]:
-        return [hasher.digest() for hasher in self._hashers]
+def prefix(salt: bytes) -> bytes:
+    """What stands before a column in its leaf."""
+    return b"\x00" + salt
 
 
 def leaf(salt: bytes, column: bytes) -> bytes:
-    return sha256(b"\x00" + salt + column).digest()
+    return sha256(prefix(salt) + column).digest()
 
 
 def _node(left: bytes, right: bytes) -> bytes:

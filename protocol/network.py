@@ -19,13 +19,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from protocol import kernels
 from protocol.encoding import Reader, Writer
 from protocol.errors import ParameterError
 
@@ -272,25 +274,26 @@ class Network:
             raise r.fail("not the canonical encoding")
         return network
 
-    def forward(self, images: npt.NDArray[np.uint8]) -> Forward:
+    def forward(self, images: npt.NDArray[np.uint8], device: str = "cpu") -> Forward:
         """Exact evaluation of images u8 [h, C, H, W].  Sums are done in float64, exact below 2^53 by the bounds."""
         if images.dtype != np.uint8 or images.shape[1:] != self.shape:
             raise ParameterError(f"images must be uint8 [h, {', '.join(map(str, self.shape))}]")
+        k = kernels.on(device)
         pixels = np.ascontiguousarray(images.transpose(1, 2, 3, 0))
         x0 = np.stack([t[c] for t, c in zip(self.input_tables, pixels, strict=True)]).astype(np.int32)
-        outputs: list[npt.NDArray[np.int32]] = [x0]
-        units: list[npt.NDArray[np.int32]] = []
-        remainders: list[npt.NDArray[np.uint32]] = []
-        for node in self.nodes:
-            y = affine(node, outputs)
+        outputs: list[Any] = [k.to_device(x0)]
+        units: list[Any] = []
+        remainders: list[Any] = []
+        for node, (channels, height, width) in zip(self.nodes, self.shapes[1:], strict=True):
+            y = linear(node, outputs).reshape(channels, -1)
             if node.table is None:
-                logits = y.reshape(self.classes, -1)
+                logits = k.to_host(y).astype(np.int64) + node.bias[:, None]
                 return Forward(pixels, tuple(outputs), tuple(units), tuple(remainders), logits)
-            y += rounding_offset(node.shift)
-            u = y >> node.shift
-            units.append(u.astype(np.int32))
-            remainders.append((y & ((1 << node.shift) - 1)).astype(np.uint32))
-            outputs.append(node.table.values.astype(np.int32)[u + (1 << (node.table.bits - 1))])
+            u, rem, z = (k.integers(*y.shape) for _ in range(3))
+            fixed = k.to_device(node.bias), rounding_offset(node.shift), node.shift, k.to_device(node.table.values)
+            k.parallel(partial(k.requantize, y, *fixed, u, rem, z), channels, y.shape[0] * y.shape[1])
+            for made, value in ((units, u), (remainders, rem), (outputs, z)):
+                made.append(value.reshape(channels, height, width, -1))
         raise ParameterError("network has no output node")
 
     def classify(self, images: npt.NDArray[np.uint8], batch: int = 256) -> npt.NDArray[np.int64]:
@@ -305,13 +308,14 @@ class Forward:
     """Every value of one evaluation that the prover commits to.
 
     pixels: uint8 [C, H, W, h]; outputs[0] = x0 and outputs[k] = z of node k, int32 [C, H, W, h];
-    units[k - 1] = u of node k, int32; remainders[k - 1] = y + off(s) - 2^s u, uint32; logits: int64 [classes, h].
+    units[k - 1] = u of node k, int32; remainders[k - 1] = y + off(s) - 2^s u, int32; logits: int64 [classes, h].
+    outputs, units and remainders lie where the network was evaluated.
     """
 
     pixels: npt.NDArray[np.uint8]
-    outputs: tuple[npt.NDArray[np.int32], ...]
-    units: tuple[npt.NDArray[np.int32], ...]
-    remainders: tuple[npt.NDArray[np.uint32], ...]
+    outputs: tuple[Any, ...]
+    units: tuple[Any, ...]
+    remainders: tuple[Any, ...]
     logits: Ints
 
 
@@ -490,55 +494,80 @@ def _check_bounds(net: Network) -> None:
         ranges.append(node.table.extremes(units[0], units[1]))
 
 
-def sum_pool(x: npt.NDArray[np.float64], pool: tuple[Window, Window]) -> npt.NDArray[np.float64]:
-    """Sum-pool [C, H, W, h] over rows, then columns."""
+def sum_pool(x: Any, pool: tuple[Window, Window]) -> Any:
+    """Sum-pool float64 [C, H, W, h] over rows, then columns."""
+    k = kernels.of(x)
     for axis, window in ((1, pool[0]), (2, pool[1])):
+        line = x[:, :1] if axis == 1 else x[:, :, :1]
+        padded = k.join([x, 0 * line], axis)  # index -1 reads zero
         taps = window.taps(x.shape[axis])
-        padded = np.concatenate([x, np.zeros_like(x.take([0], axis))], axis)  # index -1 reads zero
-        x = padded.take(taps[0], axis)
+        x = padded[:, taps[0]] if axis == 1 else padded[:, :, taps[0]]
         for tap in taps[1:]:
-            x += padded.take(tap, axis)
+            x += padded[:, tap] if axis == 1 else padded[:, :, tap]
     return x
 
 
-def affine(node: Node, outputs: Sequence[npt.NDArray[np.int32]] | Mapping[int, npt.NDArray[np.int32]]) -> Ints:
-    """y int64 [O, H', W', h] of one node, from the outputs of earlier ones.
+def affine(node: Node, outputs: Sequence[Any] | Mapping[int, Any]) -> Ints:
+    """y int64 [O, H', W', h] of one node, from the outputs of earlier ones."""
+    y: Ints = linear(node, outputs).astype(np.int64) + node.bias[:, None, None, None]
+    return y
 
-    Exact, whatever the order of the sums, while every partial sum is below 2^53.
+
+def linear(node: Node, outputs: Sequence[Any] | Mapping[int, Any]) -> Any:
+    """float64 [O, H', W', h]: y of one node without its bias, from the outputs of earlier ones, on their device.
+
+    Integers; exact, whatever the order of the sums, since no partial sum reaches 2^53.
     """
-    total: npt.NDArray[np.float64] | None = None
+    total: Any = None
     if node.product:
-        total = outputs[node.product.left].astype(np.float64) * outputs[node.product.right]
+        left, right = (_reals(outputs[k]) for k in (node.product.left, node.product.right))
+        total = left * right
     for edge in node.edges:
-        x = outputs[edge.source].astype(np.float64)
-        if edge.pool:
-            x = sum_pool(x, edge.pool)
-        y = _depthwise(edge, x) if edge.groups == len(x) == len(edge.weight) else _convolution(edge, x)
-        total = y if total is None else np.add(total, y, out=total)
+        y = _depthwise(edge, outputs[edge.source]) if _is_depthwise(edge) else _convolution(edge, outputs[edge.source])
+        if total is None:
+            total = y
+        else:
+            total += y
     if total is None:
         raise ParameterError("node without edges")
-    return total.astype(np.int64) + node.bias[:, None, None, None]
+    return total
 
 
-def _taps(edge: Edge, x: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], Ints, Ints]:
+def _is_depthwise(edge: Edge) -> bool:
+    return edge.groups == len(edge.weight) and edge.weight.shape[1] == 1
+
+
+def _reals(x: Any, *shape: int) -> Any:
+    """The same values in float64, with zeros after each axis up to `shape`."""
+    out = kernels.of(x).reals(*(shape or x.shape))
+    out[: x.shape[0], : x.shape[1], : x.shape[2]] = x
+    return out
+
+
+def _taps(edge: Edge, x: Any) -> tuple[Any, Ints, Ints]:
     """The source, with a row and a column of zeros at index -1 where taps read padding; taps of rows and columns."""
-    rows, columns = edge.rows.taps(x.shape[1]), edge.columns.taps(x.shape[2])
-    if (rows < 0).any() or (columns < 0).any():
-        x = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    if edge.pool:
+        x = sum_pool(_reals(x), edge.pool)
+    c, height, width, h = x.shape
+    rows, columns = edge.rows.taps(height), edge.columns.taps(width)
+    more = int((rows < 0).any() or (columns < 0).any())
+    if more or not edge.pool:
+        x = _reals(x, c, height + more, width + more, h)
     return x, rows, columns
 
 
-def _convolution(edge: Edge, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _convolution(edge: Edge, x: Any) -> Any:
     """[O, H', W', h]: a matrix product per group over gathered taps."""
     x, ty, tx = _taps(edge, x)
+    k = kernels.of(x)
     o, cg, kh, kw = edge.weight.shape
     ph, pw, h = ty.shape[1], tx.shape[1], x.shape[3]
-    weight = edge.weight.astype(np.float64).reshape(edge.groups, o // edge.groups, cg * kh * kw)
-    y = np.empty((edge.groups, o // edge.groups, ph * pw * h))
+    weight = k.to_device(edge.weight.astype(np.float64).reshape(edge.groups, o // edge.groups, cg * kh * kw))
+    y = k.reals(edge.groups, o // edge.groups, ph * pw * h)
     step = max(1, GATHER_BYTES // (8 * cg * kh * kw * pw * h))
     for g, first in product(range(edge.groups), range(0, ph, step)):
         part, rows = x[g * cg : (g + 1) * cg], ty[:, first : first + step]
-        columns = np.empty((cg, kh, kw, rows.shape[1], pw, h))
+        columns = k.reals(cg, kh, kw, rows.shape[1], pw, h)
         for ky, kx in product(range(kh), range(kw)):
             columns[:, ky, kx] = part[:, rows[ky]][:, :, tx[kx]]
         block = slice(first * pw * h, (first + rows.shape[1]) * pw * h)
@@ -546,12 +575,13 @@ def _convolution(edge: Edge, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float
     return y.reshape(o, ph, pw, h)
 
 
-def _depthwise(edge: Edge, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _depthwise(edge: Edge, x: Any) -> Any:
     """[C, H', W', h] where every channel has its own kernel: tap after tap, as many channels at once as fit a cache."""
     x, ty, tx = _taps(edge, x)
+    k = kernels.of(x)
     c, _, kh, kw = edge.weight.shape
-    weight = edge.weight.astype(np.float64)[:, 0, :, :, None, None, None]
-    y = np.zeros((c, ty.shape[1], tx.shape[1], x.shape[3]))
+    weight = k.to_device(edge.weight.astype(np.float64)[:, 0, :, :, None, None, None])
+    y = k.reals(c, ty.shape[1], tx.shape[1], x.shape[3])
     step = max(1, CACHE_BYTES // (8 * prod(y.shape[1:])))
     for first, ky in product(range(0, c, step), range(kh)):
         channels = slice(first, first + step)

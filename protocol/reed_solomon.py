@@ -12,9 +12,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from protocol import field
+from protocol import field, kernels
 from protocol.field import P
-from protocol.kernels import cpu
+from protocol.kernels.cpu import LANES
 
 Matrix = npt.NDArray[np.uint32]
 
@@ -51,14 +51,15 @@ def _roots(size: int, inverse: bool) -> npt.NDArray[np.uint32]:
 
 def _transform(matrix: Matrix, inverse: bool) -> Matrix:
     size, lanes = matrix.shape
-    out = np.ascontiguousarray(matrix).copy()
+    k = kernels.of(matrix)
+    out: Matrix = k.words(size, lanes)
+    out[:] = matrix
     scale = np.uint32(_montgomery([pow(size, -1, P) if inverse else 1])[0])
     roots, order = _roots(size, inverse), _reversal(size)
-    groups = -(-lanes // cpu.LANES)
-    cpu.parallel(
-        lambda a, b: cpu.transform(
-            out, roots, order, scale, a * cpu.LANES, min(b * cpu.LANES, lanes)
-        ), groups, out.size)
+    k.parallel(
+        lambda a, b: k.transform(out, roots, order, scale, a * LANES, min(b * LANES, lanes)),
+        -(-lanes // LANES), size * lanes,
+    )  # fmt: skip
     return out
 
 
@@ -85,26 +86,23 @@ def _shifts(size: int, cosets: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray
 def encode(values: Matrix, masks: Matrix, cosets: int) -> Matrix:
     """Codewords [cosets * N, lanes] of the rows held in the columns of values [N, lanes], masks [t, lanes] = rho."""
     size, lanes = values.shape
-    out = np.empty((cosets * size, lanes), np.uint32)
-    shifts, wraps = _shifts(size, cosets)
-    values, masks = np.ascontiguousarray(values), np.ascontiguousarray(masks)
-    groups = -(-lanes // cpu.LANES)
-    cpu.parallel(
-        lambda a, b: cpu.encode(
-            values, masks, _roots(size, True), _roots(size, False), shifts, wraps, out,
-            a * cpu.LANES, min(b * cpu.LANES, lanes),
-        ), groups, out.size)
+    k = kernels.of(values)
+    out: Matrix = k.words(cosets * size, lanes)
+    roots, values, masks = (_roots(size, True), _roots(size, False)), k.contiguous(values), k.contiguous(masks)
+    k.parallel(
+        lambda a, b: k.encode(
+            values, masks, *roots, *_shifts(size, cosets), out, a * LANES, min(b * LANES, lanes)
+        ), -(-lanes // LANES), size * cosets * lanes,
+    )  # fmt: skip
     return out
 
 
 def row_coefficients(values: Matrix, masks: Matrix) -> Matrix:
     """Coefficients [N + t, lanes] of the row polynomials that `encode` evaluates."""
-    size, count = values.shape[0], masks.shape[0]
-    out = np.zeros((size + count, values.shape[1]), np.uint32)
-    out[:size] = interpolate_subgroup(values)
-    low = out[:count]
-    out[:count] = np.where(low >= masks, low - masks, low + np.uint32(P) - masks)
-    out[size:] = field.residues(out[size:].astype(np.int64) + masks)
+    size, count, k = values.shape[0], masks.shape[0], kernels.of(values)
+    out: Matrix = k.join([interpolate_subgroup(values), 0 * masks], 0)
+    out[:count] = k.k_sub(out[:count], masks)  # coordinate by coordinate: of F as of K
+    out[size:] = k.k_add(out[size:], masks)
     return out
 
 

@@ -11,6 +11,7 @@ the factor eq is taken out: the claim is normalized to the remaining variables, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -40,17 +41,19 @@ class Sums:
         shape, n, half, rows, inner = self._cut(axis)
         if axis not in self._outer:  # the outer axes stay as they are while this axis is folded
             self._outer = {axis: eq_tensor(point[:axis], shape[:axis])}
-        weights = field.outer(self._outer[axis], eq_table(point[axis][:, 1:], half))
-        inner_weights = eq_tensor(point[axis + 1 :], shape[axis + 1 :])
-        out = self._round(n, inner, weights, inner_weights, rows)
-        missing = field.sub(field.ONE, field.mul(field.total(weights), field.total(inner_weights)))
+        weights = (
+            self._outer[axis], eq_table(point[axis][:, 1:], half), eq_tensor(point[axis + 1 :], shape[axis + 1 :])
+        )
+        out = self._round(n, inner, weights, rows)
+        missing = field.sub(field.ONE, reduce(field.mul, map(field.total, weights)))
         out[:, :1] = field.add(out[:, :1], field.mul(self._absent, missing))
         return out
 
     def plain_round(self, axis: int) -> Vector:
         """[5, 2]: h(0) and h_2 of the sum without weights."""
-        _, n, _, rows, inner = self._cut(axis)
-        return self._round(n, inner, field.repeat(field.ONE, rows), field.repeat(field.ONE, inner), rows)
+        _, n, half, rows, inner = self._cut(axis)
+        weights = tuple(field.repeat(field.ONE, count) for count in (rows // half, half, inner))
+        return self._round(n, inner, weights, rows)
 
     def _cut(self, axis: int) -> tuple[tuple[int, ...], int, int, int, int]:
         """(shape, length of the axis, its half, rows of a round, entries within a row)."""
@@ -58,11 +61,12 @@ class Sums:
         half = (shape[axis] + 1) // 2
         return shape, shape[axis], half, prod(shape[:axis]) * half, prod(shape[axis + 1 :])
 
-    def _round(self, n: int, inner: int, weights: Vector, inner_weights: Vector, rows: int) -> Vector:
+    def _round(self, n: int, inner: int, weights: tuple[Vector, ...], rows: int) -> Vector:
+        """weights: of the entries before the axis, on its pairs, and after it."""
         pads, tables = [field.repeat(pad, inner) for pad in self._pads], self.tables
         k = kernels.of(tables[0])
         sums = k.parallel(
-            lambda i, j: k.round_sums(*tables, *pads, n, inner, weights, inner_weights, i, j), rows, rows * inner
+            lambda i, j: k.round_sums(*tables, *pads, n, inner, *weights, i, j), rows, rows * inner
         )
         out: Vector = sums[0]
         for more in sums[1:]:
@@ -77,10 +81,9 @@ class Sums:
             self.tables[k] = kernels.host_if_small(folded)
         self._shape = (*shape[:axis], half, *shape[axis + 1 :])
 
-
     def ends(self) -> list[Vector]:
         """The tables, bound to one entry each, on the host."""
-        return [kernels.of(table).to_host(table) for table in self.tables]
+        return [kernels.to_host(table) for table in self.tables]
 
 
 def _fold(table: Any, n: int, inner: int, r: Vector, pad: Vector, rows: int) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol import field
+from protocol import field, kernels
 from protocol.layers import Witness
 from protocol.layout import LIMB_BITS, Layout
 from protocol.network import Forward, strict_argmax
@@ -26,13 +28,15 @@ def build(layout: Layout, forward: Forward, labels: Ints, masks: Ints) -> Witnes
     At least layout.k_min images must match.
     """
     h, classes = layout.h, layout.network.classes
-    parts: list[npt.NDArray[np.integer]] = [forward.pixels, forward.outputs[0]]
+    k = kernels.of(forward.outputs[0])
+    parts = [k.to_device(forward.pixels.astype(np.int32)), forward.outputs[0]]
     for u, z in zip(forward.units, forward.outputs[1:], strict=True):
         parts += [u, z]
-    images, at = np.empty((layout.depth, h), np.uint32), 0
+    images, at = k.words(layout.depth, h), 0
     for part in parts:
-        rows = part.size // h
-        images[at : at + rows] = field.residues(part).reshape(rows, h)
+        flat = part.reshape(-1)
+        rows = len(flat) // h
+        k.parallel(partial(k.residues, flat, images[at : at + rows].reshape(-1)), len(flat), len(flat))
         at += rows
     g = forward.logits
     matched = matches(forward, labels)
@@ -50,7 +54,7 @@ def build(layout: Layout, forward: Forward, labels: Ints, masks: Ints) -> Witnes
     return Witness(
         images,
         {name: field.residues(np.ascontiguousarray(a)).reshape(-1) for name, a in arrays.items()},
-        tuple(r.reshape(-1, h) for r in forward.remainders),
+        tuple(k.as_words(r).reshape(-1, h) for r in forward.remainders),
     )
 
 
@@ -59,17 +63,19 @@ def _uses(layout: Layout, forward: Forward, v: Ints) -> Ints:
     tables = layout.tables
     uses = np.zeros(tables.size, np.int64)
 
-    def count(key: object, values: npt.NDArray[np.integer], rows: int) -> None:
-        start = tables.start(key)
-        uses[start : start + rows] += np.bincount(values.reshape(-1), minlength=rows)
+    def count(key: object, values: Any, rows: int, offset: int = 0) -> None:
+        start, k = tables.start(key), kernels.of(values)
+        flat = values.reshape(-1)
+        uses[start : start + rows] += sum(
+            k.parallel(partial(k.histogram, flat, offset, rows), len(flat), len(flat)), np.zeros(rows, np.int64))
 
     for node, u, rem in zip(layout.network.nodes, forward.units, forward.remainders, strict=False):
         if node.table is not None:
-            count(node.table.digest, u + (1 << (node.table.bits - 1)), 1 << node.table.bits)
+            count(node.table.digest, u, 1 << node.table.bits, 1 << (node.table.bits - 1))
         if node.shift:
             count(node.shift, rem, 1 << node.shift)
-    count(LIMB_BITS, v & ((1 << LIMB_BITS) - 1), 1 << LIMB_BITS)
-    count(LIMB_BITS, v >> LIMB_BITS, 1 << LIMB_BITS)
+    for limb in (v & ((1 << LIMB_BITS) - 1), v >> LIMB_BITS):
+        count(LIMB_BITS, limb.astype(np.int32), 1 << LIMB_BITS)
     for c in range(prod(layout.network.shape[:1])):
-        count(("channel", c), forward.pixels[c].astype(np.int64), 256)
+        count(("channel", c), forward.pixels[c].astype(np.int32), 256)
     return uses

@@ -31,15 +31,25 @@ def on(device: str) -> ModuleType:
     return cuda
 
 
-def of(array: Any) -> ModuleType:
-    """The kernels of the device where an array is."""
-    if isinstance(array, np.ndarray):
+def of(*arrays: Any) -> ModuleType:
+    """The kernels of the device where arrays are; small ones may be on the host nevertheless."""
+    if all(isinstance(array, np.ndarray) for array in arrays):
         return cpu
     from protocol.kernels import cuda
 
     return cuda
 
 
+def to(kernels: ModuleType, array: Any) -> Any:
+    """An array where these kernels work."""
+    return array if of(array) is kernels else kernels.to_device(to_host(array))
+
+
+def to_host(array: Any) -> Any:
+    """An array on the host, wherever it is."""
+    return of(array).to_host(array)
+
+
 def host_if_small(array: Any) -> Any:
     """Elements of K [5, n], brought to the host if they are few."""
-    return of(array).to_host(array) if array.shape[1] < SMALL else array
+    return to_host(array) if array.shape[1] < SMALL else array

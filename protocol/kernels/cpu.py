@@ -10,8 +10,9 @@ the cores.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
@@ -51,17 +52,52 @@ def parallel(call: Callable[[int, int], Any], rows: int, work: int) -> list[Any]
     return [first, *(f.result() for f in futures)]
 
 
-def to_device(array: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+Array = npt.NDArray[Any]
+
+
+def to_device(array: Array) -> Array:
     """An array of the host where these kernels work: as it is."""
     return array
 
 
-to_host = to_device
+def to_host(array: Array) -> Array:
+    """The same array."""
+    return array
 
 
-def empty(count: int) -> npt.NDArray[np.uint32]:
+def contiguous(array: Array) -> Array:
+    """The array in the order of its memory."""
+    return np.ascontiguousarray(array)
+
+
+def empty(count: int) -> Array:
     """Elements of K [5, count], not set."""
     return np.empty((5, count), np.uint32)
+
+
+def words(*shape: int) -> Array:
+    """Zeros of F."""
+    return np.zeros(shape, np.uint32)
+
+
+def as_words(array: Array) -> Array:
+    """int32, not negative, as elements of F."""
+    return array.view(np.uint32)
+
+
+def integers(*shape: int) -> Array:
+    """int32, not set."""
+    return np.empty(shape, np.int32)
+
+
+def reals(*shape: int) -> Array:
+    """float64 zeros."""
+    return np.zeros(shape)
+
+
+def join(parts: Sequence[Array], axis: int) -> Array:
+    """The parts, one after the other along an axis."""
+    return np.concatenate(parts, axis=axis)
 
 
 # --- scalars --------------------------------------------------------------------------------------
@@ -157,7 +193,19 @@ def close(total):  # type: ignore[no-untyped-def]
     return uint32(total % _P64)
 
 
-# --- vectors of K ---------------------------------------------------------------------------------
+# --- vectors of K, or of F -------------------------------------------------------------------------
+
+
+def k_add(a: Array, b: Array) -> Array:
+    """a + b, coordinate by coordinate; they broadcast."""
+    s: Array = a + b
+    return np.minimum(s, s - P)
+
+
+def k_sub(a: Array, b: Array) -> Array:
+    """a - b, coordinate by coordinate; they broadcast."""
+    d: Array = a - b
+    return np.minimum(d, d + P)
 
 
 @kernel
@@ -267,11 +315,11 @@ def fold(table, out, n, inner, r, pad, first, last):  # type: ignore[no-untyped-
 
 
 @kernel
-def round_sums(a, b, c, d, pa, pb, pc, pd, n, inner, weights, inner_weights, first, last):  # type: ignore[no-untyped-def]
+def round_sums(a, b, c, d, pa, pb, pc, pd, n, inner, outer_weights, weights, inner_weights, first, last):  # type: ignore[no-untyped-def]
     """Sums of one round of sumcheck over weight * (A B + C D), one variable open (SPEC section 7).
 
-    Tables [5, outer n inner]; a missing upper neighbor reads the pads [5, inner].  The weight of row (o, j) and image i
-    is weights[:, o ceil(n/2) + j] * inner_weights[:, i].
+    Tables [5, outer n inner]; a missing upper neighbor reads the pads [5, inner].  The weight of entry i in row (o, j)
+    is outer_weights[:, o] * weights[:, j] * inner_weights[:, i].
     Returns uint32 [5, 2]: the value at X = 0 and the coefficient of X^2.
     """
     half = (n + 1) // 2
@@ -305,7 +353,10 @@ def round_sums(a, b, c, d, pa, pb, pc, pd, n, inner, weights, inner_weights, fir
             v2 += uint64(y[2])
             v3 += uint64(y[3])
             v4 += uint64(y[4])
-        g = (weights[0, row], weights[1, row], weights[2, row], weights[3, row], weights[4, row])
+        g = mul(
+            (outer_weights[0, o], outer_weights[1, o], outer_weights[2, o], outer_weights[3, o], outer_weights[4, o]),
+            (weights[0, j], weights[1, j], weights[2, j], weights[3, j], weights[4, j]),
+        )
         x = mul((close(u0), close(u1), close(u2), close(u3), close(u4)), g)
         y = mul((close(v0), close(v1), close(v2), close(v3), close(v4)), g)
         t0 += uint64(x[0])
@@ -536,3 +587,65 @@ def encode(values, masks, inverse_roots, roots, shifts, wraps, out, first, last)
                 to, row = out[c * size + j], work[j]
                 for i in range(width):
                     to[left + i] = row[i]
+
+
+# --- the witness ----------------------------------------------------------------------------------
+
+
+@kernel
+def requantize(y, bias, offset, shift, table, units, remainders, outputs, first, last):  # type: ignore[no-untyped-def]
+    """u = floor((y + bias + offset) / 2^shift), its remainder, and z = table[u + half the table] (SPEC section 3).
+
+    y float64 [O, n], integers below 2^53; bias, table int64; units, remainders, outputs int32 [O, n]; channels from
+    first to last.
+    """
+    half, mask = table.size // 2, (1 << shift) - 1
+    for c in range(first, last):
+        row, u, r, z, plus = y[c], units[c], remainders[c], outputs[c], bias[c] + offset
+        for i in range(uint64(row.size)):
+            value = np.int64(row[i]) + plus
+            unit = value >> shift
+            u[i] = unit
+            r[i] = value & mask
+            z[i] = table[unit + half]
+
+
+@kernel
+def residues(values, out, first, last):  # type: ignore[no-untyped-def]
+    """out[i] = values[i] mod p: int32, above -p, to uint32, flat."""
+    for i in range(uint64(first), uint64(last)):
+        v = uint32(values[i])
+        out[i] = min(v, uint32(v + P))
+
+
+@kernel
+def histogram(values, offset, size, first, last):  # type: ignore[no-untyped-def]
+    """int64 [size]: how often each number stands among values[first:last] + offset; int32 in, all in range."""
+    out = np.zeros(size, np.int64)
+    for i in range(first, last):
+        out[values[i] + offset] += 1
+    return out
+
+
+# --- SHA-256 of the columns of a matrix -----------------------------------------------------------
+
+
+class Leaves:
+    """SHA-256(prefix | column) of all columns at once, as the rows of the matrix arrive; a prefix per column."""
+
+    def __init__(self, prefixes: Sequence[bytes]) -> None:
+        self._hashers = [sha256(prefix) for prefix in prefixes]
+
+    def update(self, block: Array) -> None:
+        """Append to every column a row of the block [columns, words], uint32."""
+        data, width = np.ascontiguousarray(block, "<u4").data.cast("B"), 4 * block.shape[1]
+
+        def part(first: int, last: int) -> None:
+            for i in range(first, last):
+                self._hashers[i].update(data[i * width : (i + 1) * width])
+
+        # Long updates leave the interpreter to other threads.
+        parallel(part, len(self._hashers), len(data) if width >= 2048 else 0)
+
+    def digests(self) -> list[bytes]:
+        return [hasher.digest() for hasher in self._hashers]

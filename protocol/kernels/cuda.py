@@ -1,15 +1,16 @@
-"""The kernels of `cpu` for trees and sumchecks in Triton, on torch tensors: the same names, arguments and results.
+"""The kernels of `cpu` in Triton, on torch tensors: the same names, arguments and results.
 
-Representation.  F and K as in `cpu`, in int32 tensors that hold the bits of uint32.  A kernel works on one block of
-output entries; `parallel` runs all rows at once.  Small arguments (points, weights of an axis) come from the host
-through `to_device`; what a round sends goes back through `to_host`.
+Representation.  F and K as in `cpu`, in int32 tensors that hold the bits of uint32 (below p, they are not negative).  A
+kernel works on one block of output entries; `parallel` runs all rows at once.  Small arguments (points, weights of an
+axis) come from the host through `to_device`; what a round sends goes back through `to_host`.  What only moves data, or
+is done once a proof on little of it, is left to torch, in 64 bits.
 
 torch and triton are imported here and nowhere else in `protocol`: a prover without a device does without them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from protocol.errors import ParameterError
 
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: without a device, for tests
 BLOCK = 8192 if INTERPRETED else 256  # output entries of one program
+ROWS, STEP = (512, 256) if INTERPRETED else (8, 64)  # of `combine`: rows of one program, entries at a time
 
 _P = tl.constexpr(15 * 2**27 + 1)
 _INV = tl.constexpr(pow(15 * 2**27 + 1, -1, 2**32))
@@ -37,20 +39,53 @@ def device() -> torch.device:
     return torch.device("cuda")
 
 
-def to_device(array: npt.NDArray[np.uint32]) -> torch.Tensor:
+def to_device(array: Any) -> torch.Tensor:
     """An array of the host on the device."""
-    return torch.from_numpy(np.ascontiguousarray(array).view(np.int32)).to(device())
+    if isinstance(array, torch.Tensor):
+        return array
+    words = np.ascontiguousarray(array)
+    return torch.from_numpy(words.view(np.int32) if words.dtype == np.uint32 else words).to(device())
 
 
-def to_host(array: torch.Tensor) -> npt.NDArray[np.uint32]:
+def to_host(array: torch.Tensor) -> npt.NDArray[Any]:
     """An array of the device on the host."""
-    host: npt.NDArray[np.uint32] = array.cpu().numpy().view(np.uint32)
-    return host
+    host: npt.NDArray[Any] = array.cpu().numpy()
+    return host.view(np.uint32) if host.dtype == np.int32 else host
+
+
+def contiguous(array: Any) -> torch.Tensor:
+    """The array in the order of its memory."""
+    return to_device(array).contiguous()
 
 
 def empty(count: int) -> torch.Tensor:
     """Elements of K [5, count], not set."""
     return torch.empty((5, count), dtype=torch.int32, device=device())
+
+
+def words(*shape: int) -> torch.Tensor:
+    """Zeros of F."""
+    return torch.zeros(shape, dtype=torch.int32, device=device())
+
+
+def as_words(array: torch.Tensor) -> torch.Tensor:
+    """int32, not negative, as elements of F."""
+    return array
+
+
+def integers(*shape: int) -> torch.Tensor:
+    """int32, not set."""
+    return torch.empty(shape, dtype=torch.int32, device=device())
+
+
+def reals(*shape: int) -> torch.Tensor:
+    """float64 zeros."""
+    return torch.zeros(shape, dtype=torch.float64, device=device())
+
+
+def join(parts: Sequence[Any], axis: int) -> torch.Tensor:
+    """The parts, one after the other along an axis."""
+    return torch.cat([to_device(part) for part in parts], dim=axis)
 
 
 def parallel(call: Callable[[int, int], Any], rows: int, work: int) -> list[Any]:
@@ -181,6 +216,87 @@ def _neighbors(n, inner, entries, BLOCK: tl.constexpr):  # type: ignore[no-untyp
     return k, (outer * n + 2 * j) * inner + k % inner, inside, inside & (2 * j + 1 < n)
 
 
+# --- vectors of K, or of F -------------------------------------------------------------------------
+
+
+def k_add(a: Any, b: Any) -> torch.Tensor:
+    """As `cpu.k_add`."""
+    return torch.remainder(to_device(a).long() + to_device(b), _P.value).int()
+
+
+def k_sub(a: Any, b: Any) -> torch.Tensor:
+    """As `cpu.k_sub`."""
+    return torch.remainder(to_device(a).long() - to_device(b), _P.value).int()
+
+
+@triton.jit
+def _k_outer(a, b, out, n, m, entries, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = k < entries
+    _put(out, entries, k, inside, _mul(_get(a, n, k // m, inside), _get(b, m, k % m, inside)))
+
+
+def k_mul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    """As `cpu.k_mul`."""
+    _launch(_k_mul, a.shape[1], a, b, out)
+
+
+@triton.jit
+def _k_mul(a, b, out, entries, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = k < entries
+    _put(out, entries, k, inside, _mul(_get(a, entries, k, inside), _get(b, entries, k, inside)))
+
+
+def k_outer(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    """As `cpu.k_outer`."""
+    _launch(_k_outer, out.shape[1], a, b, out, a.shape[1], b.shape[1])
+
+
+@triton.jit
+def _f_scale(values, out, factor, entries, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = k < entries
+    scaled = _mont(_word(values + k, inside), _word(factor + k * 0, inside))
+    tl.store(out + k, scaled.to(tl.int32, bitcast=True), mask=inside)
+
+
+def f_scale(values: torch.Tensor, factor: Any, out: torch.Tensor) -> None:
+    """As `cpu.f_scale`."""
+    _launch(_f_scale, values.numel(), values, out, np.array([factor], np.uint32))
+
+
+def k_sum(a: torch.Tensor) -> npt.NDArray[np.uint32]:
+    """As `cpu.k_sum`; the sum is on the host."""
+    total: npt.NDArray[np.uint32] = (a.long().sum(dim=1, keepdim=True).cpu().numpy() % _P.value).astype(np.uint32)
+    return total
+
+
+@triton.jit
+def _combine(  # type: ignore[no-untyped-def]
+    values, low, high, out, h, entries, BLOCK: tl.constexpr, STEP: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    for c in tl.static_range(5):
+        a, b = tl.zeros((BLOCK,), tl.uint64), tl.zeros((BLOCK,), tl.uint64)
+        for first in range(0, h, STEP):
+            i = first + tl.arange(0, STEP)
+            inside = i < h
+            at = row[:, None] * h + i[None, :]
+            x = _word(values + at, (row < entries)[:, None] & inside[None, :]).to(tl.uint64)
+            a += tl.sum(x * _word(low + c * h + i, inside)[None, :].to(tl.uint64), axis=1)
+            b += tl.sum(x * _word(high + c * h + i, inside)[None, :].to(tl.uint64), axis=1)
+        value = (a % _P + ((b % _P) << 16)) % _P
+        tl.store(out + c * entries + row, value.to(tl.int32), mask=row < entries)
+
+
+def combine(values: Any, low: Any, high: Any, out: Any, first: int, last: int) -> None:
+    """As `cpu.combine`."""
+    rows, h = values.shape
+    if rows:
+        _combine[(triton.cdiv(rows, ROWS),)](values, low, high, out, h, rows, BLOCK=ROWS, STEP=STEP)
+
+
 # --- sumcheck over A B + C D, tensors [outer, n, inner] -------------------------------------------
 
 
@@ -200,7 +316,7 @@ def fold(table: Any, out: Any, n: int, inner: int, r: Any, pad: Any, first: int,
 
 @triton.jit
 def _round_sums(  # type: ignore[no-untyped-def]
-    a, b, c, d, pads, weights, inner_weights, sums, n, inner, size, rows, entries, BLOCK: tl.constexpr
+    a, b, c, d, pads, outer_weights, weights, inner_weights, sums, n, inner, size, entries, BLOCK: tl.constexpr
 ):
     k, at, inside, present = _neighbors(n, inner, entries, BLOCK)
     i, up = k % inner, at + inner
@@ -210,7 +326,10 @@ def _round_sums(  # type: ignore[no-untyped-def]
     b1 = _pick(present, _get(b, size, up, present), _get(pads + 5 * inner, inner, i, inside))
     c1 = _pick(present, _get(c, size, up, present), _get(pads + 10 * inner, inner, i, inside))
     d1 = _pick(present, _get(d, size, up, present), _get(pads + 15 * inner, inner, i, inside))
-    weight = _mul(_get(weights, rows, k // inner, inside), _get(inner_weights, inner, i, inside))
+    row, half = k // inner, (n + 1) // 2
+    weight = _mul(_get(outer_weights, entries // inner // half, row // half, inside),
+                  _get(weights, half, row % half, inside))
+    weight = _mul(weight, _get(inner_weights, inner, i, inside))
     zero = _mul(_add5(_mul(a0, b0), _mul(c0, d0)), weight)
     square = _add5(_mul(_sub5(a1, a0), _sub5(b1, b0)), _mul(_sub5(c1, c0), _sub5(d1, d0)))
     square = _mul(square, weight)
@@ -221,15 +340,15 @@ def _round_sums(  # type: ignore[no-untyped-def]
 
 
 def round_sums(
-    a: Any, b: Any, c: Any, d: Any, pa: Any, pb: Any, pc: Any, pd: Any, n: int, inner: int, weights: Any,
-    inner_weights: Any, first: int, last: int,
+    a: Any, b: Any, c: Any, d: Any, pa: Any, pb: Any, pc: Any, pd: Any, n: int, inner: int, outer_weights: Any,
+    weights: Any, inner_weights: Any, first: int, last: int,
 ) -> npt.NDArray[np.uint32]:
     """As `cpu.round_sums`: uint32 [5, 2] on the host.  Entries outside weigh nothing, since their weights read as 0."""
     entries = (last - first) * inner
     sums = torch.zeros((10, triton.cdiv(entries, BLOCK)), dtype=torch.int64, device=a.device)
     pads = np.concatenate([pa, pb, pc, pd])
-    size, rows = a.shape[1], weights.shape[1]
-    _launch(_round_sums, entries, a, b, c, d, pads, weights, inner_weights, sums, n, inner, size, rows)
+    given = outer_weights, weights, inner_weights
+    _launch(_round_sums, entries, a, b, c, d, pads, *given, sums, n, inner, a.shape[1])
     total = sums.sum(dim=1).cpu().numpy() % _P.value
     return np.ascontiguousarray(total.reshape(5, 2).astype(np.uint32))
 
@@ -307,3 +426,195 @@ def leaves(
     """As `cpu.leaves`."""
     to = out[:, offset:]
     _launch(_leaves, last - first, constant, alpha, alpha2, first_column, second_column, to, out.shape[1])
+
+
+# --- number-theoretic transforms of the columns of a matrix [size, lanes] -------------------------
+
+
+@triton.jit
+def _butterflies(  # type: ignore[no-untyped-def]
+    block, roots, half, step, lanes, TIME: tl.constexpr, entries, BLOCK: tl.constexpr
+):
+    k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = k < entries
+    pair = k // lanes
+    j = pair % half
+    low = ((pair // half) * (2 * half) + j) * lanes + k % lanes
+    high = low + half * lanes
+    u, v, w = _word(block + low, inside), _word(block + high, inside), _word(roots + j * step, inside)
+    if TIME:
+        v = _mont(v, w)
+        x, y = _add(u, v), _sub(u, v)
+    else:
+        x, y = _add(u, v), _mont(_sub(u, v), w)
+    tl.store(block + low, x.to(tl.int32, bitcast=True), mask=inside)
+    tl.store(block + high, y.to(tl.int32, bitcast=True), mask=inside)
+
+
+def _passes(block: torch.Tensor, size: int, lanes: int, roots: torch.Tensor, time: bool) -> None:
+    """All levels of transforms of [..., size, lanes] in place: in time (bit-reversed in), or in frequency (out)."""
+    halves = [1 << level for level in range(size.bit_length() - 1)]
+    for half in halves if time else reversed(halves):
+        _launch(_butterflies, block.numel() // 2, block, roots, half, size // (2 * half), lanes, time)
+
+
+def transform(
+    matrix: torch.Tensor, roots: Any, order: npt.NDArray[np.int64], scale: Any, first: int, last: int
+) -> None:
+    """As `cpu.transform`."""
+    size, lanes = matrix.shape
+    block = matrix[to_device(order)]
+    _passes(block, size, lanes, to_device(roots), True)
+    f_scale(block, scale, matrix)
+
+
+@triton.jit
+def _cosets(  # type: ignore[no-untyped-def]
+    block, masks, shifts, wraps, out, size, count, lanes, BITS: tl.constexpr, entries, BLOCK: tl.constexpr
+):
+    k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = k < entries
+    row, lane = k // lanes, k % lanes
+    coset, j = row // size, row % size
+    t = j * 0
+    for bit in tl.static_range(BITS):
+        t = t | (((j >> bit) & 1) << (BITS - 1 - bit))
+    shift = _word(shifts + row, inside)
+    value = _mont(_word(block + j * lanes + lane, inside), shift)
+    mask = _word(masks + t * lanes + lane, inside & (t < count))
+    value = _add(value, _mont(mask, _mont(shift, _word(wraps + coset, inside))))
+    tl.store(out + k, value.to(tl.int32, bitcast=True), mask=inside)
+
+
+def encode(
+    values: torch.Tensor, masks: torch.Tensor, inverse_roots: Any, roots: Any, shifts: Any, wraps: Any,
+    out: torch.Tensor, first: int, last: int,
+) -> None:
+    """As `cpu.encode`."""
+    size, lanes = values.shape
+    block = values.clone()
+    _passes(block, size, lanes, to_device(inverse_roots), False)
+    bits = size.bit_length() - 1
+    _launch(_cosets, out.numel(), block, masks, shifts, wraps, out, size, masks.shape[0], lanes, bits)
+    _passes(out, size, lanes, to_device(roots), True)
+
+
+# --- the witness ----------------------------------------------------------------------------------
+
+
+def requantize(
+    y: Any, bias: Any, offset: int, shift: int, table: Any, units: Any, remainders: Any, outputs: Any, first: int,
+    last: int,
+) -> None:
+    """As `cpu.requantize`."""
+    value = y.long() + (bias + offset)[:, None]
+    unit = value >> shift
+    units[:], remainders[:] = unit, value & ((1 << shift) - 1)
+    outputs[:] = table[unit + len(table) // 2]
+
+
+def residues(values: Any, out: Any, first: int, last: int) -> None:
+    """As `cpu.residues`."""
+    out[:] = torch.where(values < 0, values + _P.value, values)
+
+
+def histogram(values: Any, offset: int, size: int, first: int, last: int) -> npt.NDArray[np.int64]:
+    """As `cpu.histogram`, on the host."""
+    counts: npt.NDArray[np.int64] = torch.bincount(values + offset, minlength=size).cpu().numpy()
+    return counts
+
+
+# --- SHA-256 of the columns of a matrix -----------------------------------------------------------
+
+
+_PRIMES = [n for n in range(2, 312) if all(n % d for d in range(2, n))]  # the first 64
+
+
+def _fraction(prime: int, root: int) -> int:
+    """The first 32 bits of the fraction of a prime's square or cube root (FIPS 180-4, section 4.2.2 and 5.3.3)."""
+    scaled = prime << (32 * root)
+    found = int(round(scaled ** (1 / root)))
+    while found**root > scaled:
+        found -= 1
+    while (found + 1) ** root <= scaled:
+        found += 1
+    return found & 0xFFFFFFFF
+
+
+@triton.jit
+def _rotated(x, n: tl.constexpr):  # type: ignore[no-untyped-def]
+    return (x >> n) | (x << (32 - n))
+
+
+@triton.jit
+def _sha256(  # type: ignore[no-untyped-def]
+    block, held, state, constants, width, kept, chunks, entries, BLOCK: tl.constexpr
+):
+    """Chunks of 64 bytes of every column's stream: one byte, `kept` words that were held back, `width` of the block.
+
+    state [8, columns]; held [17, columns], the last row the word before them, of which the last byte is left.
+    """
+    column = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < entries
+    s = (
+        _word(state + column, inside), _word(state + entries + column, inside),
+        _word(state + 2 * entries + column, inside), _word(state + 3 * entries + column, inside),
+        _word(state + 4 * entries + column, inside), _word(state + 5 * entries + column, inside),
+        _word(state + 6 * entries + column, inside), _word(state + 7 * entries + column, inside),
+    )
+    last = _word(held + 16 * entries + column, inside)
+    for chunk in range(0, chunks):
+        w = ()  # type: ignore[var-annotated]
+        for i in tl.static_range(16):
+            at = column * 0 + chunk * 16 + i
+            early = _word(held + at * entries + column, inside & (at < kept))
+            x = early | _word(block + column * width + at - kept, inside & (at >= kept))
+            x = (x << 24) | ((x & 0xFF00) << 8) | ((x >> 8) & 0xFF00) | (x >> 24)
+            w = w + ((last << 24) | (x >> 8),)
+            last = x
+        a, b, c, d, e, f, g, h = s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]
+        for first in range(0, 64, 4):  # all at once would take minutes to compile
+            for i in tl.static_range(4):
+                k = tl.load(constants + first + i).to(tl.uint32, bitcast=True)
+                t = h + (_rotated(e, 6) ^ _rotated(e, 11) ^ _rotated(e, 25)) + ((e & f) ^ (~e & g)) + k + w[0]
+                u = (_rotated(a, 2) ^ _rotated(a, 13) ^ _rotated(a, 22)) + ((a & b) ^ (a & c) ^ (b & c))
+                h, g, f, e, d, c, b, a = g, f, e, d + t, c, b, a, t + u
+                more = w[0] + (_rotated(w[1], 7) ^ _rotated(w[1], 18) ^ (w[1] >> 3)) + w[9]
+                w = w[1:] + (more + (_rotated(w[14], 17) ^ _rotated(w[14], 19) ^ (w[14] >> 10)),)
+        s = (s[0] + a, s[1] + b, s[2] + c, s[3] + d, s[4] + e, s[5] + f, s[6] + g, s[7] + h)
+    for i in tl.static_range(8):
+        tl.store(state + i * entries + column, s[i].to(tl.int32, bitcast=True), mask=inside)
+    tl.store(held + 16 * entries + column, last.to(tl.int32, bitcast=True), mask=inside)
+
+
+class Leaves:
+    """As `cpu.Leaves`, for prefixes of one byte and some words."""
+
+    def __init__(self, prefixes: Sequence[bytes]) -> None:
+        raw = np.frombuffer(b"".join(prefixes), np.uint8).reshape(len(prefixes), -1)
+        initial = np.array([_fraction(prime, 2) for prime in _PRIMES[:8]], np.uint32)
+        self._state = to_device(np.repeat(initial[:, None], len(raw), axis=1))
+        self._constants = to_device(np.array([_fraction(prime, 3) for prime in _PRIMES], np.uint32))
+        self._held, self._kept, self._bytes = words(17, len(raw)), 0, 1
+        self._held[16] = to_device(raw[:, 0].astype(np.int32))
+        self.update(to_device(np.ascontiguousarray(raw[:, 1:]).view("<u4")))
+
+    def update(self, block: Any) -> None:
+        """As `cpu.Leaves.update`."""
+        columns, width = block.shape
+        chunks, left = divmod(self._kept + width, 16)
+        if chunks:
+            _launch(_sha256, columns, contiguous(block), self._held, self._state, self._constants, width, self._kept,
+                    chunks)  # fmt: skip
+            self._held[:left] = block[:, width - left :].T
+        else:
+            self._held[self._kept : left] = block.T
+        self._kept, self._bytes = left, self._bytes + 4 * width
+
+    def digests(self) -> list[bytes]:
+        """As `cpu.Leaves.digests`; nothing can be appended afterwards."""
+        bits, padding = 8 * self._bytes, np.zeros(3 + (13 - self._kept) % 16, np.uint32)
+        # Words that begin one byte after those of the hash: a one, and at the end the length in bits.
+        padding[[0, -2, -1]] = 1 << 31, (bits >> 32) << 8 | bits >> 24 & 0xFF, (bits & 0xFFFFFF) << 8
+        self.update(to_device(np.repeat(padding.byteswap()[None], self._held.shape[1], axis=0)))
+        return [row.tobytes() for row in to_host(self._state).T.astype(">u4")]

@@ -11,12 +11,14 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from protocol import argument, kernels
 from protocol.argument import prove, verify
 from protocol.errors import ParameterError
 from protocol.kernels import cpu, cuda
 from tests.protocol import test_kernels
+from tests.protocol.conftest import cases
 
 DIMS = [(1, 1, 1), (2, 5, 3), (1, 4, 7), (3, 2, 1), (1, 3, 300)]
 
@@ -33,24 +35,70 @@ def test_trees_on_the_device(dims, ones):
     test_kernels.check_tree_levels(cuda, np.random.default_rng(dims), dims, ones)
 
 
+@pytest.mark.parametrize("n", [1, 3, 17])
+@pytest.mark.parametrize("check", ["products", "scale_and_sum", "counts"])
+def test_vectors_on_the_device(check, n):
+    getattr(test_kernels, f"check_{check}")(cuda, np.random.default_rng(n), n)
+
+
+@pytest.mark.parametrize("rows, n", [(1, 1), (3, 9), (700, 3), (2, 700)])
+def test_combine_on_the_device(rows, n):
+    test_kernels.check_combine(cuda, np.random.default_rng(n), rows, n)
+
+
+@pytest.mark.parametrize("size, masks, lanes", [(1, 1, 1), (2, 1, 33), (8, 8, 3), (16, 5, 40)])
+def test_codes_on_the_device(size, masks, lanes):
+    test_kernels.check_transform(cuda, size, lanes)
+    test_kernels.check_encode(cuda, size, masks, lanes)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 7, 24])
+def test_requantize_on_the_device(shift):
+    test_kernels.check_requantize(cuda, np.random.default_rng(shift), shift)
+
+
+@pytest.mark.parametrize("widths", [w for w in test_kernels.WIDTHS if sum(w) < 100])
+def test_columns_on_the_device(widths):
+    test_kernels.check_columns(cuda, np.random.default_rng(1), widths)
+
+
+@given(cases())
+@settings(max_examples=15)
+def test_networks_on_the_device(case):
+    """Every value, bit for bit."""
+    here, there = case.network.forward(case.images), case.network.forward(case.images, "cuda")
+    for name in ("outputs", "units", "remainders"):
+        for a, b in zip(getattr(here, name), getattr(there, name), strict=True):
+            assert (a == kernels.to_host(b).view(np.int32)).all()
+    assert (here.logits == there.logits).all()
+
+
 def test_the_devices_offer_the_same():
     """Whatever `cuda` has, `cpu` has under the same name with the same arguments."""
     import inspect
 
     names = [name for name, f in vars(cuda).items() if inspect.isfunction(f) and f.__module__ == cuda.__name__]
-    shared = [name for name in names if name not in ("device", "_launch")]
-    assert len(shared) == 10
-    for name in shared:
+    shared = [name for name in names if name != "device" and not name.startswith("_")]
+    assert len(shared) == 28
+    for name in [*shared, "Leaves"]:
         ours = getattr(cpu, name)
         assert [*inspect.signature(getattr(ours, "py_func", ours)).parameters] == [
             *inspect.signature(getattr(cuda, name)).parameters
         ]
 
 
+class Leaves(cpu.Leaves):
+    """The interpreter takes a second for each chunk of 64 bytes; see `test_columns_on_the_device`."""
+
+    def update(self, block):
+        super().update(kernels.to_host(block))
+
+
 def test_a_proof_is_the_same_on_every_device(statement, key, monkeypatch):
-    """Trees begin on the device and end on the host."""
+    """Everything large begins on the device; trees end on the host."""
     monkeypatch.setattr(argument.os, "urandom", bytes)
     monkeypatch.setattr(kernels, "SMALL", 9000)
+    monkeypatch.setattr(cuda, "Leaves", Leaves)
     launched = []
     launch = cuda._launch
     monkeypatch.setattr(cuda, "_launch", lambda *given: launched.append(given) or launch(*given))
@@ -74,8 +122,10 @@ def test_a_device_could_run_the_kernels(tmp_path):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["_fold", "_round_sums", "_tree_level", "_tree_level", "_tree_open", "_tree_open",
-                                   "_leaves"]  # fmt: skip
+    assert done.stdout.split() == [
+        "_k_mul", "_k_outer", "_f_scale", "_combine", "_fold", "_round_sums", "_tree_level", "_tree_level",
+        "_tree_open", "_tree_open", "_leaves", "_butterflies", "_butterflies", "_cosets", "_sha256",
+    ]  # fmt: skip
 
 
 COMPILE = """
@@ -84,13 +134,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from protocol.kernels import cuda
 
-SIZES = ("n", "inner", "size", "rows", "entries")
+POINTERS = ("table", "out", "r", "pad", "a", "b", "c", "d", "pads", "outer_weights", "weights", "inner_weights", "p",
+            "q", "to_p", "to_q", "s", "q1", "p1", "q0", "constant", "alpha", "alpha2", "first_column", "second_column",
+            "values", "factor", "low", "high", "block", "roots", "masks", "shifts", "wraps", "held", "state",
+            "constants")
 for name, more in (
+    ("_k_mul", {}), ("_k_outer", {}), ("_f_scale", {}), ("_combine", {"BLOCK": cuda.ROWS, "STEP": cuda.STEP}),
     ("_fold", {}), ("_round_sums", {}), ("_tree_level", {"ones": False}), ("_tree_level", {"ones": True}),
     ("_tree_open", {"ones": False}), ("_tree_open", {"ones": True}), ("_leaves", {}),
+    ("_butterflies", {"TIME": False}), ("_butterflies", {"TIME": True}), ("_cosets", {"BITS": 13}), ("_sha256", {}),
 ):
     kernel, fixed = getattr(cuda, name), {"BLOCK": 256, **more}
-    kinds = {a: "constexpr" if a in fixed else "i32" if a in SIZES else "*i64" if a == "sums" else "*i32"
+    kinds = {a: "constexpr" if a in fixed else "*i32" if a in POINTERS else "*i64" if a == "sums" else "i32"
              for a in kernel.arg_names}
     constants = {(kernel.arg_names.index(a),): value for a, value in fixed.items()}
     made = triton.compile(ASTSource(kernel, kinds, constants), target=GPUTarget("cuda", 90, 32))

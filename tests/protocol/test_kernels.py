@@ -1,13 +1,14 @@
 """Every kernel against a plain loop over Python integers; `test_device` has some of the checks, too."""
 
 from functools import partial, reduce
+from hashlib import sha256
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import field
+from protocol import field, reed_solomon
 from protocol.kernels import cpu
 
 P = 15 * 2**27 + 1
@@ -61,15 +62,22 @@ def test_an_error_in_a_thread_is_raised():
         cpu.parallel(fail, 100, 1 << 20)
 
 
+def check_products(k, rng, n):
+    """Products, sums and differences of elements; also of every pair."""
+    a, b = random_k(rng, n), random_k(rng, n)
+    x, y, out, wide = k.to_device(a), k.to_device(b), k.empty(n), k.empty(n * n)
+    k.k_mul(x, y, out)
+    pairs = list(zip(plain(a), plain(b), strict=True))
+    assert plain(k.to_host(out)) == [times(*pair) for pair in pairs]
+    k.k_outer(x, y, wide)
+    assert plain(k.to_host(wide)) == [times(x, y) for x in plain(a) for y in plain(b)]
+    assert plain(k.to_host(k.k_add(x, y))) == [combined((1, x), (1, y)) for x, y in pairs]
+    assert plain(k.to_host(k.k_sub(x, y))) == [combined((1, x), (-1, y)) for x, y in pairs]
+
+
 @given(seeds, lengths)
 def test_products(rng, n):
-    a, b = random_k(rng, n), random_k(rng, n)
-    out = np.empty_like(a)
-    cpu.k_mul(a, b, out)
-    assert plain(out) == [times(x, y) for x, y in zip(plain(a), plain(b), strict=True)]
-    wide = np.empty((5, n * n), np.uint32)
-    cpu.k_outer(a, b, wide)
-    assert plain(wide) == [times(x, y) for x in plain(a) for y in plain(b)]
+    check_products(cpu, rng, n)
 
 
 def test_products_of_the_extremes():
@@ -83,15 +91,19 @@ def test_products_of_the_extremes():
     assert plain(part) == expected
 
 
+def check_scale_and_sum(k, rng, n):
+    values, factor = random_base(rng, n), random_base(rng, 1)[0]
+    out = k.words(n)
+    k.f_scale(k.to_device(values), factor, out)
+    unit = pow(2**32, -1, P)
+    assert k.to_host(out).tolist() == [int(v) * int(factor) * unit % P for v in values]
+    a = random_k(rng, n)
+    assert plain(k.k_sum(k.to_device(a))) == [combined(*((1, x) for x in plain(a)))]
+
+
 @given(seeds, lengths)
 def test_scale_and_sum(rng, n):
-    values, factor = random_base(rng, n), random_base(rng, 1)[0]
-    out = np.empty_like(values)
-    cpu.f_scale(values, factor, out)
-    unit = pow(2**32, -1, P)
-    assert out.tolist() == [int(v) * int(factor) * unit % P for v in values]
-    a = random_k(rng, n)
-    assert plain(cpu.k_sum(a)) == [combined(*((1, x) for x in plain(a)))]
+    check_scale_and_sum(cpu, rng, n)
 
 
 def test_a_sum_of_many_largest_values():
@@ -147,11 +159,11 @@ def check_round_sums(k, rng, dims):
     outer, n, inner = dims
     half = (n + 1) // 2
     tables = [random_k(rng, outer * n * inner) for _ in range(4)]
-    weights, inner_weights, pads = random_k(rng, outer * half), random_k(rng, inner), random_k(rng, 4)
+    weights, pads = [random_k(rng, count) for count in (outer, half, inner)], random_k(rng, 4)
     filled, there = [field.repeat(pads[:, m : m + 1], inner) for m in range(4)], [k.to_device(t) for t in tables]
-    parts = [k.round_sums(*there, *filled, n, inner, weights, inner_weights, a, b) for a, b in spans(k, outer * half)]
+    parts = [k.round_sums(*there, *filled, n, inner, *weights, a, b) for a, b in spans(k, outer * half)]
     found = plain(reduce(field.add, parts))
-    t, w, v, e = [plain(x) for x in tables], plain(weights), plain(inner_weights), plain(pads)
+    t, (u, w, v), e = [plain(x) for x in tables], [plain(x) for x in weights], plain(pads)
     zero, square = [0] * 5, [0] * 5
     for o in range(outer):
         for j in range(half):
@@ -159,7 +171,7 @@ def check_round_sums(k, rng, dims):
                 low, high = (
                     [cell(t[m], n, inner, o, 2 * j + side, i, e[m]) for m in range(4)] for side in (0, 1))
                 slope = [combined((1, x), (-1, y)) for x, y in zip(high, low, strict=True)]
-                factor = times(w[o * half + j], v[i])
+                factor = times(times(u[o], w[j]), v[i])
                 for total, (a, b, c, d) in ((zero, low), (square, slope)):
                     value = times(factor, combined((1, times(a, b)), (1, times(c, d))))
                     total[:] = combined((1, total), (1, value))
@@ -231,29 +243,119 @@ def test_leaves(rng, dims):
     check_leaves(cpu, rng, dims)
 
 
+def check_combine(k, rng, rows, n):
+    values, weights = random_base(rng, rows, n), random_k(rng, n)
+    halves = [k.to_device(half) for half in (weights & np.uint32(0xFFFF), weights >> np.uint32(16))]
+    there, out = k.to_device(values), k.empty(rows)
+    for a, b in spans(k, rows):
+        k.combine(there, *halves, out, a, b)
+    w = plain(weights)
+    assert plain(k.to_host(out)) == [combined(*((int(v), w[i]) for i, v in enumerate(row))) for row in values]
+
+
 @given(seeds, st.integers(1, 4), st.sampled_from([1, 2, 9]))
 def test_combine(rng, rows, n):
-    values, weights = random_base(rng, rows, n), random_k(rng, n)
-    out = np.empty((5, rows), np.uint32)
-    halves = weights & np.uint32(0xFFFF), weights >> np.uint32(16)
-    for a, b in ((0, rows // 2), (rows // 2, rows)):
-        cpu.combine(values, *halves, out, a, b)
-    w = plain(weights)
-    assert plain(out) == [combined(*((int(v), w[i]) for i, v in enumerate(row))) for row in values]
+    check_combine(cpu, rng, rows, n)
+
+
+def values_at(coefficients, points):
+    """[points][lanes] of the polynomials in the columns of a matrix."""
+    columns = coefficients.T.tolist()
+    return [[sum(v * pow(x, i, P) for i, v in enumerate(column)) % P for column in columns] for x in points]
+
+
+def check_transform(k, size, lanes):
+    """Values of polynomials on a subgroup, and back.  By the codes, which prepare what the kernel is given."""
+    matrix = random_base(np.random.default_rng(size * 100 + lanes), size, lanes)
+    found = reed_solomon.evaluate_subgroup(k.to_device(matrix))
+    w = reed_solomon.root(size)
+    assert k.to_host(found).tolist() == values_at(matrix, [pow(w, j, P) for j in range(size)])
+    assert (k.to_host(reed_solomon.interpolate_subgroup(found)) == matrix).all()
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 @pytest.mark.parametrize("lanes", [1, 15, 17, 32, 65])
 def test_transform(size, lanes):
-    """The transform kernel is what the codes call with many lanes; here with every group of lanes at once."""
-    from protocol import reed_solomon
+    """With every group of lanes at once."""
+    check_transform(cpu, size, lanes)
 
+
+def check_encode(k, size, masks, lanes):
+    """Codewords are the values on the domain of the rows' polynomials."""
     rng = np.random.default_rng(size * 100 + lanes)
-    matrix = random_base(rng, size, lanes)
-    w = reed_solomon.root(size)
-    expected = [[sum(int(matrix[i, c]) * pow(w, i * j, P) for i in range(size)) % P for c in range(lanes)]
-                for j in range(size)]  # fmt: skip
-    assert reed_solomon.evaluate_subgroup(matrix).tolist() == expected
+    values, masks = random_base(rng, size, lanes), random_base(rng, masks, lanes)
+    coefficients = reed_solomon.row_coefficients(k.to_device(values), k.to_device(masks))
+    rows = k.to_host(coefficients)
+    assert values_at(rows, [pow(reed_solomon.root(size), j, P) for j in range(size)]) == values.tolist()
+    assert (rows[size:] == masks).all()
+    code = reed_solomon.encode(k.to_device(values), k.to_device(masks), 4)
+    points = reed_solomon.domain_points(range(4 * size), size, 4)
+    assert k.to_host(code).tolist() == values_at(rows, points)
+
+
+@pytest.mark.parametrize("size, masks", [(1, 1), (2, 1), (4, 3), (8, 8)])
+@pytest.mark.parametrize("lanes", [1, 33])
+def test_encode(size, masks, lanes):
+    check_encode(cpu, size, masks, lanes)
+
+
+def check_requantize(k, rng, shift):
+    """Units, remainders and outputs of integers as large as they may be; negative ones, too."""
+    bits, channels, n = 5, 3, 7
+    half = 1 << (bits + shift - 1)
+    table, offset = rng.integers(-(2**29), 2**29, 1 << bits), 1 << (shift - 1) if shift else 0
+    bias = rng.integers(-(2**20), 2**20, channels)
+    sums = rng.integers(-half, half, (channels, n))
+    sums[0, :2] = -half, half - 1
+    y = k.to_device((sums - offset - bias[:, None]).astype(np.float64))
+    u, rem, z = (k.integers(channels, n) for _ in range(3))
+    for a, b in spans(k, channels):
+        k.requantize(y, k.to_device(bias), offset, shift, k.to_device(table), u, rem, z, a, b)
+    units, remainders = sums >> shift, sums & ((1 << shift) - 1)
+    expected = units, remainders, table[units + (1 << (bits - 1))]
+    for found, right in zip((u, rem, z), expected, strict=True):
+        assert (k.to_host(found).astype(np.int32) == right).all()
+
+
+@pytest.mark.parametrize("shift", [0, 1, 7, 24])
+def test_requantize(shift):
+    check_requantize(cpu, np.random.default_rng(shift), shift)
+
+
+def check_counts(k, rng, n):
+    """Signed integers as elements of F, and how often each occurs."""
+    values = rng.choice(np.array([0, 1, -1, 3 - P, P - 1, 2**30, -(2**30)], np.int32), n)
+    there, out = k.to_device(values), k.words(n)
+    for a, b in spans(k, n):
+        k.residues(there, out, a, b)
+    assert k.to_host(out).tolist() == [int(v) % P for v in values]
+    small = rng.integers(-4, 4, n, dtype=np.int32)
+    counts = sum(k.histogram(k.to_device(small), 4, 9, a, b) for a, b in spans(k, n))
+    assert counts.tolist() == [int((small == v).sum()) for v in range(-4, 5)]
+
+
+@given(seeds, lengths)
+def test_counts(rng, n):
+    check_counts(cpu, rng, n)
+
+
+def check_columns(k, rng, widths):
+    """Columns that arrive in blocks of any width are hashed as one."""
+    prefixes = [b"\0" + rng.bytes(32) for _ in range(8)]
+    blocks = [random_base(rng, 8, width) for width in widths]
+    leaves = k.Leaves(prefixes)
+    for block in blocks:
+        leaves.update(k.to_device(block))
+    columns = [b"".join(block[i].astype("<u4").tobytes() for block in blocks) for i in range(8)]
+    assert leaves.digests() == [sha256(p + c).digest() for p, c in zip(prefixes, columns, strict=True)]
+
+
+WIDTHS = [(), (1,), (4,), (5,), (6,), (7,), (8,), (3, 2, 40), (8, 16, 1), (600,)]
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_columns(widths):
+    check_columns(cpu, np.random.default_rng(1), widths)
 
 
 def test_threads_change_nothing(monkeypatch):

@@ -31,14 +31,6 @@ def test_hashes():
     assert merkle.Tree([a, b, c, d]).root == sha256(b"\1" + left + right).digest()
 
 
-@given(st.lists(st.binary(min_size=4, max_size=4), min_size=8, max_size=8), st.integers(1, 3))
-def test_columns_are_hashed_in_blocks(columns, blocks):
-    leaves = merkle.Leaves([bytes([i]) * 32 for i in range(8)])
-    for _ in range(blocks):
-        leaves.update(memoryview(b"".join(columns)), 4)
-    assert leaves.digests() == [merkle.leaf(bytes([i]) * 32, c * blocks) for i, c in enumerate(columns)]
-
-
 @given(trees)
 def test_openings(tree):
     count, indices = tree
