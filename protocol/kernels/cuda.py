@@ -564,13 +564,13 @@ def _sha256(  # type: ignore[no-untyped-def]
     )
     last = _word(held + 16 * entries + column, inside)
     for chunk in range(0, chunks):
-        w = ()  # type: ignore[var-annotated]
+        w = s + s  # sixteen, all of them replaced
         for i in tl.static_range(16):
             at = column * 0 + chunk * 16 + i
             early = _word(held + at * entries + column, inside & (at < kept))
             x = early | _word(block + column * width + at - kept, inside & (at >= kept))
             x = (x << 24) | ((x & 0xFF00) << 8) | ((x >> 8) & 0xFF00) | (x >> 24)
-            w = w + ((last << 24) | (x >> 8),)
+            w = w[1:] + ((last << 24) | (x >> 8),)
             last = x
         a, b, c, d, e, f, g, h = s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]
         for first in range(0, 64, 4):  # all at once would take minutes to compile
