@@ -533,7 +533,7 @@ _PRIMES = [n for n in range(2, 312) if all(n % d for d in range(2, n))]  # the f
 def _fraction(prime: int, root: int) -> int:
     """The first 32 bits of the fraction of a prime's square or cube root (FIPS 180-4, section 4.2.2 and 5.3.3)."""
     scaled = prime << (32 * root)
-    found = int(round(scaled ** (1 / root)))
+    found = round(scaled ** (1 / root))
     while found**root > scaled:
         found -= 1
     while (found + 1) ** root <= scaled:
