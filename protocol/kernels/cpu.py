@@ -3,7 +3,7 @@
 Representation.  F: uint32 canonical in [0, p).  K: uint32 ``[5, n]``, one contiguous row per coordinate, each
 coordinate in Montgomery form (a * 2^32 mod p) so that a product of two stored values is one Montgomery reduction. 
 Loops are written so that LLVM vectorizes them: contiguous one-dimensional rows, unsigned arithmetic, branch-free
-reductions by `min`, sums kept in 64 bits and reduced once.  All kernels release the GIL; `parallel` spreads rows over
+reductions by `min`, sums kept in 64 bits and reduced once, and one element stored in each loop: with two, LLVM gives up.  All kernels release the GIL; `parallel` spreads rows over
 the cores.
 """
 
@@ -400,6 +400,7 @@ def tree_level(p, q, to_p, to_q, n, inner, first, last):  # type: ignore[no-unty
         else:
             for i in range(uint64(inner)):
                 put(po, i, get(a0, i))
+            for i in range(uint64(inner)):
                 put(qo, i, get(b0, i))
 
 
@@ -415,12 +416,13 @@ def tree_leaves(q, to_p, to_q, n, inner, first, last):  # type: ignore[no-untype
         if 2 * j + 1 < n:
             b1 = rows(q, up, end)
             for i in range(uint64(inner)):
-                y0, y1 = get(b0, i), get(b1, i)
-                put(po, i, add5(y0, y1))
-                put(qo, i, mul(y0, y1))
+                put(po, i, add5(get(b0, i), get(b1, i)))
+            for i in range(uint64(inner)):
+                put(qo, i, mul(get(b0, i), get(b1, i)))
         else:
             for i in range(uint64(inner)):
                 put(po, i, (_ONE, _ZERO, _ZERO, _ZERO, _ZERO))
+            for i in range(uint64(inner)):
                 put(qo, i, get(b0, i))
 
 
@@ -440,17 +442,15 @@ def tree_open(p, q, s, a, q1, p1, q0, n, inner, first, last):  # type: ignore[no
         present = 2 * j + 1 < n
         low, ao, low_o = rows(q, at, up), rows(a, to, to + inner), rows(q0, to, to + inner)
         high_o, po = rows(q1, to, to + inner), rows(p1, to, to + inner)
+        for i in range(uint64(inner)):
+            put(low_o, i, get(low, i))
         if ones:
             for i in range(uint64(inner)):
-                y = get(low, i)
-                put(low_o, i, y)
-                put(ao, i, add5(unit, mul(y, e)))
+                put(ao, i, add5(unit, mul(get(low, i), e)))
         else:
             x = rows(p, at, up)
             for i in range(uint64(inner)):
-                y = get(low, i)
-                put(low_o, i, y)
-                put(ao, i, add5(get(x, i), mul(y, e)))
+                put(ao, i, add5(get(x, i), mul(get(low, i), e)))
         if present:
             high = rows(q, up, end)
             for i in range(uint64(inner)):
@@ -483,46 +483,81 @@ def leaves(constant, alpha, alpha2, first_column, second_column, out, offset, fi
 # --- number-theoretic transforms of the columns of a matrix [size, lanes] -------------------------
 
 
-LANES = 32  # columns transformed together: what LLVM takes in one step of its vectorized loop
-_LANES = np.uint64(LANES)
+LANES = 32  # what LLVM takes in one step of its vectorized loop
+_WIDE = 4 * LANES  # columns transformed together: narrower pieces of a row cost more to reach than to transform
+_NEAR = np.uint64(1 << 14)  # entries that are transformed while they are in the cache: 64 KiB
 
 
 @inline
-def _difference_pass(block, size, roots):  # type: ignore[no-untyped-def]
-    """In-place decimation in frequency of [size, LANES], flat: natural order in, bit-reversed out; roots[j] = w^j."""
-    length = uint64(size)
-    while length > 1:
-        half = length >> _1
-        step = uint64(size) // length
-        for start in range(_0, uint64(size), length):
-            for j in range(half):
-                w = roots[j * step]
-                x = (start + j) * _LANES
-                y = x + half * _LANES
-                for i in range(_LANES):
-                    u, v = block[x + i], block[y + i]
-                    block[x + i] = add(u, v)
-                    block[y + i] = mont(sub(u, v), w)
-        length = half
+def _difference_level(block, wide, start, length, size, roots):  # type: ignore[no-untyped-def]
+    """One level of decimation in frequency over `length` rows from `start` on."""
+    half, step = length >> _1, size // length
+    for j in range(half):
+        w = roots[j * step]
+        x = (start + j) * wide
+        y = x + half * wide
+        for i in range(wide):
+            u, v = block[x + i], block[y + i]
+            block[x + i] = add(u, v)
+            block[y + i] = mont(sub(u, v), w)
 
 
 @inline
-def _time_pass(block, size, roots):  # type: ignore[no-untyped-def]
-    """In-place decimation in time of [size, LANES], flat: bit-reversed order in, natural out."""
-    length = _2
-    while length <= uint64(size):
-        half = length >> _1
-        step = uint64(size) // length
-        for start in range(_0, uint64(size), length):
-            for j in range(half):
-                w = roots[j * step]
-                x = (start + j) * _LANES
-                y = x + half * _LANES
-                for i in range(_LANES):
-                    u, v = block[x + i], mont(block[y + i], w)
-                    block[x + i] = add(u, v)
-                    block[y + i] = sub(u, v)
+def _time_level(block, wide, start, length, size, roots):  # type: ignore[no-untyped-def]
+    """One level of decimation in time over `length` rows from `start` on."""
+    half, step = length >> _1, size // length
+    for j in range(half):
+        w = roots[j * step]
+        x = (start + j) * wide
+        y = x + half * wide
+        for i in range(wide):
+            u, v = block[x + i], mont(block[y + i], w)
+            block[x + i] = add(u, v)
+            block[y + i] = sub(u, v)
+
+
+@inline
+def _difference_pass(block, wide, size, roots):  # type: ignore[no-untyped-def]
+    """In-place decimation in frequency of [size, wide], flat: natural order in, bit-reversed out; roots[j] = w^j.
+
+    Levels of long reach go over all rows; what is near is finished piece by piece.
+    """
+    length = size
+    while length * wide > _NEAR and length > 1:
+        for start in range(_0, size, length):
+            _difference_level(block, wide, start, length, size, roots)
+        length = length >> _1
+    for near in range(_0, size, length):
+        part = length
+        while part > 1:
+            for start in range(near, near + length, part):
+                _difference_level(block, wide, start, part, size, roots)
+            part = part >> _1
+
+
+@inline
+def _time_pass(block, wide, size, roots):  # type: ignore[no-untyped-def]
+    """In-place decimation in time of [size, wide], flat: bit-reversed order in, natural out."""
+    length = size
+    while length * wide > _NEAR and length > 1:
+        length = length >> _1
+    for near in range(_0, size, length):
+        part = _2
+        while part <= length:
+            for start in range(near, near + length, part):
+                _time_level(block, wide, start, part, size, roots)
+            part = part << _1
+    length = length << _1
+    while length <= size:
+        for start in range(_0, size, length):
+            _time_level(block, wide, start, length, size, roots)
         length = length << _1
+
+
+@inline
+def _padded(width):  # type: ignore[no-untyped-def]
+    """Lanes that hold `width` columns."""
+    return (width + LANES - 1) // LANES * LANES
 
 
 @kernel
@@ -532,21 +567,17 @@ def transform(matrix, roots, order, scale, first, last):  # type: ignore[no-unty
     roots: Montgomery powers of the (inverse) root; order: bit reversal; scale: Montgomery factor applied at the end.
     """
     size = matrix.shape[0]
-    block = np.empty((size, LANES), np.uint32)
-    for left in range(first, last, LANES):
-        width = min(LANES, last - left)
+    for left in range(first, last, _WIDE):
+        width = min(_WIDE, last - left)
+        wide = _padded(width)
+        block = np.zeros((size, wide), np.uint32)
         for j in range(size):
-            row = block[order[j]]
-            row[:] = _ZERO_ROW
-            row[:width] = matrix[j, left : left + width]
-        _time_pass(block.reshape(-1), size, roots)
+            block[order[j], :width] = matrix[j, left : left + width]
+        _time_pass(block.reshape(-1), uint64(wide), uint64(size), roots)
         for j in range(size):
             to, row = matrix[j], block[j]
             for i in range(width):
                 to[left + i] = mont(row[i], scale)
-
-
-_ZERO_ROW = np.zeros(LANES, np.uint32)
 
 
 @kernel
@@ -558,22 +589,20 @@ def encode(values, masks, inverse_roots, roots, shifts, wraps, out, first, last)
     wraps [cosets] = size (s_c^size - 1), both Montgomery; bit_reversed order of coefficient i is implied by the passes.
     """
     size, count, cosets = values.shape[0], masks.shape[0], shifts.shape[0]
-    block = np.empty((size, LANES), np.uint32)
-    work = np.empty((size, LANES), np.uint32)
     bits = 0
     while (1 << bits) < size:
         bits += 1
-    for left in range(first, last, LANES):
-        width = min(LANES, last - left)
+    for left in range(first, last, _WIDE):
+        width = min(_WIDE, last - left)
+        wide = _padded(width)
+        block, work = np.zeros((size, wide), np.uint32), np.empty((size, wide), np.uint32)
         for j in range(size):
-            row = block[j]
-            row[:] = _ZERO_ROW
-            row[:width] = values[j, left : left + width]
-        _difference_pass(block.reshape(-1), size, inverse_roots)
+            block[j, :width] = values[j, left : left + width]
+        _difference_pass(block.reshape(-1), uint64(wide), uint64(size), inverse_roots)
         for c in range(cosets):
             for j in range(size):
                 w, x, y = shifts[c, j], block[j], work[j]
-                for i in range(uint64(LANES)):
+                for i in range(uint64(wide)):
                     y[i] = mont(x[i], w)
             for t in range(count):
                 j = 0
@@ -582,11 +611,9 @@ def encode(values, masks, inverse_roots, roots, shifts, wraps, out, first, last)
                 y, w = work[j], mont(shifts[c, j], wraps[c])
                 for i in range(width):
                     y[i] = add(y[i], mont(masks[t, left + i], w))
-            _time_pass(work.reshape(-1), size, roots)
+            _time_pass(work.reshape(-1), uint64(wide), uint64(size), roots)
             for j in range(size):
-                to, row = out[c * size + j], work[j]
-                for i in range(width):
-                    to[left + i] = row[i]
+                out[c * size + j, left : left + width] = work[j, :width]
 
 
 # --- the witness ----------------------------------------------------------------------------------
