@@ -8,6 +8,7 @@
 # make soak     the job service under kill -9, crowds, large uploads and clients that stall: an hour or two
 # make bench    measure this machine and render the tables of README.md and benchmarks/PHASES.md: some minutes
 # make bench-board    how fast a board is: a minute or two
+# make bench-workers  one worker of a Ray cluster against two: some ten minutes
 # make bench-large, bench-curves, bench-peers    the same for large networks, growing sizes, another prover: hours in all
 #
 # Needs Python 3.11 to 3.13, pip and gcc; everything else goes into .venv.
@@ -21,7 +22,7 @@ STAMP := $(VENV)/.installed
 protoc = PATH="$(BIN):$$PATH" python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) \
 	--mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) proto/zkmark/v1/zkmark.proto
 
-.PHONY: demo test lint fuzz agree mutate assurance bench bench-board bench-large bench-curves bench-peers soak stubs venv clean
+.PHONY: demo test lint fuzz agree mutate assurance bench bench-board bench-workers bench-large bench-curves bench-peers soak stubs venv clean
 
 demo: venv
 	PATH="$(BIN):$$PATH" bash examples/quickstart.sh
@@ -58,6 +59,9 @@ bench: venv
 bench-board: venv
 	$(BIN)/python -m benchmarks.board
 	$(BIN)/python -m benchmarks --render
+
+bench-workers: venv
+	$(BIN)/python -m benchmarks workers --runs 1
 
 bench-large: venv
 	$(BIN)/python -m benchmarks large --runs 1

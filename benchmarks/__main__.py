@@ -1,6 +1,6 @@
 """Measure this machine: `python -m benchmarks [NAME ...]`; with `--check`, only see that the texts show the results.
 
-A NAME is a job, or: small (default, with micro), large, micro, curves, peers, fidelity.
+A NAME is a job, or: small (default, with micro), large, micro, curves, peers, fidelity, workers.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _measure(names: list[str], runs: int) -> None:
     from benchmarks.peers import ezkl
 
     groups = {"small": SMALL, "large": LARGE}
-    if unknown := set(names) - {*JOBS, *groups, "micro", "curves", "peers", "fidelity"}:
+    if unknown := set(names) - {*JOBS, *groups, "micro", "curves", "peers", "fidelity", "workers"}:
         raise SystemExit(f"no benchmark {', '.join(sorted(unknown))}; jobs are {', '.join(JOBS)}")
     for name in names:
         busy = results.others()
@@ -75,9 +75,15 @@ def _measure(names: list[str], runs: int) -> None:
             points = {kind: [measured[job.name] for job in jobs] for kind, jobs in curves.items()}
             results.save("curves", busy, {"runs": runs, **points})
         elif name == "fidelity":
-            from benchmarks.fidelity import measure
+            from benchmarks import fidelity
 
-            results.save("fidelity", busy, {"networks": [*measure()]})
+            results.save("fidelity", busy, {"networks": [*fidelity.measure()]})
+        elif name == "workers":
+            from benchmarks import workers
+
+            for stage in ("keygen", "fit", "derive"):
+                _run(stage, workers.JOB, 1)
+            results.save("workers", busy, workers.measure(runs))
         elif name == "peers":
             ours = _job("lenet-28x28", runs, profile=False)
             results.save("peers", busy, {"runs": runs, "zkmark": ours, "ezkl": ezkl(JOBS["lenet-28x28"], runs)})

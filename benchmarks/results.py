@@ -129,6 +129,10 @@ def table() -> str:
                   f"ResNet-18 at 32 x 32: {linearity(curves)}"]  # fmt: skip
     if peers := load("peers"):
         lines += ["", *_peers(peers)]
+    if workers := load("workers"):
+        from benchmarks.workers import line
+
+        lines += ["", line(workers)]
     if soak := load("soak"):
         lines += ["", _soak(soak)]
     if board := load("board"):

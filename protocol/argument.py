@@ -224,12 +224,12 @@ def prove(
     `engine` proves the forks elsewhere, in the Fiat-Shamir channel only.
 
     Raises VerificationError("prove.matches") when fewer than k_min hidden triggers match, without saying how many;
-    ParameterError when the marking key is another key's; Cancelled; Restart, only in the interactive channel.
+    ParameterError when the marking key is another key's, or where memory runs out; Cancelled; Restart, only in the
+    interactive channel.
     """
     if marking_key.vk.digest != statement.key.digest:
         raise ParameterError("the marking key does not belong to this verification key")
     channel = channel or FiatShamir()
-    kernels.on(device)  # or say at once that it is not there
     if engine is not None and channel.interactive:
         raise ParameterError("forks that are proven elsewhere cannot ask the verifier for coins")
 
@@ -239,19 +239,20 @@ def prove(
         if progress is not None:
             progress(phase, fraction)
 
-    report("evaluate", 0.0)
-    forward = statement.network.forward(np.ascontiguousarray(marking_key.hidden_images), device)
-    if int(witness.matches(forward, marking_key.hidden_labels).sum()) < statement.k_min:
-        raise VerificationError("prove.matches", "this network does not match enough of the key's triggers")
-    for _ in range(SESSIONS):
-        try:
-            body = _session(statement, marking_key, forward, channel, report, engine, device)
-        except Restart:
-            if channel.interactive:
-                raise
-            continue
-        digest = hashlib.sha256(statement.digest + body).digest()
-        return body + identity.sign(marking_key.owner_secret_seed, SIGNATURE_LABEL, digest)
+    with kernels.on(device).bounded():
+        report("evaluate", 0.0)
+        forward = statement.network.forward(np.ascontiguousarray(marking_key.hidden_images), device)
+        if int(witness.matches(forward, marking_key.hidden_labels).sum()) < statement.k_min:
+            raise VerificationError("prove.matches", "this network does not match enough of the key's triggers")
+        for _ in range(SESSIONS):
+            try:
+                body = _session(statement, marking_key, forward, channel, report, engine, device)
+            except Restart:
+                if channel.interactive:
+                    raise
+                continue
+            digest = hashlib.sha256(statement.digest + body).digest()
+            return body + identity.sign(marking_key.owner_secret_seed, SIGNATURE_LABEL, digest)
     raise RuntimeError(f"{SESSIONS} sessions were all rejected: the randomness of this machine is broken")
 
 

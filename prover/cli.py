@@ -182,7 +182,7 @@ def approve_command(
 def prove_command(
     mk: Path, vk: Path, model: Path, calibration: Path | None, preprocess: Path | None, k_min: int | None, nonce: str,
     purpose: str, claimant: str, verifier: str, out: Path, memory_limit: float | None, device: str, engine: str,
-    address: str | None, passphrase_file: Path | None, key_file: Path | None, as_json: bool,
+    address: str | None, self_check: bool, passphrase_file: Path | None, key_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Write a claim about a model to a file.  Counts as an approval of the model."""
     nonce_bytes = _nonce(nonce)
@@ -192,7 +192,7 @@ def prove_command(
     from prover.keys import load_owner, read_secret, write_file
 
     context = Context(purpose, claimant, verifier, nonce_bytes)
-    use = resources(memory_limit, device, engine, address)
+    use = resources(memory_limit, device, engine, address, self_check)
     secret = read_secret(passphrase_file, key_file)
     key = load_owner(mk, secret)[0]
     check_pair(key.vk.digest, vk)

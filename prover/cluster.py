@@ -79,14 +79,16 @@ def ray_engine(address: str | None = None, *, workers: int | None = None, thread
         waiting = sorted(forks, key=lambda one: work[one[0].index])  # the largest last, to be popped first
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         most = AHEAD * max(1, int(resources.get("CPU", 1)) // threads)
-        kept, done = ray.put(shared), 0
+        # A device is one worker's at a time; what a cluster has none of, no worker waits for.
+        gpus = int(shared.device != "cpu" and resources.get("GPU", 0) >= 1)
+        on, kept, done = task.options(num_gpus=gpus), ray.put(shared), 0
         running: dict[Any, int] = {}
         found: dict[int, MaskedElements] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < most:
                     fork, part = waiting.pop()
-                    running[task.remote(kept, fork, part, version(), threads)] = fork.index
+                    running[on.remote(kept, fork, part, version(), threads)] = fork.index
                 report(done / sum(work.values()))
                 ready, _ = ray.wait(list(running), timeout=POLL_S)
                 for reference in ready:

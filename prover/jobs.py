@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ml.quantise import MEMORY_LIMIT, Derivation, derive, images_digest
+from protocol import kernels
 from protocol.argument import Cancelled as Stopped
-from protocol.argument import Context, Statement, prove
+from protocol.argument import Context, Statement, prove, verify
 from protocol.claim import Claim, statement_digests
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.forks import Engine
@@ -118,13 +119,15 @@ def default_k_min(key: VerificationKey, freedom_bits: float) -> int:
 class Resources:
     """What a proof may use.
 
-    memory: bytes, None for no limit; device: a name of `protocol.kernels.on`; engine: where forks are proven, None for
-    this process.  An interactive proof is always made in this process.
+    memory: bytes, None for what the device has; device: a name of `protocol.kernels.on`; engine: where forks are
+    proven, None for this process; check: verify what was not all computed by this process's own cores before it is
+    given out.  An interactive proof is always made in this process, and its verifier checks it.
     """
 
     memory: int | None = None
     device: str = "cpu"
     engine: Engine | None = None
+    check: bool = True
 
 
 def make_claim(
@@ -140,17 +143,25 @@ def make_claim(
 ) -> Claim:
     """Prove that at least `k_min` hidden triggers match.
 
-    Raises as `protocol.argument.prove` does, and ParameterError if that is estimated to take more memory.
+    Raises as `protocol.argument.prove` does, ParameterError if that is estimated to take more memory, and RuntimeError
+    if a device or a worker computed wrongly.
     """
     statement = Statement(key.vk, about.network, k_min, context, about.model_digest, about.derivation_digest)
     use, channel = resources or Resources(), channel or FiatShamir()
-    if use.memory is not None and statement.memory_bytes > use.memory:
-        need, limit = statement.memory_bytes / 2**30, use.memory / 2**30
-        raise ParameterError(f"proving this network needs about {need:.1f} GiB, over the limit of {limit:.1f} GiB")
+    device = kernels.on(use.device)
+    limit = device.memory() if use.memory is None else min(use.memory, device.memory())
+    if statement.memory_bytes > limit:
+        need, most = statement.memory_bytes / 2**30, limit / 2**30
+        raise ParameterError(f"proving this network needs about {need:.1f} GiB, over the limit of {most:.1f} GiB")
     engine = None if channel.interactive else use.engine
     proof = prove(
         statement, key, channel, progress=progress, cancelled=cancelled, engine=engine, device=use.device
     )
+    if use.check and not channel.interactive and (engine is not None or device is not kernels.cpu):
+        try:
+            verify(statement, proof)
+        except VerificationError as error:
+            raise RuntimeError(f"a device or a worker computed wrongly: the proof fails {error.check}") from None
     return Claim(k_min, context, statement_digests(statement), proof)
 
 

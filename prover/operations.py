@@ -88,8 +88,8 @@ def serve(
     client_ca: Path | None, tokens: Path | None, insecure: bool, metrics: str | None, log_json: bool, claimant: str,
     calibration: Path | None, max_upload: int, deadline: float, derive_deadline: float, derive_memory: float,
     max_jobs: int, max_client_jobs: int, max_client_calls: int, rate: float, max_disk: float, keep_days: float,
-    memory_limit: float | None, device: str, engine: str, address: str | None, passphrase_file: Path | None,
-    key_file: Path | None, as_json: bool,
+    memory_limit: float | None, device: str, engine: str, address: str | None, self_check: bool,
+    passphrase_file: Path | None, key_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Answer verifiers over gRPC, for approved models only.  SIGTERM stops it gracefully; jobs survive any end."""
     import asyncio
@@ -111,7 +111,8 @@ def serve(
     secret = read_secret(passphrase_file, key_file)
     shape = read_key(vk).parameters.shape
     prover = Prover(
-        mk, secret, state=state, claimant=claimant, resources=resources(memory_limit, device, engine, address),
+        mk, secret, state=state, claimant=claimant,
+        resources=resources(memory_limit, device, engine, address, self_check),
         calibration=None if calibration is None else image_folder(calibration, shape),
         derive_limits=DeriveLimits(derive_deadline, int(derive_memory * 2**30)),
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -73,32 +72,35 @@ memory_option = click.option(
 resource_options = options(
     memory_option,
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True,
-                 help="Where lookup trees grow; cuda needs the extra of that name."),
+                 help="Where the network is evaluated and proven; cuda needs the extra of that name."),
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
                  help="Prove the parts of a proof in this process or on a Ray cluster, which sees the secrets."),
     click.option("--address", metavar="HOST:PORT", help="A running Ray cluster [default: one of this machine]."),
+    click.option("--self-check/--no-self-check", default=True, show_default=True,
+                 help="Verify what a device or a cluster proved before it is given out."),
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
 def memory(limit: float | None) -> int:
     """Bytes: the limit in GiB, or what the machine has."""
-    if limit is not None:
-        return int(limit * 2**30)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    from protocol.kernels import cpu
+
+    return cpu.memory() if limit is None else int(limit * 2**30)
 
 
-def resources(limit: float | None, device: str, engine: str, address: str | None) -> Resources:
+def resources(limit: float | None, device: str, engine: str, address: str | None, check: bool) -> Resources:
     """What the options of `resource_options` allow.  Raises ParameterError for what is not there."""
     from prover.jobs import Resources
 
+    most = None if limit is None else memory(limit)
     if engine == "local":
         if address is not None:
             raise click.UsageError("--address is of a Ray cluster: give --engine ray")
-        return Resources(memory(limit), device)
+        return Resources(most, device, None, check)
     from prover.cluster import ray_engine
 
-    return Resources(memory(limit), device, ray_engine(address))
+    return Resources(most, device, ray_engine(address), check)
 
 
 def warm_up() -> None:

@@ -1,17 +1,18 @@
 """Numba kernels over BabyBear F and its quintic extension K (SPEC section 2).
 
 Representation.  F: uint32 canonical in [0, p).  K: uint32 ``[5, n]``, one contiguous row per coordinate, each
-coordinate in Montgomery form (a * 2^32 mod p) so that a product of two stored values is one Montgomery reduction. 
+coordinate in Montgomery form (a * 2^32 mod p) so that a product of two stored values is one Montgomery reduction.
 Loops are written so that LLVM vectorizes them: contiguous one-dimensional rows, unsigned arithmetic, branch-free
-reductions by `min`, sums kept in 64 bits and reduced once, and one element stored in each loop: with two, LLVM gives up.  All kernels release the GIL; `parallel` spreads rows over
-the cores.
+reductions by `min`, sums kept in 64 bits and reduced once, and one element stored in each loop: with two, LLVM gives
+up.  All kernels release the GIL; `parallel` spreads rows over the cores.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from hashlib import sha256
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,8 @@ import llvmlite.binding as llvm
 import numpy as np
 import numpy.typing as npt
 from numba import njit, uint32, uint64
+
+from protocol.errors import ParameterError
 
 # Many arrays meet in one loop; the default limit of pairwise overlap checks would leave the widest loops scalar.
 llvm.set_option("zkmark", "--runtime-memory-check-threshold=4096")
@@ -53,6 +56,20 @@ def parallel(call: Callable[[int, int], Any], rows: int, work: int) -> list[Any]
 
 
 Array = npt.NDArray[Any]
+
+
+def memory() -> int:
+    """Bytes that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Raises ParameterError where memory runs out."""
+    try:
+        yield
+    except MemoryError:
+        raise ParameterError("this machine has too little memory for this network") from None
 
 
 def to_device(array: Array) -> Array:

@@ -10,7 +10,8 @@ torch and triton are imported here and nowhere else in `protocol`: a prover with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,15 @@ import triton
 import triton.language as tl
 
 from protocol.errors import ParameterError
+from protocol.kernels import cpu
 
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: without a device, for tests
 BLOCK = 8192 if INTERPRETED else 256  # output entries of one program
 ROWS, STEP = (512, 256) if INTERPRETED else (8, 64)  # of `combine`: rows of one program, entries at a time
 
-_P = tl.constexpr(15 * 2**27 + 1)
-_INV = tl.constexpr(pow(15 * 2**27 + 1, -1, 2**32))
-_ONE = tl.constexpr(2**32 % (15 * 2**27 + 1))
+_P = tl.constexpr(int(cpu.P))
+_INV = tl.constexpr(pow(int(cpu.P), -1, 2**32))
+_ONE = tl.constexpr(2**32 % int(cpu.P))
 
 
 def device() -> torch.device:
@@ -37,6 +39,24 @@ def device() -> torch.device:
     if not torch.cuda.is_available():
         raise ParameterError("there is no CUDA device here, or this torch was built without CUDA")
     return torch.device("cuda")
+
+
+def memory() -> int:
+    """Bytes that are free on the device."""
+    if INTERPRETED:
+        return cpu.memory()
+    free: int = torch.cuda.mem_get_info(device())[0]
+    return free
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """As `cpu.bounded`, for the device's memory, too."""
+    try:
+        with cpu.bounded():
+            yield
+    except torch.OutOfMemoryError:
+        raise ParameterError("the device has too little memory for this network") from None
 
 
 def to_device(array: Any) -> torch.Tensor:
@@ -532,12 +552,10 @@ _PRIMES = [n for n in range(2, 312) if all(n % d for d in range(2, n))]  # the f
 
 def _fraction(prime: int, root: int) -> int:
     """The first 32 bits of the fraction of a prime's square or cube root (FIPS 180-4, section 4.2.2 and 5.3.3)."""
-    scaled = prime << (32 * root)
-    found = round(scaled ** (1 / root))
-    while found**root > scaled:
-        found -= 1
-    while (found + 1) ** root <= scaled:
-        found += 1
+    found = 0
+    for bit in reversed(range(40)):
+        if (found | 1 << bit) ** root <= prime << 32 * root:
+            found |= 1 << bit
     return found & 0xFFFFFFFF
 
 

@@ -11,6 +11,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 
 from protocol import argument, kernels
@@ -79,7 +80,7 @@ def test_the_devices_offer_the_same():
 
     names = [name for name, f in vars(cuda).items() if inspect.isfunction(f) and f.__module__ == cuda.__name__]
     shared = [name for name in names if name != "device" and not name.startswith("_")]
-    assert len(shared) == 28
+    assert len(shared) == 30
     for name in [*shared, "Leaves"]:
         ours = getattr(cpu, name)
         assert [*inspect.signature(getattr(ours, "py_func", ours)).parameters] == [
@@ -105,6 +106,21 @@ def test_a_proof_is_the_same_on_every_device(statement, key, monkeypatch):
     proof = prove(statement, key, device="cuda")
     assert launched and proof == prove(statement, key)
     verify(statement, proof)
+
+
+def test_memory_that_runs_out(statement, key, monkeypatch):
+    """Of the device or of the machine: an error that says so."""
+
+    failures = [MemoryError(), torch.OutOfMemoryError()]
+
+    def full(*shape):
+        raise failures.pop()
+
+    monkeypatch.setattr(cuda, "reals", full)
+    for name in ("device", "machine"):
+        with pytest.raises(ParameterError, match=f"{name} has too little memory"):
+            prove(statement, key, device="cuda")
+    assert cuda.memory() > 0
 
 
 def test_devices_that_are_not_there(statement, key, monkeypatch):

@@ -12,7 +12,7 @@ import ray
 
 from ml.quantise import Derivation
 from protocol.argument import Cancelled, Context, Statement, prove, verify
-from protocol.errors import ParameterError
+from protocol.errors import ParameterError, VerificationError
 from protocol.forks import Shared
 from protocol.transcript import InteractiveProver, InteractiveVerifier
 from prover import cluster
@@ -83,10 +83,11 @@ def test_cancelled(engine, case):
 
 
 def test_what_the_options_say(engine):
-    here, there = resources(2, "cpu", "local", None), resources(None, "cpu", "ray", None)
-    assert (here.memory, here.engine) == (2 << 30, None) and there.engine is not None
+    here, there = resources(2, "cpu", "local", None, False), resources(None, "cpu", "ray", None, True)
+    assert (here.memory, here.engine, here.check) == (2 << 30, None, False)
+    assert there.memory is None and there.engine is not None and there.check
     with pytest.raises(click.UsageError, match="--engine ray"):
-        resources(None, "cpu", "local", "127.0.0.1:6379")
+        resources(None, "cpu", "local", "127.0.0.1:6379", True)
 
 
 def test_an_interactive_proof_stays_here(engine, case):
@@ -96,6 +97,25 @@ def test_an_interactive_proof_stays_here(engine, case):
     claim = make_claim(key, about, 1, statement.context, InteractiveProver(verifier.answer),
                        resources=Resources(engine=engine))  # fmt: skip
     verify(statement, claim.proof, verifier)
+
+
+def test_a_worker_that_computes_wrongly(case):
+    """What it proved is not given out, unless the owner says not to look."""
+    statement, key = case
+    about = Subject(statement.network, statement.model_digest, statement.derivation_digest, 0.0)
+
+    def wrong(shared, tasks, report):
+        found = {fork.index: shared.prove(fork, part) for fork, part in tasks}
+        found[1][0, 0] ^= 1
+        return found
+
+    def claim(check):
+        return make_claim(key, about, 1, statement.context, resources=Resources(engine=wrong, check=check))
+
+    with pytest.raises(RuntimeError, match=r"computed wrongly: the proof fails linear\.sum"):
+        claim(True)
+    with pytest.raises(VerificationError):
+        verify(statement, claim(False).proof)
 
 
 def test_no_cluster(monkeypatch):
