@@ -44,7 +44,7 @@ TARGETS = {
     "layers": _target("honest edges proofs cheats", "Witness Part Context.column _leaves work transposed_weights"),
     "layout": _target("honest edges proofs cheats", "Tables.start"),
     "multilinear": _target("honest edges proofs cheats test_multilinear.py", "evaluate"),
-    "merkle": _target("honest edges test_merkle.py cheats", "Leaves Tree"),
+    "merkle": _target("honest edges test_merkle.py cheats", "Tree"),
     "reed_solomon": _target(
         "honest edges proofs cheats test_reed_solomon.py",
         "_reversal _roots _transform evaluate_subgroup interpolate_subgroup _shifts encode row_coefficients "
@@ -62,7 +62,7 @@ TARGETS = {
     "network": _target(
         "edges honest test_network.py",
         "IDENTITY GATHER_BYTES Network.activations Network.forward Network.classify Forward strict_argmax sum_pool "
-        "affine",
+        "affine linear",
     ),
     "log": _target(
         "test_log.py edges",
