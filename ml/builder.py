@@ -22,6 +22,7 @@ MAX_ACTIVATIONS = 1 << 24  # of one image, over all nodes
 MAX_TAPS = 1 << 28  # elements that one edge gathers for one image
 MAX_WEIGHTS = 3 << 25  # made on the way; one tensor of the file may be used many times
 MAX_WORK = 1 << 33  # multiplications for one image, over all nodes
+MEMORY_WORK = 16  # multiplications of a matrix product that take as long as one operation on memory
 MAX_TERMS = 4  # edges of a sum; a longer one (a residual stream) is committed in between
 MAX_PARTS = 8  # of a tensor whose channels were rearranged; more are committed as one
 LARGE_POOL = 16  # times the size of its output: an average pool that is committed
@@ -172,7 +173,7 @@ class Builder:
             for v, fill in ((scale, 1.0), (shift, 0.0))
         )
         size = sum(e.weight.size for p in tensor.parts for e in p.edges)
-        self.spend(size, 16 * size, "a chain of scales")
+        self.spend(size, MEMORY_WORK * size, "a chain of scales")
         pairs = zip(tensor.parts, tensor.slices(), strict=True)
         return replace(tensor, parts=tuple(part.affine(scales[s], shifts[s]) for part, s in pairs))
 
@@ -398,7 +399,7 @@ class Builder:
         c, h, w = value.shape
         shape = (c, windows[0].outputs(h), windows[1].outputs(w))
         sums = c * shape[1] * (windows[0].kernel * w + windows[1].kernel * shape[2])  # rows, then columns
-        self.work += 16 * sums  # a sum over memory takes as long as so many multiplications of a matrix product
+        self.work += MEMORY_WORK * sums
         if min(shape) < 1 or max(shape) > 1 << 16 or prod(shape) > MAX_ACTIVATIONS or self.work > MAX_WORK:
             raise fail(f"the window does not fit its input {value.shape}, or is too large")
         return shape

@@ -28,7 +28,7 @@ def arithmetic(scope: Scope, operator: Operator) -> Tensor | Trace:
         raise operator.fail("two operands are expected")
     if kind == "Div" and (index == 1 or not constant.all()):
         raise operator.fail("only a division by a constant other than zero is supported")
-    one = constant.size == 1 and constant.ndim <= 4
+    one = constant.size == 1 and constant.ndim <= scope.rank(operator, index)
     operand = constant.astype(np.float64).reshape(-1) if one else per_channel(scope, operator, constant, index)
     scale, shift = {
         "Add": (np.ones_like(operand), operand),

@@ -16,6 +16,8 @@ FOLDED = frozenset({
     "Sub", "Transpose", "Unsqueeze",
 })
 
+KINDS = {1: np.float32, 6: np.int32, 7: np.int64, 11: np.float64}  # of a Cast, by TensorProto.DataType
+
 Array = npt.NDArray[Any]
 
 
@@ -31,7 +33,7 @@ def fold(operator: Operator, operands: list[Array | None]) -> Array:
     try:
         match operator.kind:
             case "Cast":
-                return first
+                return _cast(operator, first)
             case "Concat":
                 if sum(a.size for a in arrays) > MAX_ELEMENTS:
                     raise operator.fail("only short vectors are supported")
@@ -68,6 +70,17 @@ def fold(operator: Operator, operands: list[Array | None]) -> Array:
         raise
     except (ValueError, IndexError, TypeError):
         raise operator.fail("the constants do not fit each other") from None
+
+
+def _cast(operator: Operator, value: Array) -> Array:
+    """The same numbers of another type.  One that rounds them, or has no such numbers, would make another network."""
+    kind = KINDS.get(operator.integer("to", 0))
+    if kind is not None:
+        with np.errstate(all="ignore"):
+            cast = value.astype(kind)
+            if np.array_equal(cast.astype(value.dtype), value):
+                return cast.astype(np.int64 if cast.dtype.kind == "i" else np.float64)
+    raise operator.fail("only a cast that keeps the values of a constant is supported")
 
 
 def _arithmetic(operator: Operator, a: Array, b: Array) -> Array:

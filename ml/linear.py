@@ -108,6 +108,8 @@ def _windows(operator: Operator, kernel: tuple[int, ...], lengths: tuple[int, ..
         raise operator.fail("kernel_shape differs from the weight")
     strides, dilations = operator.integers("strides", (1, 1)), operator.integers("dilations", (1, 1))
     pads = operator.integers("pads", (0, 0, 0, 0))
+    if automatic == "VALID" and any(pads):
+        raise operator.fail("auto_pad VALID contradicts pads")
     if min(*kernel, *strides, *dilations) < 1:
         raise operator.fail("kernel, strides and dilations must be positive")
     if max(kernel) > MAX_KERNEL:

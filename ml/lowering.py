@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ml import elementwise, linear, views
-from ml.builder import Builder
+from ml.builder import MEMORY_WORK, Builder
 from ml.folding import fold
 from ml.onnx_reader import ADVICE, Graph, Operator
 from ml.real_network import RealNetwork, Tensor
@@ -29,12 +29,13 @@ RULES: Mapping[str, Rule] = {
     "Transpose": views.transpose,
     "Concat": views.concatenate,
     **dict.fromkeys(("Slice", "Split", "Gather"), views.select),
-    **dict.fromkeys(("Identity", "Dropout", "Softmax", "LogSoftmax"), views.unchanged),
+    **dict.fromkeys(("Identity", "Dropout"), views.unchanged),
+    **dict.fromkeys(("Softmax", "LogSoftmax"), views.softmax),
 }
 
 TRACED = frozenset(
     kind for kind, rule in RULES.items()
-    if rule in (elementwise.arithmetic, elementwise.function, elementwise.prelu, views.unchanged)
+    if rule in (elementwise.arithmetic, elementwise.function, elementwise.prelu, views.unchanged, views.softmax)
 )  # fmt: skip
 
 
@@ -65,12 +66,14 @@ def lower(
             scope.define(operator, RULES[operator.kind](scope, operator))
         else:
             raise operator.fail(ADVICE.get(operator.kind, "only constants are supported"))
+        if operator.output in scope.traces:  # what the derivation composes costs it nothing, but a runtime computes it
+            scope.builder.spend(0, MEMORY_WORK * scope.root(operator.output).features, operator.where)
         scope.forget(ends.get(position, ()))
     if graph.output not in scope.traces:
         raise ParameterError("ONNX model: the output does not depend on the image")
     last = scope.tensor(graph.output)
-    if not graph.operators or last.shape != (graph.classes, 1, 1):
-        raise ParameterError(f"ONNX model: the output must be [1, {graph.classes}] logits, got {last.shape}")
+    if not graph.operators or last.shape != (graph.classes, 1, 1) or last.rank != 2:
+        raise ParameterError(f"ONNX model: the output must be [1, {graph.classes}] logits, got {last.dimensions}")
     return scope.builder.network(last, graph.operators[-1].name)
 
 

@@ -80,6 +80,15 @@ class Scope:
             raise operator.fail(f"input {index} must depend on the image")
         return self.traces[name]
 
+    def root(self, name: str) -> Tensor:
+        """What a tensor is a function of; it has the same shape and rank."""
+        return self.tensors[self.traces[name].root]
+
+    def rank(self, operator: Operator, index: int = 0) -> int:
+        """Of an operand."""
+        self.trace(operator, index)
+        return self.root(operator.inputs[index]).rank
+
     def view(self, operator: Operator, index: int = 0) -> Tensor:
         """An operand, perhaps some channels of larger parts only."""
         self.trace(operator, index)

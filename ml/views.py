@@ -123,6 +123,13 @@ def unchanged(scope: Scope, operator: Operator) -> Trace:
     return scope.trace(operator)
 
 
+def softmax(scope: Scope, operator: Operator) -> Trace:
+    """Of the logits: it does not change their order."""
+    if operator.integer("axis", -1) % scope.rank(operator) != 1:
+        raise operator.fail("only a softmax over the classes is accepted")
+    return scope.trace(operator)
+
+
 def concatenate(scope: Scope, operator: Operator) -> Tensor:
     """Of channels, or of flat tensors."""
     tensors = [scope.view(operator, i) for i in range(len(operator.inputs))]

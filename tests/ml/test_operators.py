@@ -203,6 +203,7 @@ CASES: dict[str, Nodes] = {
         ("Relu", ["d"], "e", {}),
         ("MaxPool", ["e"], "y", {"auto_pad": "SAME_LOWER", "kernel_shape": [2, 2], "strides": [2, 3]}),
     ],
+    "Cast of a constant": [("Cast", ["to 4"], "t", {"to": 1}), ("Mul", ["c", "t"], "u", {}), ("Relu", ["u"], "y", {})],
     "Squeeze and Unsqueeze": [
         ("Relu", ["c"], "r", {}), ("GlobalAveragePool", ["r"], "g", {}), ("Squeeze", ["g", "axes"], "q", {}),
         ("Unsqueeze", ["q", "axes"], "k", {}), ("Conv", ["k", "squeeze"], "y", {}),
@@ -303,6 +304,11 @@ REFUSED: list[tuple[Nodes, str]] = [
     ([("Gather", ["c", "wrong"], "y", {"axis": 1})], "out of range"),
     ([("Reshape", ["c", "groups"], "r", {}), ("MaxPool", ["r"], "y", {"kernel_shape": [2, 2, 1]})], "grouped channels"),
     ([("Cast", ["c"], "y", {"to": 1})], "float32 throughout"),
+    ([("Cast", ["root"], "y", {"to": 7})], "keeps the values"),  # a number that a runtime rounds
+    ([("Cast", ["one"], "y", {"to": 9})], "keeps the values"),  # a training mode, for example
+    ([("Cast", ["root"], "y", {"to": 10})], "keeps the values"),
+    ([("Conv", ["c", "w2"], "y", {"auto_pad": "VALID", "pads": [1, 1, 1, 1]})], "contradicts pads"),
+    ([("MaxPool", ["c"], "y", {"auto_pad": "VALID", "kernel_shape": [3, 3], "pads": [1] * 4})], "contradicts pads"),
 ]
 
 
@@ -315,3 +321,20 @@ def test_refused_with_the_operator_and_advice(body: Nodes, match: str, onnx_mode
     given = {name: array for name, array in (constants() | more).items() if name in used}
     with pytest.raises(ParameterError, match=f"operator {body[-1][0]} 'y.*{match}"):
         derive(onnx_model(nodes, given, SHAPE))
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "LogSoftmax"])
+def test_a_softmax_over_the_batch_is_refused(kind: str, onnx_model: Build) -> None:
+    """It gives every class the same probability, which a runtime takes for class 0."""
+    nodes = [("Flatten", ["image"], "f", {}), ("Gemm", ["f", "w"], "l", {}), (kind, ["l"], "y", {"axis": 0})]
+    with pytest.raises(ParameterError, match="over the classes"):
+        derive(onnx_model(nodes, {"w": np.ones((144, 3))}, SHAPE))
+
+
+def test_an_output_of_another_rank_is_refused(onnx_model: Build) -> None:
+    pooled = [("Conv", ["image", "w"], "c", {}), ("GlobalAveragePool", ["c"], "y", {})]
+    with pytest.raises(ParameterError, match=r"must be \[1, 3\] logits"):
+        derive(onnx_model(pooled, {"w": np.ones((3, 2, 3, 3))}, SHAPE))
+    spread = [("Flatten", ["image"], "f", {}), ("MatMul", ["f", "w"], "m", {}), ("Add", ["m", "b"], "y", {})]
+    with pytest.raises(ParameterError, match="one number"):
+        derive(onnx_model(spread, {"w": np.ones((144, 3)), "b": np.ones((1, 1, 1, 1))}, SHAPE))
