@@ -141,6 +141,17 @@ def read_model(data: bytes) -> Graph:
     return _graph(model.graph)
 
 
+def living(data: bytes, graph: Graph) -> bytes:
+    """The model of which `graph` was read, without the operators that are not in it: no cap holds for those."""
+    import onnx
+
+    model, needed = onnx.ModelProto.FromString(data), {operator.output for operator in graph.operators}
+    nodes = [node for node in model.graph.node if node.op_type == "Constant" or needed.intersection(node.output)]
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    return model.SerializeToString()
+
+
 def _graph(graph: GraphProto) -> Graph:
     if len(graph.node) > MAX_OPERATORS or len(graph.initializer) > MAX_OPERATORS:
         raise ParameterError(f"ONNX model: over {MAX_OPERATORS} operators or constants")

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ml.calibration import noise_count, noise_images
 from ml.integers import memory_bytes, to_integers
 from ml.lowering import lower
-from ml.onnx_reader import read_model
+from ml.onnx_reader import living, read_model
 from ml.real_network import RealNetwork, select_outputs
 from ml.resampling import METHODS, resample, resizing
 from protocol.encoding import Reader, Writer
@@ -239,13 +239,6 @@ def float_classes(model_bytes: bytes, images: Images, derivation: Derivation = D
         raise ParameterError(f"images must be uint8 [n, {', '.join(map(str, shape))}], n > 0")
     if derivation.outputs and max(derivation.outputs) >= graph.classes:
         raise ParameterError(f"output map names logit {max(derivation.outputs)} of {graph.classes}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime raises many kinds, none of them ours
-        raise DecodingError(f"ONNX model: onnxruntime refuses it ({type(error).__name__})") from None
     pairs = np.array(derivation.preprocess or ((1.0, 0.0),) * graph.shape[0])
     scale, shift = pairs[:, 0, None, None], pairs[:, 1, None, None]
     pixels: Iterable[npt.NDArray[np.float64]] = (image.astype(np.float64) for image in images)
@@ -253,7 +246,18 @@ def float_classes(model_bytes: bytes, images: Images, derivation: Derivation = D
         windows = resizing(derivation.resize, graph.shape)
         pixels = (resample(image, windows) for image in pixels)
     inputs = ((image * scale + shift).astype(np.float32)[None] for image in pixels)
-    logits = np.concatenate([session.run(None, {graph.input: x})[0] for x in inputs])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    # What the operators mean: a fusion of a padding into a maximum, for example, gives other numbers.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(living(model_bytes, graph), options, providers=["CPUExecutionProvider"])
+        logits = np.concatenate([session.run(None, {graph.input: x})[0] for x in inputs])
+    except Exception as error:  # the runtime raises many kinds, none of them ours
+        raise DecodingError(f"ONNX model: onnxruntime refuses it ({type(error).__name__})") from None
+    if logits.shape != (len(images), graph.classes):
+        raise DecodingError(f"ONNX model: onnxruntime finds logits {list(logits.shape[1:])}, not {graph.classes}")
     chosen = logits[:, list(derivation.outputs)] if derivation.outputs else logits
     classes: npt.NDArray[np.int64] = chosen.argmax(axis=1).astype(np.int64)
     return classes

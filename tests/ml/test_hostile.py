@@ -12,7 +12,7 @@ import pytest
 
 from ml import integers
 from ml.onnx_reader import MAX_CONNECTIONS
-from ml.quantise import derive
+from ml.quantise import derive, float_classes
 from protocol.errors import ParameterError
 
 Build = Callable[..., bytes]
@@ -23,7 +23,7 @@ DENSE: Nodes = [("Relu", ["x"], "r", {}), ("Flatten", ["r"], "f", {}), ("Gemm", 
 LIMIT = 1 << 30  # bytes of memory, the interpreter and the libraries included
 CHILD = """
 import sys
-from ml.quantise import derive
+from ml.quantise import derive, float_classes
 from protocol.errors import ParameterError
 try:
     derive(open(sys.argv[1], "rb").read())
@@ -89,10 +89,17 @@ def curves(build: Build) -> bytes:
     return build([*nodes, ("Conv", ["x20", "w"], "x", {}), *END], scales | {"w": weights(3, 1, 1, 1)}, classes=3)
 
 
+def elementwise(build: Build) -> bytes:
+    """The derivation makes one scale of it; a runtime passes over the image again and again."""
+    tail = [("GlobalAveragePool", ["x"], "q", {}), ("Flatten", ["q"], "f", {}), ("Gemm", ["f", "w"], "logits", {})]
+    nodes = [("Mul", ["image", "s"], "x0", {}), *chain("Mul", lambda i: [f"x{i}", "s"], 1000), *tail]
+    return build(nodes, {"s": np.array(-1.0), "w": np.ones((1, 3))}, (1, 1024, 1024))
+
+
 REFUSED = {
     concat_doubling: "more than 512 tensors", many_inputs: "over 1024 inputs", many_outputs: "over 1024 inputs",
     copies: "too large", large_maximum: "too many activations", giant_list: "short vectors",
-    products_of_lists: "short vectors",
+    products_of_lists: "short vectors", elementwise: "too large",
 }  # fmt: skip
 
 
@@ -100,6 +107,19 @@ REFUSED = {
 def test_refused_before_it_is_taken(make: Callable[[Build], bytes], onnx_model: Build) -> None:
     with pytest.raises(ParameterError, match=REFUSED[make]):
         derive(make(onnx_model))
+
+
+def test_a_runtime_gets_no_operators_that_were_not_read(onnx_model: Build) -> None:
+    """Nothing needs them, so that no cap holds: each of these asks for terabytes."""
+    dead = [
+        ("ConstantOfShape", ["n"], "d0", {}),
+        ("Pad", ["image", "pads"], "d1", {}), ("Split", ["d1"], "d2,d3", {"axis": 3, "num_outputs": 2}),
+    ]  # fmt: skip
+    lists = {"n": np.array([1 << 40]), "pads": np.array([0, 0, 0, 0, 0, 0, 1 << 20, 1 << 20])}
+    read = [("Flatten", ["image"], "f", {}), ("Gemm", ["f", "w"], "logits", {})]
+    images, weight = np.arange(72, dtype=np.uint8).reshape(2, 1, 6, 6), {"w": weights(36, 3)}
+    found = float_classes(onnx_model([*dead, *read], lists | weight), images)
+    assert (found == float_classes(onnx_model(read, weight), images)).all()
 
 
 def test_tables_are_counted(onnx_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:

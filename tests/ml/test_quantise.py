@@ -80,6 +80,27 @@ def test_logits_follow_the_real_ones(small: Build) -> None:
     assert found.count == 300 and found.agreement >= 0.99 and not found.constant
 
 
+def test_the_float_model_is_what_its_operators_mean(onnx_model: Build) -> None:
+    """A runtime that fuses the padding into the maximum forgets its zeros, which are the largest values there."""
+    nodes = [
+        ("Sub", ["image", "white"], "negative", {}), ("Pad", ["negative", "pads"], "p", {}),
+        ("MaxPool", ["p"], "m", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
+        ("Flatten", ["m"], "f", {}), ("Gemm", ["f", "w"], "logits", {}),
+    ]  # fmt: skip
+    pads, weight = np.array([0, 0, 1, 1, 0, 0, 1, 1]), np.random.default_rng(0).normal(size=(64, 3))
+    model = onnx_model(nodes, {"white": np.array(300.0), "pads": pads, "w": weight})
+    assert fidelity(model, derive(model).network, noise_images((1, 6, 6), 200)).agreement >= 0.99
+
+
+def test_a_model_that_the_runtime_cannot_run_is_malformed(onnx_model: Build) -> None:
+    dilated = {"auto_pad": "SAME_UPPER", "dilations": [2, 2], "strides": [2, 2]}
+    nodes = [("Conv", ["image", "k"], "c", dilated), ("Flatten", ["c"], "f", {}), ("Gemm", ["f", "w"], "logits", {})]
+    model = onnx_model(nodes, {"k": np.ones((1, 1, 3, 3)), "w": np.ones((9, 3))})
+    derive(model)
+    with pytest.raises(DecodingError, match="onnxruntime refuses"):
+        float_classes(model, noise_images((1, 6, 6), 2))
+
+
 RESIDUAL = [
     ("Mul", ["image", "third"], "x", {}),
     ("Conv", ["x", "w1"], "c1", {"pads": [1, 1, 1, 1]}),
