@@ -122,7 +122,7 @@ def function(scope: Scope, operator: Operator) -> Trace:
         case "Swish":
             y = x.mul(Expression("sigmoid", (x.affine(operator.real("alpha", 1.0), 0.0),)))
         case "Gelu":
-            y = gelu(x, operator.attributes.get("approximate", "none") == "tanh")
+            y = gelu(x, operator.text("approximate", "none") == "tanh")
         case "Elu":
             below = Expression("exp", (x.clip(-np.inf, 0.0),)).affine(1.0, -1.0)
             y = x.relu().add(below.affine(operator.real("alpha", 1.0), 0.0))

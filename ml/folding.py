@@ -39,10 +39,12 @@ def fold(operator: Operator, operands: list[Array | None]) -> Array:
                     raise operator.fail("only short vectors are supported")
                 return np.concatenate(arrays, operator.integer("axis", 0))
             case "ConstantOfShape":
-                value = np.asarray(operator.attributes.get("value", np.zeros(1))).reshape(-1)[0]
+                value = np.asarray(operator.attributes.get("value", np.zeros(1)))
+                if value.dtype.kind not in "if" or value.size != 1:
+                    raise operator.fail("only one numeric value is supported")
                 if first.size != 1 or not 0 <= first.reshape(-1)[0] <= MAX_ELEMENTS:
                     raise operator.fail("only short vectors are supported")
-                return np.full(int(first.reshape(-1)[0]), value)
+                return np.full(int(first.reshape(-1)[0]), value.reshape(-1)[0])
             case "Gather":
                 if first.ndim != 1:
                     raise operator.fail("only elements of a list are supported")
@@ -54,7 +56,7 @@ def fold(operator: Operator, operands: list[Array | None]) -> Array:
             case "Squeeze":
                 return first.squeeze(tuple(numbers[0]) if len(arrays) > 1 else None)
             case "Transpose":
-                return first.transpose(operator.attributes.get("perm"))  # type: ignore[arg-type]
+                return first.transpose(operator.numbers("perm"))
             case "Unsqueeze":
                 return np.expand_dims(first, tuple(numbers[0]))
             case _:  # Slice
@@ -68,7 +70,7 @@ def fold(operator: Operator, operands: list[Array | None]) -> Array:
                 return first
     except ParameterError:
         raise
-    except (ValueError, IndexError, TypeError):
+    except (ValueError, IndexError, TypeError, ArithmeticError):
         raise operator.fail("the constants do not fit each other") from None
 
 

@@ -71,7 +71,7 @@ def pool(scope: Scope, operator: Operator) -> Tensor:
 def pad(scope: Scope, operator: Operator) -> Tensor:
     tensor = scope.image(operator)
     fill = scope.constant(operator, 2)
-    if operator.attributes.get("mode", "constant") != "constant" or (fill is not None and fill.any()):
+    if operator.text("mode", "constant") != "constant" or (fill is not None and fill.any()):
         raise operator.fail("only padding with zeros is supported")
     pads = scope.weight(operator, 1, 1).tolist()
     axes = scope.weight(operator, 3, 1).tolist() if len(operator.inputs) > 3 and operator.inputs[3] else [0, 1, 2, 3]
@@ -101,7 +101,7 @@ def normalize(scope: Scope, operator: Operator) -> Tensor:
 
 def _windows(operator: Operator, kernel: tuple[int, ...], lengths: tuple[int, ...]) -> Windows:
     """Rows and columns of a convolution or a pool from its attributes (pads: top, left, bottom, right)."""
-    automatic = operator.attributes.get("auto_pad", "NOTSET")
+    automatic = operator.text("auto_pad", "NOTSET")
     if automatic not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         raise operator.fail("auto_pad is unknown; export with explicit pads")
     if operator.integers("kernel_shape", (kernel[0], kernel[1])) != kernel:
@@ -110,6 +110,8 @@ def _windows(operator: Operator, kernel: tuple[int, ...], lengths: tuple[int, ..
     pads = operator.integers("pads", (0, 0, 0, 0))
     if automatic == "VALID" and any(pads):
         raise operator.fail("auto_pad VALID contradicts pads")
+    if automatic.startswith("SAME") and max(dilations) > 1:  # runtimes differ in whether they count the dilation
+        raise operator.fail("auto_pad with dilations; export with explicit pads")
     if min(*kernel, *strides, *dilations) < 1:
         raise operator.fail("kernel, strides and dilations must be positive")
     if max(kernel) > MAX_KERNEL:

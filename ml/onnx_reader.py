@@ -99,6 +99,19 @@ class Operator:
             raise self.fail(f"attribute {name} must be a float")
         return value
 
+    def text(self, name: str, default: str) -> str:
+        value = self.attributes.get(name, default)
+        if not isinstance(value, str):
+            raise self.fail(f"attribute {name} must be a string")
+        return value
+
+    def numbers(self, name: str) -> tuple[int, ...] | None:
+        """A list attribute of any integers; None if it is not there."""
+        value = self.attributes.get(name)
+        if value is not None and not isinstance(value, tuple):
+            raise self.fail(f"attribute {name} must be integers")
+        return value
+
     def integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
         """A list attribute of as many integers as `default`, each in 0 .. 2^16."""
         value = self.attributes.get(name, default)

@@ -139,5 +139,9 @@ class Scope:
 
     def axes(self, operator: Operator, rank: int) -> list[int] | None:
         """The attribute or second input `axes`, counted from the front; None if omitted."""
-        given = operator.attributes.get("axes", self.constant(operator, 1))
-        return None if given is None else sorted(int(a) % rank for a in np.asarray(given).reshape(-1)[:8].tolist())
+        constant, given = self.constant(operator, 1), operator.numbers("axes")
+        if given is None and constant is not None:
+            if constant.dtype.kind != "i":
+                raise operator.fail("axes must be integers")
+            given = tuple(constant.reshape(-1)[:8].tolist())
+        return None if given is None else sorted(axis % rank for axis in given[:8])

@@ -53,7 +53,7 @@ def reshape(scope: Scope, operator: Operator) -> Tensor:
 def transpose(scope: Scope, operator: Operator) -> Tensor:
     """Of an image whose channels are in groups: the groups' channels in turn (Zhang et al. 2018, channel shuffle)."""
     tensor = scope.view(operator)
-    order = operator.attributes.get("perm")
+    order = operator.numbers("perm")
     if tensor.rank != 5 or order != (0, 2, 1, 3, 4):
         if order == tuple(range(tensor.rank)):
             return tensor

@@ -187,6 +187,45 @@ def test_refused(small: Build, edit: Edit, error: type[Exception], match: str) -
         derive(edited(small(), edit))
 
 
+MISTYPED: list[tuple[str, dict[str, object], str]] = [
+    ("Transpose", {"perm": [2.5]}, "perm must be integers"),
+    ("ReduceMean", {"axes": "x"}, "axes must be integers"),
+    ("Squeeze", {"axes": [1.5]}, "axes must be integers"),
+    ("MaxPool", {"kernel_shape": [2, 2], "auto_pad": [1.5, 2.5]}, "auto_pad must be a string"),
+    ("Pad", {"mode": [1.5, 2.5]}, "mode must be a string"),
+    ("Gelu", {"approximate": numpy_helper.from_array(np.zeros((2, 2)))}, "approximate must be a string"),
+]
+
+
+@pytest.mark.parametrize(("kind", "attributes", "match"), MISTYPED)
+def test_attributes_of_another_type(small: Build, kind: str, attributes: dict[str, object], match: str) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        operator(3, op_type=kind)(model)
+        for name, value in attributes.items():
+            attribute(3, name, value)(model)
+
+    with pytest.raises(ParameterError, match=f"{kind} 'relu': attribute {match}"):
+        derive(edited(small(), edit))
+
+
+MISFIT = [
+    ("Unsqueeze", ["b1", "least"], {}), ("Slice", ["number", "least", "least", "least"], {}),
+    ("ConstantOfShape", ["least"], {"value": "x"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "inputs", "attributes"), MISFIT, ids=[kind for kind, _, _ in MISFIT])
+def test_constants_that_do_not_fit(small: Build, kind: str, inputs: list[str], attributes: dict[str, object]) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        given = {"least": np.array([-(2**63)]), "number": np.array(1)}
+        model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in given.items())
+        model.graph.node.insert(0, helper.make_node(kind, inputs, ["w"], name="folded", **attributes))
+        model.graph.node[3].input[1] = "w"
+
+    with pytest.raises(ParameterError, match=f"{kind} 'folded'"):
+        derive(edited(small(), edit))
+
+
 def test_every_truncation_is_malformed_or_unsupported(small: Build) -> None:
     data = small()
     for end in range(0, len(data), 7):

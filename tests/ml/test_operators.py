@@ -309,6 +309,7 @@ REFUSED: list[tuple[Nodes, str]] = [
     ([("Cast", ["root"], "y", {"to": 10})], "keeps the values"),
     ([("Conv", ["c", "w2"], "y", {"auto_pad": "VALID", "pads": [1, 1, 1, 1]})], "contradicts pads"),
     ([("MaxPool", ["c"], "y", {"auto_pad": "VALID", "kernel_shape": [3, 3], "pads": [1] * 4})], "contradicts pads"),
+    ([("MaxPool", ["c"], "y", {"auto_pad": "SAME_UPPER", "kernel_shape": [3, 3], "dilations": [2, 2]})], "dilations"),
 ]
 
 

@@ -93,9 +93,9 @@ def test_the_float_model_is_what_its_operators_mean(onnx_model: Build) -> None:
 
 
 def test_a_model_that_the_runtime_cannot_run_is_malformed(onnx_model: Build) -> None:
-    dilated = {"auto_pad": "SAME_UPPER", "dilations": [2, 2], "strides": [2, 2]}
-    nodes = [("Conv", ["image", "k"], "c", dilated), ("Flatten", ["c"], "f", {}), ("Gemm", ["f", "w"], "logits", {})]
-    model = onnx_model(nodes, {"k": np.ones((1, 1, 3, 3)), "w": np.ones((9, 3))})
+    pool = {"kernel_shape": [2, 2], "auto_pad": "SAME_UPPER", "strides": [3, 3]}  # its padding would be negative
+    nodes = [("MaxPool", ["image"], "m", pool), ("Flatten", ["m"], "f", {}), ("Gemm", ["f", "w"], "logits", {})]
+    model = onnx_model(nodes, {"w": np.ones((4, 3))})
     derive(model)
     with pytest.raises(DecodingError, match="onnxruntime refuses"):
         float_classes(model, noise_images((1, 6, 6), 2))
