@@ -44,6 +44,7 @@ CACHE_BYTES = 1 << 18  # of channels that are worked on together
 MAX_NETWORK_BYTES = 1 << 31
 
 _BLOCK = 1024  # table entries that share an extreme
+_RANGE = 16384  # steps through a table that take as long as one range alone
 
 Ints = npt.NDArray[np.int64]
 
@@ -134,6 +135,8 @@ class Table:
         middle = 1 << (self.bits - 1)
         if self._monotone:
             return self.values[low + middle], self.values[high + middle]
+        if len(low) * _RANGE > len(self.values) * self.bits:
+            return self._of_many(low + middle, high + middle)
         least, most = self._blocks
         found = []
         for a, b in zip((low + middle).tolist(), (high + middle + 1).tolist(), strict=True):
@@ -148,6 +151,21 @@ class Table:
             ))
         pairs = np.array(found, np.int64).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
+
+    def _of_many(self, first: Ints, last: Ints) -> tuple[Ints, Ints]:
+        """The same for entries first[c] .. last[c], all at once: of a range, two of length 2^k make up the whole."""
+        level = np.frexp((last - first + 1).astype(np.float64))[1] - 1
+        least = most = self.values
+        low, high = np.empty_like(first), np.empty_like(first)
+        for k in range(int(level.max()) + 1):
+            if k:  # entry i: of the values i .. i + 2^k - 1
+                step = 1 << (k - 1)
+                least, most = np.minimum(least[:-step], least[step:]), np.maximum(most[:-step], most[step:])
+            (at,) = np.nonzero(level == k)
+            ends = first[at], last[at] - (1 << k) + 1
+            low[at] = np.minimum(least[ends[0]], least[ends[1]])
+            high[at] = np.maximum(most[ends[0]], most[ends[1]])
+        return low, high
 
 
 @dataclass(frozen=True)

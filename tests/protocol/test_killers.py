@@ -465,9 +465,11 @@ def test_outputs_and_taps_of_a_window():
     assert Window(1, 1, 0, 2, 1, 2).taps(2).tolist() == [[0, 0, 1, 1, 1, 1]]
 
 
-def test_extremes_of_a_table():
-    """Of any range of units, with and without whole blocks in between."""
-    for bits in (9, 12):
+@pytest.mark.parametrize("cost", [0, 1 << 40])
+def test_extremes_of_a_table(cost, monkeypatch):
+    """Of any range of units, with and without whole blocks in between: one range alone, and many at once."""
+    monkeypatch.setattr(network_module, "_RANGE", cost)
+    for bits in (1, 9, 12):
         half, rng = 1 << (bits - 1), np.random.default_rng(bits)
         table = Table(bits, rng.integers(-(1 << 29), 1 << 29, 2 * half))
         ends = [-half, -half + 1, -1025, -1024, -1023, -1, 0, 1, 1023, 1024, half - 1024, half - 2, half - 1]
