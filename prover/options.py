@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -40,6 +41,11 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
             sys.exit(1 if isinstance(error, VerificationError) else 2)
         except KeyboardInterrupt:
             sys.exit(130)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception:  # of this program; Python would end with 1, which says that something is false
+            traceback.print_exc()
+            sys.exit(2)
 
     return wrapper
 

@@ -41,7 +41,7 @@ WORDS = {"prover", "purpose", "claimant", "verifier"}
 
 @dataclass(frozen=True)
 class Result:
-    """outcome: of the verdict, or `malformed`, `misuse`, `unavailable`, and then there is an error and no verdict."""
+    """outcome: of the verdict, or `malformed`, `misuse`, `unavailable`, `fault`; then there is an error, no verdict."""
 
     name: str
     outcome: str
@@ -77,8 +77,9 @@ def check_batch(
             verdict = desk.kept_verdict()
             if verdict is None:
                 verdict = desk.judge(remote, progress, timeout_s)
-        except ERRORS as error:
-            yield Result(name, kind(error), None, printable(str(error)))
+        except Exception as error:
+            text = str(error) if isinstance(error, ERRORS) else repr(error)
+            yield Result(name, kind(error), None, printable(text))
             continue
         inputs = "" if verdict.failed_check in PASSING else desk.inputs
         desk.keep(".json", json.dumps({"inputs": inputs, **verdict.to_json()}, indent=2).encode())

@@ -1,6 +1,6 @@
 """`zkmark-verifier`: check a key or a claim.
 
-Exit status 0 accepted, 1 rejected or undecided, 2 malformed input, misuse, or a server that is unavailable.
+Exit status 0 accepted, 1 rejected or undecided, 2 malformed input, misuse, a server that is unavailable, or a fault.
 
 Heavy modules are imported when a command needs them, so that --help answers at once.
 """

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -52,14 +53,23 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             click.echo("zkmark-verifier: interrupted", err=True)
             sys.exit(130)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception as error:  # of this program; Python would end with 1, which is a verdict
+            if kwargs.get("as_json"):
+                click.echo(json.dumps({"accepted": False, "outcome": kind(error), "error": repr(error)}))
+            traceback.print_exc()
+            sys.exit(2)
 
     return wrapper
 
 
 def kind(error: BaseException) -> str:
-    """The word for an error that is no verdict."""
+    """The word for an error that is no verdict; a fault is one of this program."""
     if isinstance(error, DecodingError):
         return "malformed"
+    if not isinstance(error, ERRORS):
+        return "fault"
     return "unavailable" if isinstance(error, ConnectionError) else "misuse"
 
 

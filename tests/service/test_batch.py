@@ -217,6 +217,21 @@ def test_a_prover_is_asked_once(shelf, world, tmp_path, monkeypatch):
     assert result.verdict.failed_check == "statement.model" and len(asked) == 3 and asked[2] != asked[1]
 
 
+def test_a_fault_in_one_case_stops_no_other(shelf, tmp_path, monkeypatch):
+    faults = [ZeroDivisionError("nobody foresaw this"), None]
+    check = batch.check
+
+    def faulty(*args: object) -> Verdict:
+        if error := faults.pop(0):
+            raise error
+        return check(*args)
+
+    monkeypatch.setattr(batch, "check", faulty)
+    first, second = check_batch({"a": case(shelf), "b": case(shelf)}, tmp_path / "results")
+    assert (first.outcome, first.verdict, second.outcome) == ("fault", None, "accepted")
+    assert not (tmp_path / "results" / "a.json").exists()
+
+
 @pytest.mark.parametrize("check", ["prover.refused", "policy.published", "policy.witnesses"])
 def test_a_refusal_is_asked_for_again(shelf, world, tmp_path, monkeypatch, check):
     """The owner may have approved the model meanwhile, or published the key."""

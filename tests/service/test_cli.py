@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -22,8 +23,10 @@ from Crypto.Hash import SHAKE256
 from protocol import soundness
 from protocol.keygen import VerificationKey
 from protocol.soundness import bits
+from prover import options as prover_options
 from prover.cli import cli as prover_cli
 from tests.service.conftest import memorize, two_layers
+from verifier import options as verifier_options
 from verifier.cli import cli as verifier_cli
 
 NONCE = "ab" * 32
@@ -436,3 +439,22 @@ def test_nothing_needs_torch(program):
     code = f"import sys, {modules[program]}; print('torch' in sys.modules, 'sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "False False", done.stderr
+
+
+@pytest.mark.parametrize("outcome", [prover_options.outcome, verifier_options.outcome])
+def test_a_fault_is_no_verdict(outcome):
+    """Python itself would end with 1, which says that a claim is false."""
+
+    @click.command()
+    @click.option("--number", type=int)
+    @outcome
+    def faulty(number: int | None) -> None:
+        if number is None:
+            raise click.UsageError("a number is needed")
+        raise ValueError("nobody foresaw this")
+
+    found = CliRunner().invoke(faulty, ["--number", "3"])
+    assert found.exit_code == 2 and "nobody foresaw this" in found.output
+    assert CliRunner().invoke(faulty, ["--help"]).exit_code == 0
+    usage = CliRunner().invoke(faulty)
+    assert usage.exit_code == 2 and "Traceback" not in usage.output
