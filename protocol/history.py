@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from protocol.errors import DecodingError, VerificationError
@@ -27,6 +28,22 @@ def last_seen(path: Path, key: LogKey) -> Checkpoint:
         return open_checkpoint(data.decode(), key)
     except UnicodeDecodeError:
         raise DecodingError(f"{path}: not a checkpoint") from None
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Between `last_seen` and `see` nobody else is: an answer that came late must not take back what came meanwhile.
+
+    The folder is locked, since the file itself is replaced.
+    """
+    import fcntl
+
+    folder = os.open(path.resolve().parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def see(path: Path, old: Checkpoint, new: Checkpoint, note: str, consistency: Sequence[bytes]) -> None:

@@ -6,15 +6,11 @@ loses it makes a new witness: an empty file would let her sign another history.
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.cosignature import cosign
-from protocol.history import last_seen, see
+from protocol.history import alone, last_seen, see
 from protocol.log import Checkpoint, LogKey, open_checkpoint
 from prover.board import ask
 from zkmark.connect import Tls
@@ -39,7 +35,7 @@ class Witness:
         ConnectionError if the board cannot be reached or offers another one by now, ParameterError if she is no witness
         of it, DecodingError for a malformed answer.
         """
-        with _alone(self.state):
+        with alone(self.state):
             old = last_seen(self.state, log)
             request = pb.CheckpointRequest(old_size=old.size)
             answer = ask(target, lambda board: board.Offer(request, timeout=TIMEOUT_S), tls, token)
@@ -49,14 +45,3 @@ class Witness:
         given = pb.CosignatureRequest(size=new.size, witness=self.public, signature=signature)
         ask(target, lambda board: board.AddCosignature(given, timeout=TIMEOUT_S), tls, token)
         return new
-
-
-@contextmanager
-def _alone(state: Path) -> Iterator[None]:
-    """Waits for other processes with the same file."""
-    handle = os.open(state.with_name(state.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

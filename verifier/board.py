@@ -15,7 +15,7 @@ import grpc
 
 from protocol.cosignature import MAX_WITNESSES, Cosignature, WitnessKey
 from protocol.errors import ParameterError, VerificationError
-from protocol.history import last_seen, see
+from protocol.history import alone, last_seen, see
 from protocol.keygen import VerificationKey
 from protocol.log import Checkpoint, Entry, LogKey, Receipt, check_consistency
 from zkmark.connect import Tls, connect
@@ -53,17 +53,19 @@ def find(board: Board, key: VerificationKey, seen: Path, timeout_s: float = TIME
     witnesses signed a checkpoint that does, or the failed check of `protocol.log` and `protocol.cosignature`;
     DecodingError for malformed answers, ConnectionError if the board cannot be reached.
     """
-    old, publics = last_seen(seen, board.log), [witness.public for witness in board.witnesses]
+    publics = [witness.public for witness in board.witnesses]
     anchor = key.anchor if key.anchor is not None and key.anchor.log == board.log else None
-    request = pb.FindRequest(
-        vk_digest=key.digest, old_size=old.size, witnesses=publics, threshold=board.threshold,
-        anchor_size=0 if anchor is None else anchor.size,
-    )  # fmt: skip
-    answer = _ask(board, request, timeout_s)
-    note = answer.checkpoint.note
-    receipt = Receipt(Entry.from_bytes(answer.entry), answer.index, tuple(answer.path), note)
-    new = receipt.check(board.log, key.digest, key.owner_public_key)
-    see(seen, old, new, note, answer.checkpoint.consistency)
+    with alone(seen):
+        old = last_seen(seen, board.log)
+        request = pb.FindRequest(
+            vk_digest=key.digest, old_size=old.size, witnesses=publics, threshold=board.threshold,
+            anchor_size=0 if anchor is None else anchor.size,
+        )  # fmt: skip
+        answer = _ask(board, request, timeout_s)
+        note = answer.checkpoint.note
+        receipt = Receipt(Entry.from_bytes(answer.entry), answer.index, tuple(answer.path), note)
+        new = receipt.check(board.log, key.digest, key.owner_public_key)
+        see(seen, old, new, note, answer.checkpoint.consistency)
     if anchor is not None:
         check_consistency(anchor.checkpoint, new, answer.anchored)
     if board.threshold:

@@ -107,6 +107,33 @@ def test_publish_and_find(world, others, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == sorted(["board", "seen"])
 
 
+def test_a_late_answer_takes_nothing_back(world, tmp_path, monkeypatch):
+    """Of two verifiers with one file, the first gets its answer when the second has had one: the larger stays."""
+    key, seen, log = world.key.vk, tmp_path / "seen", open_log(tmp_path / "board", NAME)
+    log.append([(KEY, key.digest, key.owner_public_key)])
+    asked, answered, reading = threading.Event(), threading.Event(), threading.Lock()
+
+    def ask(_: Board, request: pb.FindRequest, timeout_s: float) -> pb.Receipt:
+        late = not asked.is_set()
+        with reading:
+            answer = log.receipt(KEY, request.vk_digest, request.old_size)
+        asked.set()
+        if late:
+            answered.wait(1)
+        return answer
+
+    monkeypatch.setattr("verifier.board._ask", ask)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(find, Board("nowhere", log.key), key, seen)
+        assert asked.wait(LONG_S)
+        with reading:
+            log.append(keys(7))
+        second = pool.submit(find, Board("nowhere", log.key), key, seen)
+        second.add_done_callback(lambda _: answered.set())
+        assert (first.result().index, second.result().index) == (0, 0)
+    assert open_checkpoint(seen.read_text(), log.key).size == 8
+
+
 def test_many_publish_at_once(world, others, tmp_path):
     with serving(open_log(tmp_path / "board", NAME)) as target, ThreadPoolExecutor(6) as pool:
         data = [key.to_bytes() for key in (*others, world.key.vk)] * 3
