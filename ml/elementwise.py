@@ -89,7 +89,7 @@ def prelu(scope: Scope, operator: Operator) -> Tensor | Trace:
     if slope is None:
         raise operator.fail("a slope is expected")
     if slope.size == 1:
-        trace = scope.trace(operator)
+        trace = short_trace(scope, operator)
         return replace(trace, expression=Expression("leaky", (trace.expression,), (float(slope.reshape(-1)[0]),)))
     slopes, tensor = per_channel(scope, operator, slope, 0), scope.value(operator)
     positive = replace(
@@ -99,12 +99,18 @@ def prelu(scope: Scope, operator: Operator) -> Tensor | Trace:
     return scope.builder.add(scaled(tensor, slopes, 0.0), scaled(positive, 1.0 - slopes, 0.0), operator.name)
 
 
+def short_trace(scope: Scope, operator: Operator) -> Trace:
+    """The first operand's trace; of a chain that is too long, one that begins there."""
+    trace = scope.trace(operator)
+    if trace.expression.size <= MAX_SIZE:
+        return trace
+    scope.tensor(operator.inputs[0])
+    return Trace(operator.inputs[0], X)
+
+
 def function(scope: Scope, operator: Operator) -> Trace:
     """The operators that apply one scalar function to every element."""
-    trace = scope.trace(operator)
-    if trace.expression.size > MAX_SIZE:
-        scope.tensor(operator.inputs[0])
-        trace = Trace(operator.inputs[0], X)
+    trace = short_trace(scope, operator)
     x = trace.expression
     match operator.kind:
         case "Relu":

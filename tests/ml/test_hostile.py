@@ -122,6 +122,14 @@ def test_a_runtime_gets_no_operators_that_were_not_read(onnx_model: Build) -> No
     assert (found == float_classes(onnx_model(read, weight), images)).all()
 
 
+@pytest.mark.parametrize(("kind", "inputs"), [("PRelu", ["slope"]), ("LeakyRelu", [])])
+def test_a_long_chain_of_functions_is_read(kind: str, inputs: list[str], onnx_model: Build) -> None:
+    """No expression gets so deep that Python's stack ends."""
+    given = {"slope": np.array([0.99])} if inputs else {}
+    nodes = [HEAD, *chain(kind, lambda i: [f"x{i}", *inputs], 1000), *END]
+    assert derive(onnx_model(nodes, given, (3, 2, 2))).network.classes == 3
+
+
 def test_tables_are_counted(onnx_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integers, "TABLE_WORK", 1 << 27)
     with pytest.raises(ParameterError, match="too many different functions"):
