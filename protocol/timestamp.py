@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from rfc3161_client import (
     HashAlgorithm,
     TimestampRequestBuilder,
@@ -24,6 +25,9 @@ from protocol.errors import DecodingError, VerificationError
 
 MAX_RESPONSE_BYTES = 1 << 16
 MAX_ROOTS_BYTES = 1 << 20
+STRANGE = (  # what a certificate raises that is none, or unlike all others; anybody can add one to a token
+    x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm,
+)
 SHA256 = x509.ObjectIdentifier("2.16.840.1.101.3.4.2.1")
 
 
@@ -73,7 +77,7 @@ def check_timestamp(response: bytes, roots: bytes, digest: bytes, nonce: int | N
     try:
         builder.build().verify(decoded, digest)
         return Timestamp(time.astimezone(UTC), _signer(decoded))
-    except (Unverified, ValueError) as error:
+    except (Unverified, ValueError, *STRANGE) as error:
         reason = f"not the word of an authority below these roots: {error}"
         raise VerificationError("timestamp.signature", reason) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,6 +155,53 @@ def test_stamps_that_do_not_convince(authority, response, tmp_path):
         signer.answer(query(DATA).request)
     wide = check_timestamp(response, other.roots + authority.roots, DIGEST)
     assert wide == check_timestamp(response, authority.roots, DIGEST)
+
+
+def der(tag: int, content: bytes) -> bytes:
+    """One value in DER."""
+    size = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
+    return bytes([tag]) + (bytes([len(content)]) if len(content) < 128 else bytes([0x80 | len(size)]) + size) + content
+
+
+def parts(data: bytes) -> tuple[int, list[bytes]]:
+    """The tag of a value in DER, and the values in it."""
+
+    def end(start: int) -> tuple[int, int]:
+        size, at = data[start + 1], start + 2
+        if size & 0x80:
+            at += size & 0x7F
+            size = int.from_bytes(data[start + 2 : at], "big")
+        return at, at + size
+
+    at, last = end(0)
+    found = []
+    while at < last:
+        found.append(data[at : end(at)[1]])
+        at = end(at)[1]
+    return data[0], found
+
+
+def with_certificate(data: bytes, more: bytes, path: tuple[int, ...] = (1, 1, 0, 3)) -> bytes:
+    """The response with one more certificate beside the signer's, which no signature covers."""
+    tag, inside = parts(data)
+    if path:
+        inside[path[0]] = with_certificate(inside[path[0]], more, path[1:])
+    return der(tag, b"".join(inside if path else [*inside, more]))
+
+
+@pytest.mark.parametrize("version", [2, 3, 9])
+def test_a_strange_certificate_in_a_token(authority, response, version):
+    """Anybody can add one: the stamp is refused, or says the same."""
+    certificate = ssl.PEM_cert_to_DER_cert((authority.folder / "tsa.pem").read_text())
+    certificate = certificate.replace(b"\x02\x01\x07", b"\x02\x01\x09", 1)  # another number
+    certificate = certificate.replace(b"\xa0\x03\x02\x01\x02", bytes([0xA0, 3, 2, 1, version]), 1)
+    data = with_certificate(response, certificate)
+    if version == 2:
+        assert check_timestamp(data, authority.roots, DIGEST) == check_timestamp(response, authority.roots, DIGEST)
+        return
+    with pytest.raises(VerificationError) as caught:
+        check_timestamp(data, authority.roots, DIGEST)
+    assert caught.value.check == "timestamp.signature"
 
 
 def test_malformed_stamps(authority, response):
