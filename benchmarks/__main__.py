@@ -96,8 +96,9 @@ def _measure(names: list[str], runs: int) -> None:
 def _job(name: str, runs: int, profile: bool = True) -> dict[str, Any]:
     """All stages of one job, each in a fresh process."""
     from benchmarks.jobs import JOBS
+    from protocol import kernels
 
-    job = JOBS[name]
+    job, device = JOBS[name], kernels.on("auto") is not kernels.cpu
     merged: dict[str, Any] = {
         "job": name,
         "architecture": job.architecture,
@@ -109,10 +110,11 @@ def _job(name: str, runs: int, profile: bool = True) -> dict[str, Any]:
         "seconds": {},
         "peak_memory_bytes": {},
     }
-    for stage in ("keygen", "fit", "derive", "prove", "verify", *(("profile",) if profile else ())):
+    more = [stage for stage, wanted in (("prove-device", device), ("profile", profile)) if wanted]
+    for stage in ("keygen", "fit", "derive", "prove", "verify", *more):
         result = _run(stage, name, runs)
         peak = result.pop("peak_memory")
-        if stage not in ("fit", "profile"):
+        if stage not in ("fit", *more):
             merged["peak_memory_bytes"][stage] = peak
         merged["seconds"] |= result.pop("seconds", {})
         merged |= result

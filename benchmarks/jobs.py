@@ -174,6 +174,18 @@ def proving(job: Job, runs: int) -> Result:
     }
 
 
+def proving_on_device(job: Job, runs: int) -> Result:
+    """Prove on the GPU, once its kernels are compiled, too."""
+    import torch
+
+    key = load_key(job)
+    statement = statement_of(job, key)
+    warm_up(print)
+    verify(statement, prove(statement, key, device="cuda"))
+    seconds = repeated(lambda: prove(statement, key, device="cuda"), runs)
+    return {"seconds": {"prove_device": seconds}, "device": torch.cuda.get_device_name()}
+
+
 def profile(job: Job, runs: int) -> Result:
     """Prove once under the profiler, which the other stages go without."""
     key = load_key(job)
@@ -202,6 +214,7 @@ STAGES: dict[str, Callable[[Job, int], Result]] = {
     "fit": fit,
     "derive": derivation,
     "prove": proving,
+    "prove-device": proving_on_device,
     "profile": profile,
     "verify": verifying,
     "first-use": first_use,

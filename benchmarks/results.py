@@ -103,9 +103,10 @@ def table() -> str:
     ]
     for job in measured:
         times = job["seconds"]
+        device = f", {seconds(times['prove_device'])} on {job['device']}" if "device" in job else ""
         lines.append(
             f"| {job['job']} | {job['h']} | {_count(job['activations_per_image'])} | {seconds(times['keygen'])} "
-            f"| {seconds(times['derive'])} | {seconds(times['prove'])} | {seconds(times['verify'])} "
+            f"| {seconds(times['derive'])} | {seconds(times['prove'])}{device} | {seconds(times['verify'])} "
             f"| {job['proof_bytes'] / 1e6:.2f} MB | {memory(job, 'derive', 'prove', 'verify')} "
             f"| {job['argument_bits']:.1f} bits | {job['runs']} |"
         )

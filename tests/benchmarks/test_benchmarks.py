@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from itertools import count
 from math import prod
+from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as main
 from benchmarks import curves, phases, results
 from benchmarks.jobs import JOBS, Job, fixed_entropy, make_key
 from ml.triggers import abstract_images
-from protocol import field, ligero, lookup
+from protocol import field, kernels, ligero, lookup
 from protocol.kernels import cpu
 from protocol.keygen import check_key
 from protocol.pads import Need, Party
@@ -106,3 +108,23 @@ def test_the_floor_is_the_larger_of_work_and_traffic() -> None:
     assert results.phase_floor("trees: fold", entry, job, micro) == pytest.approx(10.0)
     assert results.phase_floor("trees: fold", entry | {"bytes": 2e11}, job, micro) == pytest.approx(20.0)
     assert results.phase_floor("evaluate", dict.fromkeys(phases.COUNTS, 0.0), job, micro) == pytest.approx(3e-9)
+
+
+def test_a_device_is_measured_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the processor, in the same run and the same row."""
+    stages: list[str] = []
+
+    def run(stage: str, name: str, runs: int) -> dict[str, Any]:
+        stages.append(stage)
+        found = {"prove-device": {"seconds": {"prove_device": 0.5}, "device": "GPU"}}
+        return {"peak_memory": 1 << 30, "seconds": {stage: 1.0}, **found.get(stage, {})}
+
+    monkeypatch.setattr(main, "_run", run)
+    for device in (kernels.cpu, object()):
+        monkeypatch.setattr(kernels, "on", lambda name, device=device: device)
+        stages.clear()
+        job = main._job("lenet-28x28", 1, profile=False)
+        assert ("prove-device" in stages) == (device is not kernels.cpu)
+    more = {"machine": results.machine(), "runs": 1, "activations_per_image": 1, "proof_bytes": 1, "argument_bits": 124.0}
+    monkeypatch.setattr(results, "jobs", lambda: [{**job, **more}])
+    assert "| 1.00 s, 0.50 s on GPU |" in results.table()
