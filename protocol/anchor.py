@@ -58,7 +58,7 @@ class Anchor:
         """The anchor encoded by `to_bytes`, not checked.  Raises DecodingError."""
         r = Reader(data, "anchor")
         r.magic(MAGIC)
-        name, public = r.text(4 * MAX_NAME), r.raw(identity.PUBLIC_KEY_BYTES)
+        name, public = r.text(MAX_NAME), r.raw(identity.PUBLIC_KEY_BYTES)
         try:
             check_name(name)
         except ParameterError as error:

@@ -333,7 +333,7 @@ class Anchor:
             self.name = r.blob().decode()
         except UnicodeDecodeError:
             raise Failed("malformed") from None
-        good = self.name.isprintable() and 0 < len(self.name) <= 256 and not {*self.name} & {"+", " "}
+        good = 0 < len(self.name) <= 256 and all("!" <= c <= "~" and c != "+" for c in self.name)
         self.public, self.index, self.seconds = r.raw(32), r.int(8), r.int(8)
         length = r.int(1)
         require(good and length <= 64, "malformed")

@@ -673,8 +673,11 @@ def test_an_anchor_of_long_ago(pending, log):
 
 
 def test_malformed_anchors(anchored):
-    beacon = anchored.vk.beacon
-    for bad in (beacon[:-1], beacon + b"\0", beacon[:16], beacon[:16] + b"\xff" * 40, beacon[:40]):
+    beacon, old = anchored.vk.beacon, anchored.vk.anchor.log.name.encode()
+    # \U0001fae8 is a character since Unicode 15: what it is must not depend on the reader's Python.
+    names = (name.encode() for name in ("", "a b", "a+b", "\u00e9", "\U0001fae8", "x" * 257))
+    renamed = [beacon.replace(u32(len(old)) + old, u32(len(name)) + name) for name in names]
+    for bad in (beacon[:-1], beacon + b"\0", beacon[:16], beacon[:16] + b"\xff" * 40, beacon[:40], *renamed):
         with pytest.raises(DecodingError):
             VerificationKey.from_bytes(with_beacon(anchored, bad))
 

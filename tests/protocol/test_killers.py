@@ -842,7 +842,7 @@ def test_checkpoints_at_their_edges():
             Checkpoint("log", size, root)
     for name in ("x" * 256, "x"):
         Checkpoint(name, 1, bytes(32))
-    for name in ("x" * 257, "", "a b", "a+b", "a\tb"):
+    for name in ("x" * 257, "", "a b", "a+b", "a\tb", "a\x7f", "\u00e9", "a\u202eb", "\U0001fae8"):
         with pytest.raises(ParameterError):
             Checkpoint(name, 1, bytes(32))
 
@@ -916,7 +916,8 @@ def test_notes_at_their_edges():
     body, line = note(*good).split("\n\n")
     assert open_checkpoint(f"{body}\n\n— log {other}\n{line}", key).size == 5
     named = base64.b64encode(key.hash + bytes(64)).decode()  # by the log's key, under another name
-    assert open_checkpoint(f"{body}\n\n— gol {named}\n{line}", key).size == 5
+    for other in ("gol", "\u00e9", "\U0001fae8"):
+        assert open_checkpoint(f"{body}\n\n— {other} {named}\n{line}", key).size == 5
 
 
 def test_keys_of_logs_at_their_edges():
