@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -245,6 +247,18 @@ def test_derivation_encoding_round_trip(derivation: Derivation) -> None:
             Derivation.from_bytes(data[:end])
     with pytest.raises(DecodingError):
         Derivation.from_bytes(data + b"\0")
+
+
+def test_options_and_their_freedom_are_those_of_the_specification() -> None:
+    images = np.arange(32, dtype=np.uint8).reshape(2, 1, 4, 4)
+    digest = hashlib.sha256(b"zkmark calibration images 1\n" + struct.pack("<4I", 2, 1, 4, 4) + bytes(images)).digest()
+    assert images_digest(images) == digest
+    derivation = Derivation(digest, ((0.5, -1.0),), (3, 1), 15, ("area", 6, 7))
+    fields = struct.pack("<I32s I2d I2I B B2I", 32, digest, 1, 0.5, -1.0, 2, 3, 1, 15, 2, 6, 7)
+    assert derivation.to_bytes() == b"zkmark derivation 1\n" + fields
+    assert DEFAULT.to_bytes() == b"zkmark derivation 1\n" + bytes(12) + b"\x10" + bytes(9)
+    bits = 1 + 128 + np.log2(10 * 9) + np.log2(9) + np.log2(3)
+    assert derivation.freedom_bits(10) == pytest.approx(bits)
 
 
 def test_only_the_default_derivation_has_no_freedom() -> None:

@@ -14,6 +14,7 @@ import re
 import sys
 from dataclasses import replace
 from functools import cache
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,10 @@ def test_numbers_in_the_text():
     modulus = 2013265921
     assert (modulus - 2**30 - 1) // 2 == 469762048
     assert [soundness.smallest_k_min(256, 10, freedom_bits=bits) for bits in (0, 64, 176)] == [118, 138, 168]
+    for freedom in (0.0, 0.01, 1.0, 21.791, 130.5):
+        models = 1 << ceil(128 + 32 + freedom)
+        enough = next(k for k in range(1, 257) if models * soundness.tail(256, 10, k) <= 1)
+        assert soundness.smallest_k_min(256, 10, freedom_bits=freedom) == enough
 
 
 def test_tags():
