@@ -184,7 +184,7 @@ def _graph(graph: GraphProto) -> Graph:
     defined = {"", inputs[0].name, *constants}
     for node in graph.node:
         name = node.name or (node.output[0] if node.output else "")
-        where = f"operator {node.op_type} {name!r}"
+        where = f"operator {node.op_type if node.op_type.isidentifier() else repr(node.op_type)} {name!r}"
         if node.domain not in ("", "ai.onnx"):
             raise ParameterError(f"{where}: operators of the domain {node.domain!r} are not supported")
         if node.op_type not in SUPPORTED:

@@ -137,9 +137,19 @@ def read_listening(certificate: Path | None, key: Path | None, authorities: Path
 
 
 def check_address(listen: str, tls: Listening | None, insecure: bool) -> None:
-    """Raises ParameterError for an address that others can reach, in the clear, unless that is meant."""
+    """Raises ParameterError for what is no address, or one in the clear that others can reach, unless that is meant."""
+    if not listen.startswith("unix:"):
+        split_address(listen)
     if tls is None and not insecure and not is_loopback(listen):
         raise ParameterError(f"without TLS a server listens on this machine only, not on {listen} (or give --insecure)")
+
+
+def split_address(listen: str) -> tuple[str, int]:
+    """Host and port.  Raises ParameterError, also for a port out of range, of which grpc would take the low 16 bits."""
+    host, _, port = listen.rpartition(":")
+    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise ParameterError(f"{listen} is not HOST:PORT")
+    return host.strip("[]"), int(port)
 
 
 def client(call: grpc.aio.ServicerContext[Any, Any], tokens: Tokens | None) -> str:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from protocol.errors import ParameterError
 from prover.operations import backup, doctor, requests, restore, serve, token
 from prover.options import (
     FILE,
     FOLDER,
     NEW_FILE,
+    check_new,
     check_pair,
     json_option,
     memory,
@@ -97,7 +97,7 @@ def keygen_command(
 
     log = None if log_key is None else LogKey.from_text(log_key)
     if log is None or not pending_path(mk).exists():
-        _check_new(mk, vk, pending_path(mk))
+        check_new(mk, vk, pending_path(mk))
     images, labels = labeled_images(chosen_labels, triggers, dimensions) if chosen_labels and triggers else (None, None)
     rule = LabelRule.JOINT_COIN if labels is None else LabelRule.CHOSEN
     parameters = KeyParameters(dimensions, classes, (ell or ELL) if labels is None else len(labels), rule)
@@ -186,7 +186,7 @@ def prove_command(
 ) -> None:  # fmt: skip
     """Write a claim about a model to a file.  Counts as an approval of the model."""
     nonce_bytes = _nonce(nonce)
-    _check_new(out)
+    check_new(out)
     from protocol.argument import Context
     from prover.jobs import approve, make_claim, subject
     from prover.keys import load_owner, read_secret, write_file
@@ -219,17 +219,6 @@ def _derivation(
     from ml.inputs import read_derivation
 
     return read_derivation(calibration, preprocess, shape)
-
-
-def _check_new(*paths: Path) -> None:
-    """Before any work: files that can be written at its end, and that overwrite nothing."""
-    for path in paths:
-        if path.exists():
-            raise ParameterError(f"{path} exists; it is not overwritten")
-        if not path.resolve().parent.is_dir():
-            raise ParameterError(f"{path.parent} is not a folder")
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise ParameterError("two results cannot go into one file")
 
 
 def _shape(text: str) -> tuple[int, int, int]:

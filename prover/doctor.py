@@ -18,6 +18,7 @@ from protocol.argument import Context, Statement
 from protocol.errors import DecodingError, ParameterError
 from protocol.keygen import MAX_KEY_BYTES, MarkingKey, VerificationKey
 from protocol.warm_up import warm_up
+from prover.access import split_address
 from prover.keys import Approvals, load_owner, read_capped
 from prover.requests import Networks
 from prover.state import State
@@ -93,10 +94,10 @@ def _kernels() -> str:
 
 
 def _port(listen: str) -> str:
-    host, _, port = listen.rpartition(":")
+    host, port = split_address(listen)
     try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (ValueError, OSError):
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError:
         raise ParameterError(f"{listen} is no address") from None
     with closing(socket.socket(found[0], found[1])) as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -17,6 +17,8 @@ from prover.options import (
     FOLDER,
     NEW_FILE,
     Command,
+    check_folder,
+    check_new,
     check_pair,
     json_option,
     memory,
@@ -30,12 +32,14 @@ from prover.options import (
     secret_options,
     warm_up,
 )
+from zkmark.terminal import Number
 
 if TYPE_CHECKING:
     from ml.quantise import Derivation
     from prover.requests import Request, Requests
     from prover.state import State
 
+MAX_COUNT = 10**6
 STATE = click.Path(file_okay=False, path_type=Path)
 mk_option = click.option("--mk", required=True, type=FILE, help="The marking key.")
 state_option = click.option("--state", type=STATE, help="Folder of jobs and requests [default: beside --mk].")
@@ -46,11 +50,11 @@ tls_options = options(
 
 
 def count(name: str, default: int, text: str) -> Callable[[Command], Command]:
-    return click.option(name, type=click.IntRange(min=1), default=default, show_default=True, help=text)
+    return click.option(name, type=click.IntRange(1, MAX_COUNT), default=default, show_default=True, help=text)
 
 
 def amount(name: str, default: float, text: str) -> Callable[[Command], Command]:
-    positive = click.FloatRange(min=0, min_open=True)
+    positive = Number(min=0, min_open=True)
     return click.option(name, type=positive, default=default, show_default=True, help=text)
 
 
@@ -280,8 +284,7 @@ def backup(mk: Path, out: Path, passphrase_file: Path | None, key_file: Path | N
     """Copy the marking key with its approvals, encrypted as it is, after trying that the secret opens it."""
     from prover.keys import back_up, read_secret
 
-    if out.exists():
-        raise ParameterError(f"{out} exists; it is not overwritten")
+    check_new(out)
     approvals = back_up(mk, out, read_secret(passphrase_file, key_file))
     used = len(approvals.k_min)
     result = {"done": True, "out": str(out), "networks": used, "budget": approvals.budget}
@@ -305,6 +308,7 @@ def restore(
     """
     from prover.keys import read_secret, restore_backup
 
+    check_folder(mk)
     approvals = restore_backup(source, mk, read_secret(passphrase_file, key_file), force)
     used = len(approvals.k_min)
     say(as_json, {"done": True, "mk": str(mk), "networks": used}, f"{mk}: {used} of {approvals.budget} networks used")

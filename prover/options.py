@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 
 from protocol.errors import DecodingError, ParameterError, VerificationError
+from zkmark.terminal import Number, one_line
 
 if TYPE_CHECKING:
     from protocol.keygen import VerificationKey
@@ -36,8 +37,7 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
             if kwargs.get("as_json"):
                 check = error.check if isinstance(error, VerificationError) else None
                 click.echo(json.dumps({"done": False, "failed_check": check, "error": str(error)}))
-            text = "".join(c if c.isprintable() else "?" for c in str(error))  # it may quote a stranger's file
-            click.echo(f"zkmark-prover: {text}", err=True)
+            click.echo(f"zkmark-prover: {one_line(str(error))}", err=True)
             sys.exit(1 if isinstance(error, VerificationError) else 2)
         except KeyboardInterrupt:
             sys.exit(130)
@@ -72,7 +72,7 @@ model_options = options(
     click.option("--k-min", type=click.IntRange(min=1), help="Triggers to prove [default: fewest for 128 bits]."),
 )
 memory_option = click.option(
-    "--memory-limit", type=click.FloatRange(min=0), metavar="GIB",
+    "--memory-limit", type=Number(min=0), metavar="GIB",
     help="Refuse a network that needs more to prove [default: what the machine has].",
 )  # fmt: skip
 resource_options = options(
@@ -127,6 +127,22 @@ def check_pair(digest: bytes, vk: Path) -> None:
     """Raises ParameterError if a file does not hold the key of this digest."""
     if read_key(vk).digest != digest:
         raise ParameterError("the marking key and the verification key do not belong together")
+
+
+def check_new(*paths: Path) -> None:
+    """Before any work: files that can be written at its end, and that overwrite nothing."""
+    for path in paths:
+        if path.exists():
+            raise ParameterError(f"{path} exists; it is not overwritten")
+        check_folder(path)
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ParameterError("two results cannot go into one file")
+
+
+def check_folder(path: Path) -> None:
+    """Raises ParameterError unless a file can be in the folder of `path`."""
+    if not path.resolve().parent.is_dir():
+        raise ParameterError(f"{path.parent} is not a folder")
 
 
 def read(path: Path, cap: int, what: str) -> bytes:

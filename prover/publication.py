@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from protocol.errors import ParameterError
-from prover.options import FILE, NEW_FILE, json_option, options, outcome, read, say
-from zkmark.terminal import printable
+from prover.options import FILE, NEW_FILE, check_new, json_option, options, outcome, read, say
+from zkmark.terminal import Number, printable
 
 if TYPE_CHECKING:
     from zkmark.connect import Tls
@@ -49,7 +48,7 @@ def connection(
 @click.option("--client-ca", type=FILE, help="PEM of the authorities whose clients may call; others may not.")
 @click.option("--tokens", type=FILE, help="Lines NAME:SHA-256 of the tokens of those who may publish.")
 @click.option("--insecure", is_flag=True, help="Listen without TLS where others can reach it.")
-@click.option("--rate", type=click.FloatRange(min=1), default=60, show_default=True,
+@click.option("--rate", type=Number(min=1), default=60, show_default=True,
               help="Entries of one client in a minute.")  # fmt: skip
 @click.option("--witness", "witnesses", multiple=True, metavar="TEXT",
               help="Public key of a witness whose signatures are kept; may be repeated.")  # fmt: skip
@@ -127,8 +126,7 @@ def timestamp(vk: Path, tsa: str, tsa_roots: Path, out: Path | None, as_json: bo
 
     key = VerificationKey.from_bytes(read(vk, MAX_KEY_BYTES, "verification key"))
     out = out or vk.with_name(vk.name + ".tsr")
-    if out.exists():
-        raise ParameterError(f"{out} exists; it is not overwritten")
+    check_new(out)
     response, found = ask_authority(tsa, key, read(tsa_roots, MAX_ROOTS_BYTES, "roots of time-stamps"))
     write_file(out, response, 0o644)
     result = {
@@ -144,7 +142,7 @@ def timestamp(vk: Path, tsa: str, tsa_roots: Path, out: Path | None, as_json: bo
 @click.option("--board", "target", metavar="HOST:PORT", help="The board to follow [default: only show your key].")
 @click.option("--log-key", metavar="TEXT", help="The public key of the board's log.")
 @click.option("--state", type=NEW_FILE, help="File of the last checkpoint that you signed; never lose it.")
-@click.option("--every", type=click.FloatRange(min=0.1), default=30, show_default=True, help="Seconds between looks.")
+@click.option("--every", type=Number(min=0.1), default=30, show_default=True, help="Seconds between looks.")
 @click.option("--once", is_flag=True, help="Look once.")
 @connection_options
 @json_option

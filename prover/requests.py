@@ -96,7 +96,8 @@ class Requests:
 
     def get(self, number: int) -> Request:
         """Raises ParameterError if there is no such request."""
-        row = self._db.execute("SELECT * FROM requests WHERE number = ?", (number,)).fetchone()
+        held = number.bit_length() < 64  # or SQLite has no such number
+        row = self._db.execute("SELECT * FROM requests WHERE number = ?", (number,)).fetchone() if held else None
         if row is None:
             raise ParameterError(f"there is no request {number}")
         return Request(*row)

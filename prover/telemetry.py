@@ -17,6 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from protocol.errors import ParameterError
+from prover.access import split_address
 
 SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
@@ -62,11 +63,11 @@ class Metrics:
 
 def serve_metrics(metrics: Metrics, listen: str) -> tuple[int, Callable[[], None]]:
     """Answer Prometheus on HOST:PORT: the bound port, and what stops it.  Raises ParameterError."""
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
+    host, port = split_address(listen)
+    if not host:
         raise ParameterError(f"{listen} is not HOST:PORT")
     try:
-        server, thread = start_http_server(int(port), host.strip("[]"), metrics.registry)
+        server, thread = start_http_server(port, host, metrics.registry)
     except OSError as error:
         raise ParameterError(f"cannot listen on {listen}: {error.strerror}") from None
 

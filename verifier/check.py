@@ -29,6 +29,7 @@ from protocol.transcript import Channel, FiatShamir
 from verifier.ground_truth import check_ground_truth, check_review
 from verifier.policy import Policy
 from verifier.review import Review
+from zkmark.terminal import Report
 
 Images = npt.NDArray[np.uint8]
 Publication = Callable[[VerificationKey], dict[str, str | int]]
@@ -226,8 +227,10 @@ def check(
     subject: Subject,
     obtain: Obtain,
     policy: Policy | None = None,
+    *,
+    progress: Report | None = None,
 ) -> Verdict:
-    """Check everything and return the verdict.
+    """Check everything and return the verdict; `progress(phase, 0)` when what may take long begins.
 
     Statement: at least k_min hidden triggers of the key are classified as their labels by the network derived from the
     model.  `obtain` returns the bytes of the claim, from a file or from a prover, and the channel in which it was made;
@@ -256,7 +259,7 @@ def check(
         *((UNREVIEWED,) if subject.review is None and subject.reference is None else ()),
     )
     try:
-        _check(subject, obtain, policy, verdict)
+        _check(subject, obtain, policy, verdict, progress)
         verdict.outcome = "accepted"
     except VerificationError as error:
         verdict.failed_check, verdict.message = error.check, str(error)
@@ -265,11 +268,11 @@ def check(
     return verdict
 
 
-def _check(subject: Subject, obtain: Obtain, policy: Policy, verdict: Verdict) -> None:
+def _check(subject: Subject, obtain: Obtain, policy: Policy, verdict: Verdict, progress: Report | None) -> None:
     key = subject.key
     check_owner(key, subject.reference, policy, verdict, subject.review)
     _date_key(key, subject.publication, subject.stamp, verdict)
-    with _timed(verdict, "derive"):
+    with _timed(verdict, "derive", progress):
         derived = derive_once(subject.model, subject.derivation, subject.calibration)
         verdict.network_digest = derived.network.digest.hex()
     verdict.derivation_digest, verdict.freedom_bits = subject.derivation.digest.hex(), derived.freedom_bits
@@ -278,7 +281,7 @@ def _check(subject: Subject, obtain: Obtain, policy: Policy, verdict: Verdict) -
             f"the model classifies {derived.network.shape} into {derived.network.classes} classes, "
             f"the key is for {key.parameters.shape} and {key.parameters.classes}"
         )
-    _check_fidelity(subject, derived, policy, verdict)
+    _check_fidelity(subject, derived, policy, verdict, progress)
     data, channel = obtain(key)
     verdict.times["claim"] = time_text(subject.claim_date or datetime.now(UTC))
     claim, verdict.interactive = Claim.from_bytes(data), channel.interactive
@@ -290,16 +293,18 @@ def _check(subject: Subject, obtain: Obtain, policy: Policy, verdict: Verdict) -
     model_digest = hashlib.sha256(subject.model).digest()
     statement = Statement(key, derived.network, claim.k_min, subject.context, model_digest, subject.derivation.digest)
     compare(claim, statement)
-    with _timed(verdict, "verify"):
+    with _timed(verdict, "verify", progress):
         ledger = verify(statement, claim.proof, channel)
     verdict.argument_bits, verdict.assumptions = ledger.bits, ledger.assumptions
     verdict.ledger = [(term.name, bits(term.error)) for term in ledger.terms if term.error]
 
 
-def _check_fidelity(subject: Subject, derived: Derived, policy: Policy, verdict: Verdict) -> None:
+def _check_fidelity(
+    subject: Subject, derived: Derived, policy: Policy, verdict: Verdict, progress: Report | None
+) -> None:
     if subject.images is None:
         return
-    with _timed(verdict, "fidelity"):
+    with _timed(verdict, "fidelity", progress):
         try:
             verdict.fidelity = fidelity(subject.model, derived.network, subject.images, subject.derivation)
         except ImportError:
@@ -318,7 +323,9 @@ def time_text(when: datetime) -> str:
 
 
 @contextmanager
-def _timed(verdict: Verdict, phase: str) -> Iterator[None]:
+def _timed(verdict: Verdict, phase: str, progress: Report | None = None) -> Iterator[None]:
+    if progress is not None:
+        progress(phase, 0.0)
     start = time.perf_counter()
     try:
         yield

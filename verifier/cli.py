@@ -30,7 +30,7 @@ from verifier.options import (
     read,
     write_new,
 )
-from zkmark.terminal import Report, progress
+from zkmark.terminal import Number, Report, progress
 
 if TYPE_CHECKING:
     from protocol.keygen import VerificationKey
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 MAX_NAMES_BYTES = 1 << 20
 TABLE_WIDTH = 160  # columns, where no terminal says how many
 
-_timeout = click.option("--timeout", type=click.FloatRange(min=1), default=900.0, show_default=True,
+_timeout = click.option("--timeout", type=Number(min=1), default=900.0, show_default=True,
                         help="Seconds to wait for the claim of a prover, with all tries.")  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def cli() -> None:
 @cli.command("key")
 @outcome
 @click.argument("vk", type=FILE)
-@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG of the opened triggers.")
+@click.option("--sheet", type=NEW_FILE, help="New file for a picture (PNG) of the opened triggers with their labels.")
 @click.option("--reference", type=FILE, help="ONNX classifier that knows what natural triggers really show.")
 @key_policy_options
 @connection_options
@@ -68,6 +68,7 @@ def key_command(
     from verifier.check import check_key
     from verifier.report import contact_sheet
 
+    check_new(sheet)
     known = None if reference is None else read(reference, MAX_MODEL_BYTES, "model")
     key = VerificationKey.from_bytes(read(vk, MAX_KEY_BYTES, "verification key"))
     verdict = check_key(key, policy, reference=known, publication=reach.publication, stamp=reach.stamp)
@@ -146,14 +147,14 @@ def verify_command(
     subject = case.subject(case.nonce or os.urandom(32), reach.publication, reach.stamp)
     claim = case.claim()
     _warm_up()
-    with progress(as_json or claim is not None) as report:
+    with progress(as_json) as report:
         if claim is not None:
             obtain = _offline(claim)
         elif interactive:
             obtain = _interactive(case, subject, reach, timeout, report)
         else:
             obtain = _online(case, subject, reach, timeout, save_claim, report)
-        verdict = check(subject, obtain, policy)
+        verdict = check(subject, obtain, policy, progress=report)
     if html is not None:
         from verifier.html import verdict_page
 

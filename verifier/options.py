@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 
 from protocol.errors import DecodingError, ParameterError
+from zkmark.terminal import Number, one_line
 
 if TYPE_CHECKING:
     from protocol.keygen import VerificationKey
@@ -48,7 +49,7 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
         except ERRORS as error:
             if kwargs.get("as_json"):
                 click.echo(json.dumps({"accepted": False, "outcome": kind(error), "error": str(error)}))
-            click.echo(f"zkmark-verifier: {kind(error)}: {error}", err=True)
+            click.echo(f"zkmark-verifier: {kind(error)}: {one_line(str(error))}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
             click.echo("zkmark-verifier: interrupted", err=True)
@@ -147,7 +148,7 @@ key_policy_options = grouped(_key_policy, "policy", _owner, _chosen_labels, _anc
 policy_options = grouped(
     _policy, "policy", _owner,
     click.option("--reviewer", metavar="HEX", help="Public key of the one whose review you trust."),
-    click.option("--min-bits", type=click.FloatRange(min=0), default=128.0, show_default=True,
+    click.option("--min-bits", type=Number(min=0), default=128.0, show_default=True,
                  help="Bits of the false-claim bound that you ask for."),
     _chosen_labels,
     click.option("--null-probability", callback=_fraction, metavar="FRACTION",

@@ -39,6 +39,8 @@ class Policy:
     def __post_init__(self) -> None:
         if not 0 < self.null < 1 or self.null.denominator > 10**6:
             raise ParameterError("the null probability is a fraction between 0 and 1, as 1/2")
+        if not self.min_bits >= 0 or not 0 <= self.min_agreement <= 1:  # nor nan, which nothing falls short of
+            raise ParameterError("bits are not negative, and an agreement is between 0 and 1")
 
     def check_owner(self, key: VerificationKey) -> None:
         """Raises VerificationError `policy.owner`.  That the owner signed the key is left to `check_key`."""

@@ -1,4 +1,6 @@
-"""What the commands show on a terminal: progress, and the text of strangers.  Imported by prover, verifier and ml.
+"""What the commands take from a terminal and show on it: numbers, progress, the text of strangers.
+
+Imported by prover, verifier and ml.
 
 Phases and messages can come from the other side of a connection: they are shown as characters that print, shortened,
 and progress elsewhere than on a terminal ends after MAX_PHASES lines.
@@ -9,18 +11,35 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 
 MAX_TEXT = 200  # characters of a stranger's text that are shown
 MAX_PHASES = 32  # lines of progress
+MAX_NUMBER = 1e9  # of an option: seconds, GiB, bits, calls; 30 years, and 64 bits hold what follows from it
 
 Report = Callable[[str, float], None]
 
 
+class Number(click.FloatRange):
+    """A number in a range, and no larger than MAX_NUMBER.  Not `nan`, which lies in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not abs(number) <= MAX_NUMBER:
+            self.fail(f"{value} is not a number up to {MAX_NUMBER:g}.", param, ctx)
+        return number
+
+
+def one_line(text: str) -> str:
+    """A message on one line, without control characters: it may quote a stranger's file."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def printable(text: str) -> str:
     """A stranger's text without control characters, and short."""
-    return "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])
+    return one_line(text[:MAX_TEXT])
 
 
 @contextmanager

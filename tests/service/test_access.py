@@ -211,6 +211,15 @@ def test_addresses(pki):
         check_address(listen, tls, False)
 
 
+@pytest.mark.parametrize("listen", ["127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "[::1]:-1", "127.0.0.1:65536", "[::1]"])
+def test_ports_out_of_range(listen):
+    """grpc would take the low 16 bits of a port."""
+    with pytest.raises(ParameterError, match="HOST:PORT"):
+        check_address(listen, None, True)
+    check_address("127.0.0.1:65535", None, False)
+    check_address("unix:/tmp/zkmark", None, False)
+
+
 def test_certificates_that_do_not_fit(pki, tmp_path):
     good = pki["server"]
     with pytest.raises(ParameterError):

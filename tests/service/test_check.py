@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 
@@ -82,6 +84,20 @@ def test_another_context(suspect, claim, field):
 def test_another_model(world, suspect, claim):
     assert judge(replace(suspect, model=world.other), claim).failed_check == "statement.model"
     assert judge(replace(suspect, model=world.copy), claim).failed_check == "statement.model"
+
+
+@pytest.mark.reaches("statement.model", "statement.network")
+def test_one_weight(world, suspect, claim):
+    """It makes another file, and another network in a claim that names this file."""
+    model = onnx.load_from_string(world.marked)
+    weights = onnx.numpy_helper.to_array(model.graph.initializer[2]).copy()
+    weights[0, 0] *= -1
+    model.graph.initializer[2].CopyFrom(onnx.numpy_helper.from_array(weights, "w2"))
+    changed = replace(suspect, model=model.SerializeToString())
+    assert judge(changed, claim).failed_check == "statement.model"
+    key, _, network, derivation = claim.digests
+    named = replace(claim, digests=(key, hashlib.sha256(changed.model).digest(), network, derivation))
+    assert judge(changed, named).failed_check == "statement.network"
 
 
 @pytest.mark.reaches("statement.network")
@@ -286,6 +302,13 @@ def test_the_verdict_says_what_an_anchor_is_worth(anchored):
 def test_null_probabilities_out_of_range(null):
     with pytest.raises(ParameterError, match="between 0 and 1"):
         Policy(null=null)
+
+
+def test_policies_that_nothing_falls_short_of():
+    for number in (float("nan"), -1.0):
+        for name in ("min_bits", "min_agreement"):
+            with pytest.raises(ParameterError, match="negative"):
+                Policy(**{name: number})
 
 
 def test_malformed_models(world, suspect, claim):

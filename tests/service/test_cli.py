@@ -196,6 +196,10 @@ def test_key_and_sheet(shop, tmp_path):
     assert result.exit_code == 0 and "accepted" in result.output
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 500 and len(sheet.getcolors(1 << 20)) > 50
+    before = (shop / "stranger" / "owner.vk").read_bytes()
+    for path in (shop / "stranger" / "owner.vk", tmp_path / "gone" / "sheet.png"):
+        assert verifier("key", shop / "stranger" / "owner.vk", "--sheet", path).exit_code == 2
+    assert (shop / "stranger" / "owner.vk").read_bytes() == before
 
 
 def test_a_false_and_a_malformed_key(shop, tmp_path):
@@ -249,7 +253,8 @@ def test_undecided(shop, world, write_images, monkeypatch):
         "verify", "--vk", stranger / "owner.vk", "--model", stranger / "marked.onnx", "--nonce", NONCE, "--proof",
         stranger / "claim.proof", "--claimant", "the owner", "--purpose", "a test", "--images", folder,
     )  # fmt: skip
-    assert result.exit_code == 1 and result.output.startswith("undecided")
+    assert result.exit_code == 1 and result.stdout.startswith("undecided")
+    assert result.stderr.splitlines() == ["derive ...", "fidelity ..."]
 
 
 @pytest.mark.reaches("statement.nonce", "statement.purpose", "statement.claimant", "statement.verifier", "policy.k_min")
@@ -275,7 +280,7 @@ def test_another_model_and_a_tampered_proof(shop, tmp_path):
     tampered = tmp_path / "tampered.proof"
     tampered.write_bytes(data)
     result = verify(shop, proof=tampered)
-    assert result.exit_code == 1 and re.match(r"rejected  \w+\.\w+", result.output)
+    assert result.exit_code == 1 and re.match(r"rejected  \w+\.\w+", result.stdout)
 
 
 def test_arguments_that_are_no_text(shop):
@@ -313,6 +318,8 @@ def test_truncated_files_are_malformed(shop, tmp_path, name):
         ["--proof", "p", "--without-fidelity"],
         ["--prover", "x:1"],
         ["--prover", "x:1", "--without-fidelity", "--min-bits", "-1"],
+        ["--proof", "p", "--nonce", NONCE, "--without-fidelity", "--min-bits", "nan"],
+        ["--prover", "x:1", "--without-fidelity", "--timeout", "inf"],
     ],
 )
 def test_misuse_of_verify(shop, tmp_path, monkeypatch, args):
@@ -321,6 +328,37 @@ def test_misuse_of_verify(shop, tmp_path, monkeypatch, args):
     stranger = shop / "stranger"
     result = verifier("verify", "--vk", stranger / "owner.vk", "--model", stranger / "marked.onnx", *args)
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "1e300"])
+@pytest.mark.parametrize("option", ["memory-limit", "deadline", "derive-memory", "rate", "max-disk", "keep-days"])
+def test_numbers_that_are_none(shop, option, number):
+    """Nothing is measured against them, and nothing overflows."""
+    folder = shop / "owner"
+    result = prover("serve", *owner(shop), "--vk", folder / "owner.vk", f"--{option}", number)
+    assert result.exit_code == 2 and f"--{option}" in result.output
+
+
+def test_no_minimum_is_met_by_accident(shop):
+    """Every comparison with `nan` is false."""
+    assert verify(shop, "--min-bits", "nan").exit_code == 2 and verify(shop, "--min-bits", 0).exit_code == 0
+
+
+def test_a_model_cannot_write_on_the_terminal(shop, tmp_path):
+    """Its names are quoted, on one line and without escape sequences."""
+    import onnx
+
+    model = onnx.load(shop / "stranger" / "marked.onnx")
+    model.graph.node[0].op_type = "X\x1b[2J\naccepted"
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(model.SerializeToString())
+    nonce = ["--nonce", NONCE, "--proof", shop / "stranger" / "claim.proof", "--without-fidelity"]
+    for result in (
+        verifier("verify", "--vk", shop / "stranger" / "owner.vk", "--model", path, *nonce, "--json"),
+        prover("approve", *owner(shop), "--model", path),
+    ):
+        assert result.exit_code == 2 and "accepted" in result.stderr
+        assert len(result.stderr.splitlines()) == 1 and result.stderr[:-1].isprintable()
 
 
 def owner(shop: Path) -> list[object]:

@@ -69,6 +69,8 @@ def test_requests_from_the_question_to_the_answer(world, owner_file, secret_opti
     text = CliRunner().invoke(cli, ["requests", "list", "--mk", str(owner_file)]).stdout
     assert "Eve" in text and "\x1b" not in text
     assert run("requests", "show", 1, *mk)[1]["known"] == []
+    for number in (3, 2**63, 10**30):
+        assert run("requests", "show", number, *mk)[0] == 2
     code, found = run("requests", "approve", 2, *mk, *secret_options)
     assert code == 0 and found["budget_left"] == 63 and found["network_digest"] == network.digest.hex()
     (known,) = run("requests", "show", 1, *mk)[1]["known"]
@@ -258,6 +260,7 @@ def test_doctor(world, owner_file, tmp_path, secret_options, monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert wrong("--listen", f"127.0.0.1:{taken.getsockname()[1]}") == {"port"}
+    assert wrong("--listen", "127.0.0.1:70000") == {"port"}
     assert wrong("--listen", free_address(), "--memory-limit", 0.001) == {"memory"}
     monkeypatch.setattr(doctor, "CERTIFICATE_DAYS", 14)
     monkeypatch.setattr(doctor, "FREE_BYTES", 1 << 60)
@@ -280,6 +283,10 @@ def test_backup_and_restore(world, owner_file, tmp_path, secret_options):
     assert run("backup", *mk, "--out", copy, *secret_options)[0] == 0
     assert copy.stat().st_mode & 0o777 == 0o600 and copy.read_bytes() == owner_file.read_bytes()
     assert run("backup", *mk, "--out", copy, *secret_options)[0] == 2  # nothing is overwritten
+    gone = tmp_path / "gone" / "file"
+    for words in (["backup", *mk, "--out", gone], ["restore", "--mk", gone, "--backup", copy]):
+        code, found = run(*words, *secret_options)
+        assert code == 2 and "gone is not a folder" in found["error"]
     approve(owner_file, SECRET, subject(world.marked, PLAIN, None, world.key.vk))
     present = owner_file.read_bytes()
     code, found = run("restore", *mk, "--backup", copy, *secret_options)
