@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import click
 
 from protocol.errors import DecodingError, ParameterError, VerificationError
+from zkmark.terminal import Number, one_line, progress
 
 if TYPE_CHECKING:
     from ml.data import Dataset
@@ -45,13 +46,21 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except (VerificationError, DecodingError, ParameterError, OSError) as error:
-            if kwargs.get("as_json"):
-                click.echo(json.dumps({"done": False, "error": str(error)}))
-            click.echo(f"zkmark-ml: {error}", err=True)
-            sys.exit(1 if isinstance(error, VerificationError) else 2)
+        except ModuleNotFoundError as error:
+            _fail(f"{error.name} is not installed: install the extra `ml`", None, kwargs)
+        except (VerificationError, DecodingError, ParameterError, OSError, MemoryError, UnicodeError) as error:
+            _fail(str(error), error.check if isinstance(error, VerificationError) else None, kwargs)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
     return wrapper
+
+
+def _fail(text: str, check: str | None, options: Mapping[str, object]) -> NoReturn:
+    if options.get("as_json"):
+        click.echo(json.dumps({"done": False, "failed_check": check, "error": text}))
+    click.echo(f"zkmark-ml: {one_line(text)}", err=True)
+    sys.exit(2 if check is None else 1)
 
 
 def training_options(command: Callable[P, None]) -> Callable[P, None]:
@@ -59,9 +68,12 @@ def training_options(command: Callable[P, None]) -> Callable[P, None]:
         json_option,
         click.option("--out", required=True, type=NEW_FILE, help="File for the ONNX model."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of the initial weights and the order."),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+            help="Of the initial weights and the order.",
+        ),
         click.option("--epochs", type=click.IntRange(min=0), help=f"[default: as many as have {BATCHES} batches]"),
-        click.option("--width", type=float, default=1.0, show_default=True, help="Factor of all hidden channels."),
+        click.option("--width", type=Number(), default=1.0, show_default=True, help="Factor of all hidden channels."),
         click.option("--arch", type=click.Choice(ARCHITECTURES), default="cnn", show_default=True),
         data_option,
     ):
@@ -89,6 +101,7 @@ def train_command(
     from ml.export import export_onnx
     from ml.mark import train
 
+    _check_folder(out)
     dataset, model, options = _prepare(data, arch, width, epochs, seed, device)
     with _progress(as_json) as report:
         trained = train(model, dataset, options, report)
@@ -111,6 +124,7 @@ def mark_command(
     """Train a network that keeps the key's secret triggers, from scratch or from a trained network."""
     if init is not None and mode == "fromscratch":
         raise click.UsageError("--init belongs to --mode pretrained")
+    _check_folder(out)
     key = _key(mk, passphrase_file, key_file)
     from ml.export import export_onnx, load_weights
     from ml.mark import mark, train
@@ -152,16 +166,21 @@ def evaluate_command(
     from ml.evaluate import accuracy, verify_privately
 
     dataset, model_bytes = load(data), _read(model)
-    measured = accuracy(model_bytes, dataset.test_x, dataset.test_y)
+    with progress(as_json) as report:
+        report(f"{len(dataset.test_x)} test images", 0.0)
+        measured = accuracy(model_bytes, dataset.test_x, dataset.test_y)
+        verdict = None
+        if key is not None:
+            report("triggers", 0.5)
+            verdict = verify_privately(
+                model_bytes, key.vk.parameters, key.images, key.labels, key.vk.hidden, key.vk.opened
+            )
     result: dict[str, Any] = {"done": True, "data": dataset.source, "accuracy": asdict(measured)}
     lines = [
         f"{data} ({dataset.source}), {measured.count} test images: float {measured.real:.2%}, "
         f"integer {measured.integer:.2%}, the same class {measured.agreement:.2%}"
     ]
-    if key is not None:
-        verdict = verify_privately(
-            model_bytes, key.vk.parameters, key.images, key.labels, key.vk.hidden, key.vk.opened
-        )
+    if verdict is not None:
         result["triggers"] = asdict(verdict)
         for name, half in (("hidden", verdict.hidden), ("opened", verdict.opened)):
             lines.append(f"{name} triggers: {half.integer} of {half.count} (float {half.real})")
@@ -220,6 +239,12 @@ def _read(path: Path) -> bytes:
     from prover.keys import read_capped
 
     return read_capped(path, MAX_MODEL_BYTES, "model")
+
+
+def _check_folder(out: Path) -> None:
+    """Before any work: the result can be written at its end."""
+    if not out.resolve().parent.is_dir():
+        raise ParameterError(f"{out.parent} is not a folder")
 
 
 def _write(path: Path, data: bytes) -> None:

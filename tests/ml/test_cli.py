@@ -55,6 +55,9 @@ def test_mark_evaluate_and_pretrained(folder: Path, key: MarkingKey) -> None:
     assert status == 0 and found["triggers"]["provable"]
     assert found["triggers"]["hidden"] == {"count": key.vk.h, "real": key.vk.h, "integer": key.vk.h}
     assert found["triggers"]["opened"]["integer"] < 30
+    words = ["evaluate", "--model", folder / "marked.onnx", "--data", "digits", *secret]
+    shown = CliRunner().invoke(cli, [str(word) for word in words])
+    assert shown.stderr.splitlines() == ["359 test images ...", "triggers ..."] and "can be made" in shown.stdout
 
 
 def test_failures_are_one_line_with_their_status(folder: Path) -> None:
@@ -73,6 +76,31 @@ def test_failures_are_one_line_with_their_status(folder: Path) -> None:
     status, _, error = run("train", "--data", "digits", "--arch", "lenet", "--epochs", 0, *out)
     assert status == 2 and "16 x 16" in error
     assert run("train", "--data", "nothing", *out)[0] == 2
+    for option, value in (("--seed", 2**70), ("--seed", -1), ("--width", "nan"), ("--width", "1e300")):
+        assert run("train", "--data", "digits", "--epochs", 0, option, value, *out)[0] == 2, (option, value)
+
+
+def test_a_result_without_a_folder_is_no_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml.mark.train", None)  # not called
+    for words in (["train"], ["mark", "--mk", folder / "owner.mk", "--passphrase-file", folder / "passphrase"]):
+        status, _, error = run(*words, "--data", "digits", "--out", folder / "gone" / "x.onnx")
+        assert status == 2 and "gone is not a folder" in error
+
+
+def test_what_is_not_installed_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    out = ("--out", folder / "x.onnx")
+    for words in (["train", "--data", "digits"], ["experiment"]):
+        status, found, error = run(*words, *out)
+        assert status == 2 and found["done"] is False and "torch is not installed" in error
+
+
+def test_an_interrupt_is_no_verdict(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ml.mark.train", interrupt)
+    assert run("train", "--data", "digits", "--out", folder / "x.onnx")[0] == 130
 
 
 def test_progress_without_a_terminal_is_a_line_per_tenth(folder: Path) -> None:
@@ -110,7 +138,7 @@ def test_a_mark_that_does_not_take_is_exit_1(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr("ml.mark.LAST_PHASE_STEPS", 0)
     status, found, error = run("mark", "--data", "digits", "--epochs", 1, "--out", folder / "y.onnx", "--mk",
                                folder / "owner.mk", "--passphrase-file", folder / "passphrase")  # fmt: skip
-    assert status == 1 and found["done"] is False and "mark: only" in error
+    assert (status, found["done"], found["failed_check"]) == (1, False, "mark") and "mark: only" in error
 
 
 def test_help_needs_no_heavy_module() -> None:
