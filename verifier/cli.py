@@ -73,7 +73,9 @@ def key_command(
     key = VerificationKey.from_bytes(read(vk, MAX_KEY_BYTES, "verification key"))
     verdict = check_key(key, policy, reference=known, publication=reach.publication, stamp=reach.stamp)
     if verdict.accepted and sheet is not None:
-        contact_sheet(key, sheet)
+        shown = contact_sheet(key, sheet)
+        if shown < len(key.opened):
+            click.echo(f"{sheet} shows the first {shown} of {len(key.opened)} opened triggers", err=True)
     _finish(verdict, as_json)
 
 

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 COLORS = {"accepted": "bold green", "rejected": "bold red", "undecided": "bold yellow"}
 CELL = 64  # pixels of a thumbnail's longer side, at least
+MAX_CELL = 512  # and at most
 CAPTION = 16
 BACKGROUND = "#e4e4e4"  # neither white nor black, so that every image ends visibly
 MAX_SHEET_ITEMS = 1024
+MAX_SHEET_PIXELS = 1 << 27
 MAX_SHEET_COLUMNS = 16
 
 
@@ -130,25 +132,33 @@ def _published(verdict: Verdict) -> str | None:
 
 
 def contact_sheet(key: VerificationKey, path: Path, limit: int = MAX_SHEET_ITEMS) -> int:
-    """Write a PNG of the first `limit` opened triggers with their labels, for a person to look at; how many it shows.
+    """Write a PNG of the first opened triggers with their labels, for a person to look at; how many it shows.
 
-    Below each image stand its index in the key and its label.
+    Below each image stand its index in the key and its label.  At most `limit`, and as many as MAX_SHEET_PIXELS hold.
     """
     images, labels = opened_items(key)
-    count = min(len(images), limit)
-    _, height, width = images.shape[1:]
-    factor = max(1, -(-CELL // max(height, width)))
+    width, height = _cell(np.zeros(images.shape[1:], np.uint8)).size
+    cell_width, cell_height = width + 8, height + CAPTION + 8
+    count = min(len(images), limit, MAX_SHEET_PIXELS // (cell_width * cell_height))
     columns = min(MAX_SHEET_COLUMNS, max(count, 1))
-    cell_width, cell_height = factor * width + 8, factor * height + CAPTION + 8
     sheet = Image.new("RGB", (columns * cell_width, max(1, -(-count // columns)) * cell_height), BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for place in range(count):
         left, top = place % columns * cell_width + 4, place // columns * cell_height + 4
-        sheet.paste(_picture(images[place], factor), (left, top))
+        sheet.paste(_cell(images[place]), (left, top))
         text = f"{key.opened[place]}: {labels[place]}"
-        draw.text((left + factor * width // 2, top + factor * height + 2), text, "black", font, anchor="mt")
+        draw.text((left + width // 2, top + height + 2), text, "black", font, anchor="mt")
     sheet.save(path, format="PNG")
     return count
+
+
+def _cell(image: Pixels) -> Image.Image:
+    """An image [C, H, W] in the size in which a sheet shows it."""
+    longer = max(image.shape[1:])
+    picture = _picture(image, max(1, -(-CELL // longer)))
+    if longer > MAX_CELL:
+        picture.thumbnail((MAX_CELL, MAX_CELL), Image.Resampling.BOX)
+    return picture
 
 
 def thumbnail(image: Pixels, longest: int | None = None) -> bytes:

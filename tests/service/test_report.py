@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
+from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
+from verifier import report
 from verifier.check import Verdict
+from verifier.cli import cli
 from verifier.report import contact_sheet, print_verdict
 
 
@@ -47,3 +51,28 @@ def test_the_contact_sheet_shows_the_opened_images(world, tmp_path):
     assert pixels.shape[1] == 16 * 72
     first = key.openings.images[0, 0].repeat(16, 0).repeat(16, 1)
     assert np.array_equal(pixels[4:68, 4:68, 0], first)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "size"),
+    [
+        ((1, 1, 1 << 18), 30, (16 * 520, 2 * 25)), ((1, 1 << 18, 1), 30, (16 * 9, 2 * 536)),
+        ((3, 600, 600), 3, (3 * 520, 536)),
+    ],
+)
+def test_no_key_makes_a_huge_sheet(world, tmp_path, monkeypatch, shape, count, size):
+    """Whatever the shape of its images is, up to one line of 2^18 pixels."""
+    images = np.zeros((count, *shape), np.uint8)
+    monkeypatch.setattr(report, "opened_items", lambda key: (images, np.zeros(count, np.int64)))
+    path = tmp_path / "sheet.png"
+    assert contact_sheet(world.key.vk, path) == count and Image.open(path).size == size
+    monkeypatch.setattr(report, "MAX_SHEET_PIXELS", 2 * (size[0] // min(count, 16)) * (size[1] // -(-count // 16)))
+    assert contact_sheet(world.key.vk, path) == 2
+
+
+def test_a_sheet_that_is_not_all_says_so(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MAX_SHEET_PIXELS", 50 * 72 * 88)
+    vk = tmp_path / "owner.vk"
+    vk.write_bytes(world.key.vk.to_bytes())
+    result = CliRunner().invoke(cli, ["key", str(vk), "--sheet", str(tmp_path / "sheet.png")])
+    assert result.exit_code == 0 and f"the first 50 of {len(world.key.vk.opened)} opened" in result.stderr
