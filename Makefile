@@ -11,7 +11,7 @@
 # make bench-workers  one worker of a Ray cluster against two: some ten minutes
 # make bench-large, bench-curves, bench-peers    the same for large networks, growing sizes, another prover: hours in all
 #
-# Needs Python 3.11 to 3.13, pip and gcc; everything else goes into .venv.
+# Needs Python 3.11 to 3.13, pip and gcc, and openssl for the tests; everything else goes into .venv.
 
 PYTHON ?= python3
 VENV ?= .venv

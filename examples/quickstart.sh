@@ -52,11 +52,30 @@ await_address() {
 new_secret() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
 # new_authority: ca.pem, and by it a certificate of this machine, server.pem with server.key.
 new_authority() {
-    local key=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
-    openssl req -x509 "${key[@]}" -keyout ca.key -out ca.pem -days 2 -subj "/CN=quickstart" 2>/dev/null
-    openssl req "${key[@]}" -keyout server.key -out server.csr -subj "/CN=this machine" 2>/dev/null
-    openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -set_serial 1 -days 2 -out server.pem \
-        -extfile <(echo "subjectAltName=IP:127.0.0.1") 2>/dev/null
+    python - <<'EOF'
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+authority, server = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+itself = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+for file, subject, key, extension in (
+    ("ca.pem", "quickstart", authority, x509.BasicConstraints(ca=True, path_length=0)),
+    ("server.pem", "this machine", server, itself),
+):
+    issuer, name = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in ("quickstart", subject))
+    new = x509.CertificateBuilder(issuer, name, key.public_key(), x509.random_serial_number())
+    new = new.not_valid_before(datetime.now(UTC)).not_valid_after(datetime.now(UTC) + timedelta(days=2))
+    certificate = new.add_extension(extension, critical=False).sign(authority, hashes.SHA256())
+    Path(file).write_bytes(certificate.public_bytes(Encoding.PEM))
+Path("server.key").write_bytes(server.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+EOF
 }
 
 mkdir "$work/owner" "$work/stranger"
