@@ -34,7 +34,7 @@ from protocol.keygen import MarkingKey
 MAGIC = b"zkmark marking key file 1\n"
 LOG2_N, R, P = 17, 8, 1  # 128 MiB and a third of a second; OWASP's recommendation for scrypt
 LOG2_N_RANGE = range(14, 19)  # accepted in a file: 16 to 256 MiB
-MAX_FILE_BYTES = 1 << 30
+MAX_FILE_BYTES = 5 << 28  # the largest key, 4096 images of 2^18 pixels, has 1.001 2^30
 BUDGET = 64  # distinct networks that one key answers for, ever
 MAX_BUDGET = 4096
 MAX_SECRET_BYTES = 4096

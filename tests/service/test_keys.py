@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol import keygen
 from protocol.errors import DecodingError, ParameterError
+from protocol.soundness import window
 from prover import keys
 from prover.keys import Approvals, load_marking_key, load_owner, read_secret, record_approval, save_marking_key
 
@@ -110,6 +112,20 @@ def test_costly_scrypt_parameters_are_refused_before_any_work(owner_file, parame
     owner_file.write_bytes(data)
     with pytest.raises(DecodingError, match="out of range"):
         load_marking_key(owner_file, SECRET)
+
+
+def test_the_largest_key_can_be_read_again(world, owner_file):
+    def bytes_of(ell: int, pixels: int, beacon: int, networks: int) -> int:
+        public = 12 + 20 + 1 + 32 + 96 * ell + 4 + beacon + 4 + 64
+        secret = 12 + 4 + public + (pixels + 4 + 64) * ell + 32
+        return len(keys.MAGIC) + 3 + 32 + 12 + 4 + (4 + secret + 8 + 36 * networks) + 16
+
+    parameters, networks = world.key.vk.parameters, len(load_owner(owner_file, SECRET)[1].k_min)
+    assert bytes_of(parameters.ell, 16, 0, networks) == owner_file.stat().st_size
+    largest = bytes_of(keygen.MAX_ELL, keygen.MAX_PIXELS, keygen.MAX_BEACON_BYTES, keys.MAX_BUDGET)
+    assert 1 << 30 < largest < keys.MAX_FILE_BYTES
+    most_opened = keygen.MAX_ELL - window(keygen.MAX_ELL)[0]
+    assert 100 * keygen.MAX_ELL + 5000 + most_opened * (keygen.MAX_PIXELS + 68) < keygen.MAX_KEY_BYTES
 
 
 def test_an_oversized_file_is_not_read(owner_file, monkeypatch):
