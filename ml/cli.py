@@ -50,6 +50,10 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
             _fail(f"{error.name} is not installed: install the extra `ml`", None, kwargs)
         except (VerificationError, DecodingError, ParameterError, OSError, MemoryError, UnicodeError) as error:
             _fail(str(error), error.check if isinstance(error, VerificationError) else None, kwargs)
+        except click.UsageError as error:
+            if kwargs.get("as_json"):
+                click.echo(json.dumps({"done": False, "failed_check": None, "error": error.format_message()}))
+            raise
         except KeyboardInterrupt:
             sys.exit(130)
 

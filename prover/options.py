@@ -39,6 +39,10 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
                 click.echo(json.dumps({"done": False, "failed_check": check, "error": str(error)}))
             click.echo(f"zkmark-prover: {one_line(str(error))}", err=True)
             sys.exit(1 if isinstance(error, VerificationError) else 2)
+        except click.UsageError as error:
+            if kwargs.get("as_json"):
+                click.echo(json.dumps({"done": False, "failed_check": None, "error": error.format_message()}))
+            raise
         except KeyboardInterrupt:
             sys.exit(130)
         except (click.ClickException, click.Abort, click.exceptions.Exit):

@@ -51,6 +51,11 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
                 click.echo(json.dumps({"accepted": False, "outcome": kind(error), "error": str(error)}))
             click.echo(f"zkmark-verifier: {kind(error)}: {one_line(str(error))}", err=True)
             sys.exit(2)
+        except click.UsageError as error:
+            if kwargs.get("as_json"):
+                text = error.format_message()
+                click.echo(json.dumps({"accepted": False, "outcome": "misuse", "error": text}))
+            raise
         except KeyboardInterrupt:
             click.echo("zkmark-verifier: interrupted", err=True)
             sys.exit(130)

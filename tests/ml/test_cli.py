@@ -65,7 +65,7 @@ def test_failures_are_one_line_with_their_status(folder: Path) -> None:
     out = ("--out", folder / "x.onnx")
     status, found, error = run("mark", "--data", "digits", "--epochs", 0, "--mode", "fromscratch", "--init",
                                folder / "passphrase", *out, *secret)  # fmt: skip
-    assert status == 2 and "--init" in error
+    assert status == 2 and "--init" in error and "--init" in found["error"]
     (folder / "bad.onnx").write_bytes(b"\x08\x07garbage")
     status, found, error = run("evaluate", "--model", folder / "bad.onnx", "--data", "digits")
     assert status == 2 and found["done"] is False and error.count("\n") == 1 and error.startswith("zkmark-ml: ONNX")

@@ -283,6 +283,13 @@ def test_another_model_and_a_tampered_proof(shop, tmp_path):
     assert result.exit_code == 1 and re.match(r"rejected  \w+\.\w+", result.stdout)
 
 
+def test_misuse_is_json_too(shop):
+    result = verify(shop, "--nonce", "zz", "--json")
+    assert result.exit_code == 2 and json.loads(result.stdout)["outcome"] == "misuse" and "64 hex" in result.stderr
+    result = prover("keygen", "--shape", "1,4", "--classes", 10, "--json")
+    assert result.exit_code == 2 and "--shape" in json.loads(result.stdout)["error"]
+
+
 def test_arguments_that_are_no_text(shop):
     result = verify(shop, "--purpose", "\udcff", "--json")
     assert result.exit_code == 2 and json.loads(result.stdout)["outcome"] == "misuse"
