@@ -125,6 +125,7 @@ def test_a_device_is_measured_where_there_is_one(monkeypatch: pytest.MonkeyPatch
         stages.clear()
         job = main._job("lenet-28x28", 1, profile=False)
         assert ("prove-device" in stages) == (device is not kernels.cpu)
-    more = {"machine": results.machine(), "runs": 1, "activations_per_image": 1, "proof_bytes": 1, "argument_bits": 124.0}
+    more = {"machine": results.machine(), "runs": 1, "activations_per_image": 1, "proof_bytes": 1,
+            "argument_bits": 124.0}  # fmt: skip
     monkeypatch.setattr(results, "jobs", lambda: [{**job, **more}])
     assert "| 1.00 s, 0.50 s on GPU |" in results.table()
