@@ -203,20 +203,22 @@ def _word(pointer, mask):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _get(table, size, at, mask):  # type: ignore[no-untyped-def]
-    """Elements `at` of a table [5, size]; 0 outside the mask."""
+    """Elements `at` (int64) of a table [5, size]; 0 outside the mask."""
+    row = at * 0 + size  # in 64 bits, as `at` is
     return (
-        _word(table + at, mask), _word(table + size + at, mask), _word(table + 2 * size + at, mask),
-        _word(table + 3 * size + at, mask), _word(table + 4 * size + at, mask),
+        _word(table + at, mask), _word(table + row + at, mask), _word(table + 2 * row + at, mask),
+        _word(table + 3 * row + at, mask), _word(table + 4 * row + at, mask),
     )
 
 
 @triton.jit
 def _put(table, size, at, mask, x):  # type: ignore[no-untyped-def]
+    row = at * 0 + size
     tl.store(table + at, x[0].to(tl.int32, bitcast=True), mask=mask)
-    tl.store(table + size + at, x[1].to(tl.int32, bitcast=True), mask=mask)
-    tl.store(table + 2 * size + at, x[2].to(tl.int32, bitcast=True), mask=mask)
-    tl.store(table + 3 * size + at, x[3].to(tl.int32, bitcast=True), mask=mask)
-    tl.store(table + 4 * size + at, x[4].to(tl.int32, bitcast=True), mask=mask)
+    tl.store(table + row + at, x[1].to(tl.int32, bitcast=True), mask=mask)
+    tl.store(table + 2 * row + at, x[2].to(tl.int32, bitcast=True), mask=mask)
+    tl.store(table + 3 * row + at, x[3].to(tl.int32, bitcast=True), mask=mask)
+    tl.store(table + 4 * row + at, x[4].to(tl.int32, bitcast=True), mask=mask)
 
 
 @triton.jit
@@ -436,7 +438,7 @@ def _leaves(  # type: ignore[no-untyped-def]
     for c in tl.static_range(5):
         x, y = _word(alpha + c + k * 0, inside), _word(alpha2 + c + k * 0, inside)
         value = _sub(_word(constant + c + k * 0, inside), _add(_mont(v1, x), _mont(v2, y)))
-        tl.store(out + c * size + k, value.to(tl.int32, bitcast=True), mask=inside)
+        tl.store(out + (k * 0 + size) * c + k, value.to(tl.int32, bitcast=True), mask=inside)
 
 
 def leaves(
