@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,8 @@ def _measure(names: list[str], runs: int) -> None:
         elif name == "workers":
             from benchmarks import workers
 
-            for stage in ("keygen", "fit", "derive"):
-                _run(stage, workers.JOB, 1)
+            for stage, job in product(("keygen", "fit", "derive"), (workers.FIRST, workers.JOB)):
+                _run(stage, job, 1)
             results.save("workers", busy, workers.measure(runs))
         elif name == "peers":
             ours = _job("lenet-28x28", runs, profile=False)
