@@ -82,8 +82,8 @@ def _measure(names: list[str], runs: int) -> None:
         elif name == "workers":
             from benchmarks import workers
 
-            for stage, job in product(("keygen", "fit", "derive"), (workers.FIRST, workers.JOB)):
-                _run(stage, job, 1)
+            for stage, which in product(("keygen", "fit", "derive"), (workers.FIRST, workers.JOB)):
+                _run(stage, which, 1)
             results.save("workers", busy, workers.measure(runs))
         elif name == "peers":
             ours = _job("lenet-28x28", runs, profile=False)
