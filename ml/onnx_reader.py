@@ -7,7 +7,7 @@ ParameterError that a well-formed model uses something that the integer network 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ml.wire import MALFORMED, check_counts
 from protocol.errors import DecodingError, ParameterError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 MAX_MODEL_BYTES = 256 << 20
 MAX_OPERATORS = 1 << 14
 MAX_CONNECTIONS = 1 << 10  # inputs or outputs of one operator
+MAX_NAME = 1 << 10  # characters of a name: messages and reports show it
 MAX_IMAGE = 1 << 20  # elements of an input image
 OPSETS = range(13, 29)  # versions of the default domain whose operators mean what `lowering` takes them to mean
 
@@ -140,10 +142,11 @@ def read_model(data: bytes) -> Graph:
     if len(data) > MAX_MODEL_BYTES:
         raise DecodingError(f"ONNX model: over {MAX_MODEL_BYTES} bytes")
     model = onnx.ModelProto()
+    check_counts(data)
     try:
         model.ParseFromString(data)
     except (DecodeError, ValueError):
-        raise DecodingError("ONNX model: not an ONNX file, or truncated") from None
+        raise DecodingError(MALFORMED) from None
     if not model.HasField("graph") or not model.graph.node:
         raise DecodingError("ONNX model: no graph")
     if model.functions or model.training_info:
@@ -154,20 +157,11 @@ def read_model(data: bytes) -> Graph:
     return _graph(model.graph)
 
 
-def living(data: bytes, graph: Graph) -> bytes:
-    """The model of which `graph` was read, without the operators that are not in it: no cap holds for those."""
-    import onnx
-
-    model, needed = onnx.ModelProto.FromString(data), {operator.output for operator in graph.operators}
-    nodes = [node for node in model.graph.node if node.op_type == "Constant" or needed.intersection(node.output)]
-    del model.graph.node[:], model.graph.value_info[:]
-    model.graph.node.extend(nodes)
-    return model.SerializeToString()
-
-
 def _graph(graph: GraphProto) -> Graph:
     if len(graph.node) > MAX_OPERATORS or len(graph.initializer) > MAX_OPERATORS:
         raise ParameterError(f"ONNX model: over {MAX_OPERATORS} operators or constants")
+    if not all(isinstance(name, str) and len(name) <= MAX_NAME for name in _names(graph)):
+        raise DecodingError(f"ONNX model: a name that is no text, or has over {MAX_NAME} characters")
     if graph.sparse_initializer or graph.quantization_annotation:
         raise ParameterError("ONNX model: sparse and quantised tensors are not supported; export plain float32")
     constants = {tensor.name: _array(tensor, f"initializer {tensor.name!r}") for tensor in graph.initializer}
@@ -216,6 +210,31 @@ def _graph(graph: GraphProto) -> Graph:
         defined.add(outputs[0])  # further outputs (a dropout mask, training statistics) stay undefined: not supported
     output = graph.output[0].name
     return Graph(inputs[0].name, (channels, rows, columns), output, classes, _needed(operators, output), constants)
+
+
+def _names(graph: GraphProto) -> Iterator[str]:
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (value.name for value in (*graph.input, *graph.output))
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute))
+
+
+def needed_only(data: bytes) -> bytes:
+    """The model of bytes that `read_model` accepts, without what its output does not depend on: runtimes run it all."""
+    import onnx
+
+    model = onnx.ModelProto.FromString(data)
+    graph, kept = model.graph, []
+    wanted = {graph.output[0].name}
+    for node in reversed(graph.node):
+        if wanted & {*node.output}:
+            wanted.update(node.input)
+            kept.append(node)
+    constants = [tensor for tensor in graph.initializer if tensor.name in wanted]
+    out = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    out.graph.CopyFrom(onnx.GraphProto(name=graph.name, node=reversed(kept), initializer=constants,
+                                       input=graph.input, output=graph.output))  # fmt: skip
+    return out.SerializeToString()
 
 
 def _needed(operators: list[Operator], output: str) -> tuple[Operator, ...]:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ml.calibration import noise_count, noise_images
 from ml.integers import memory_bytes, to_integers
 from ml.lowering import lower
-from ml.onnx_reader import living, read_model
+from ml.onnx_reader import needed_only, read_model
 from ml.real_network import RealNetwork, select_outputs
 from ml.resampling import METHODS, resample, resizing
 from protocol.encoding import Reader, Writer
@@ -252,7 +252,7 @@ def float_classes(model_bytes: bytes, images: Images, derivation: Derivation = D
     # What the operators mean: a fusion of a padding into a maximum, for example, gives other numbers.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(living(model_bytes, graph), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(needed_only(model_bytes), options, providers=["CPUExecutionProvider"])
         logits = np.concatenate([session.run(None, {graph.input: x})[0] for x in inputs])
     except Exception as error:  # the runtime raises many kinds, none of them ours
         raise DecodingError(f"ONNX model: onnxruntime refuses it ({type(error).__name__})") from None

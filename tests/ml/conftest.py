@@ -28,7 +28,10 @@ def onnx_model() -> Build:
     ) -> bytes:
         single = {n: a.astype(np.float32) if a.dtype.kind == "f" else a for n, a in constants.items()}
         graph = helper.make_graph(
-            [helper.make_node(kind, inputs, out.split(","), name=out, **more) for kind, inputs, out, more in nodes],
+            [
+                helper.make_node(kind, inputs, out.split(","), name=out[:100], **more)
+                for kind, inputs, out, more in nodes
+            ],
             "graph",
             [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, *shape])],
             [helper.make_tensor_value_info(nodes[-1][2], TensorProto.FLOAT, [1, classes])],

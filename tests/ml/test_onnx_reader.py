@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from ml import builder, onnx_reader
-from ml.quantise import derive
+from ml import builder, onnx_reader, wire
+from ml.calibration import noise_images
+from ml.quantise import derive, float_classes
 from protocol.errors import DecodingError, ParameterError
 
 Build = Callable[..., bytes]
@@ -174,7 +175,8 @@ CASES: list[tuple[str, Edit, type[Exception], str]] = [
     ("groups", attribute(2, "group", 4), ParameterError, "Conv 'conv': weight"),
     ("no groups", attribute(2, "group", 0), ParameterError, "Conv 'conv': weight"),
     ("float stride", attribute(2, "group", 1.5), ParameterError, "must be an integer"),
-    ("ceil mode", attribute(4, "ceil_mode", 1), ParameterError, "ceil_mode"),
+    ("long name", operator(3, name="x" * 2000), DecodingError, "over 1024 characters"),
+    ("control characters", operator(3, op_type="\x1b[2J"), ParameterError, r"operator '\\x1b\[2J' 'relu'"),
     ("flatten axis", attribute(5, "axis", 2), ParameterError, "axis 1"),
     ("transposed input", attribute(6, "transA", 1), ParameterError, "transA"),
     ("softmax in the middle", operator(3, op_type="Softmax"), ParameterError, "trailing softmax"),
@@ -251,6 +253,39 @@ def test_noise_is_not_a_model(data: bytes) -> None:
         derive(data)
 
 
+def message(number: int, content: bytes) -> bytes:
+    """A field of protobuf that holds bytes."""
+    length = bytes([len(content) >> 7 * k & 127 | 128 for k in range(4)] + [len(content) >> 28])
+    return bytes([number << 3 | 2]) + length + content
+
+
+GRAPH, NODE, ATTRIBUTE, INTS, GROUP = 7, 1, 5, 8, 6
+WIRES: list[tuple[str, bytes, type[Exception], str]] = [
+    ("operators", message(GRAPH, b"\x0a\x00" * wire.MAX_FIELDS), ParameterError, "fields"),
+    ("names", message(GRAPH, message(NODE, b"\x0a\x00" * wire.MAX_FIELDS)), ParameterError, "fields"),
+    ("integers", message(GRAPH, message(NODE, message(ATTRIBUTE, message(INTS, bytes(wire.MAX_PACKED + 1))))),
+     ParameterError, "packed integers"),
+    ("a length over the end", b"\x3a\x7f\x00", DecodingError, "truncated"),
+    ("a number without an end", b"\xff" * 20, DecodingError, "truncated"),
+    ("a group", b"\x0b\x0c", DecodingError, "truncated"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "error", "match"), [c[1:] for c in WIRES], ids=[c[0] for c in WIRES])
+def test_bytes_are_counted_before_they_are_parsed(data: bytes, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        wire.check_counts(data)
+
+
+def test_messages_in_messages_are_counted(small: Build) -> None:
+    deep = b"\x08\x01"
+    for _ in range(10):
+        deep = message(NODE, message(ATTRIBUTE, message(GROUP, deep)))
+    with pytest.raises(ParameterError, match="nested"):
+        wire.check_counts(message(GRAPH, deep))
+    wire.check_counts(small())
+
+
 def test_size_caps(small: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_reader, "MAX_MODEL_BYTES", 100)
     with pytest.raises(DecodingError, match="over 100 bytes"):
@@ -287,6 +322,17 @@ def test_dead_operators_do_not_change_the_network(small: Build) -> None:
         model.graph.node.append(helper.make_node("Relu", ["relu"], ["unused"], name="unused"))
 
     assert derive(edited(small(), unused)).network.digest == derive(small()).network.digest
+
+
+def test_dead_operators_do_not_run(small: Build) -> None:
+    """A terabyte that the output does not depend on."""
+
+    def unused(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1 << 40]), "many"))
+        model.graph.node.append(helper.make_node("ConstantOfShape", ["many"], ["unused"], name="unused"))
+
+    images = noise_images((1, 6, 6), 5)
+    assert (float_classes(edited(small(), unused), images) == float_classes(small(), images)).all()
 
 
 def test_names_do_not_change_the_network(small: Build) -> None:
