@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -21,7 +22,7 @@ from protocol.network import IDENTITY, MAX_NODES, Product, Window
 MAX_ACTIVATIONS = 1 << 24  # of one image, over all nodes
 MAX_TAPS = 1 << 28  # elements that one edge gathers for one image
 MAX_WEIGHTS = 3 << 25  # made on the way; one tensor of the file may be used many times
-MAX_WORK = 1 << 33  # multiplications for one image, over all nodes
+MAX_WORK = 1 << 33  # multiplications for one image, over all nodes; and taps of all windows, as a runtime takes them
 MEMORY_WORK = 16  # multiplications of a matrix product that take as long as one operation on memory
 MAX_TERMS = 4  # edges of a sum; a longer one (a residual stream) is committed in between
 MAX_PARTS = 8  # of a tensor whose channels were rearranged; more are committed as one
@@ -29,6 +30,7 @@ LARGE_POOL = 16  # times the size of its output: an average pool that is committ
 LARGE_KERNEL = 4  # values whose mean is a resized pixel: from more on it is committed
 LARGEST_KERNEL = 1 << 12  # of rows and columns at once: the unit of such a sum is still far below that of a pixel
 MAX_MAGNITUDE = 2.0**120  # of a weight or a bias after composition; an exact copy may be rescaled by 2^100
+MAX_REGIONS = 25  # of a padded average, by how many entries its windows have: each is an edge
 MAX_STEPS = 64  # taps of one axis of a maximum: each is a node
 
 TOO_LARGE = "the network is too large: fewer channels or smaller images help"
@@ -58,7 +60,7 @@ class Builder:
         self.nodes: list[RealNode] = []
         self.nonnegative: set[int] = set()  # graph nodes that are never negative
         self.committed: dict[int, tuple[Value, Value]] = {}  # by id of a value: it, and its identity node
-        self.activations = self.weights = self.work = 0
+        self.activations = self.weights = self.work = self.taps = 0
 
     def network(self, logits: Tensor, name: str) -> RealNetwork:
         """The network that ends in these logits."""
@@ -103,6 +105,12 @@ class Builder:
         self.work += work
         if self.weights > MAX_WEIGHTS or self.work > MAX_WORK:
             raise ParameterError(f"{where}: {TOO_LARGE}")
+
+    def _take(self, fail: Fail, taps: int) -> None:
+        """Count what a window reads, whether or not a node will need it: the float reference runs everything."""
+        self.taps += max(taps, 0)
+        if self.taps > MAX_WORK:
+            raise fail(TOO_LARGE)
 
     def _output(self) -> Value:
         """The plain value of the last node."""
@@ -150,14 +158,18 @@ class Builder:
         return known[1]
 
     def plain(
-        self, value: Value, name: str, *, unshifted: bool = False, unpooled: bool = False, positive: bool = False
-    ) -> tuple[RealEdge, Value]:
-        """A value that is one scaled source: as it is, or ended by an identity node."""
+        self, value: Value, name: str, *, unshifted: bool = False, unpooled: bool = False, positive: bool = False,
+        uncropped: bool = False,
+    ) -> tuple[RealEdge, Value]:  # fmt: skip
+        """A value that is one scaled source: as it is, or ended by an identity node.
+
+        unshifted: zeros may be put around it.  uncropped: what is around it may be taken for zeros.
+        """
         value = self.settled(value)
         edge = value.plain
         if edge is None or (unshifted and value.bias.any()) or (unpooled and edge.pool) or (
             positive and not (edge.weight > 0).all()
-        ):
+        ) or ((unshifted or uncropped) and _cropped(edge)):
             value = self.commit(value, name)
             edge = value.edges[0]
         return edge, value
@@ -320,6 +332,7 @@ class Builder:
         if min(shape) < 1:
             raise fail(f"the kernel is larger than its input {value.shape}")
         self.spend(weight.size, 0, name)
+        self._take(fail, weight.size * prod(shape[1:]))
         if max(shape) > 1 << 16 or prod(shape[1:]) * kh * kw * c > MAX_TAPS:
             raise fail(TOO_LARGE)
         source = (np.arange(o) // (o // groups))[:, None] * cg + np.arange(cg)[None, :]  # [O, cg] channel of the value
@@ -342,15 +355,69 @@ class Builder:
         rows, columns = _behind(edge, (rows, columns))
         return replace(value, edges=(replace(edge, rows=rows, columns=columns),), shape=shape)
 
-    def average(self, fail: Fail, name: str, value: Value, windows: Windows) -> Value:
-        """The mean over windows; padding counts as zeros.
+    def crop(self, value: Value, rows: range, columns: range, name: str) -> Value:
+        """Some rows and columns of the value."""
+        edge, value = self.plain(value, name)
+        windows = tuple(
+            Window(1, r.step, -r.start, r.step * (len(r) - 1) + 1 + r.start - n)
+            for r, n in zip((rows, columns), value.shape[1:], strict=True)
+        )
+        over = _behind(edge, (windows[0], windows[1]))
+        shape = value.shape[0], len(rows), len(columns)
+        return replace(value, edges=(replace(edge, rows=over[0], columns=over[1]),), shape=shape)
 
-        A large one is committed: composed, its consumer's weights would have to be as many times smaller, and coarser.
+    def expand(self, value: Value, shape: Shape, name: str) -> Value:
+        """A value of one pixel, at every place of an image."""
+        edge, value = self.plain(value, name, unpooled=True, uncropped=True)
+        if edge.rows != IDENTITY or edge.columns != IDENTITY:
+            value = self.commit(value, name)
+            edge = value.edges[0]
+        everywhere = Window(1, repeat=shape[1]), Window(1, repeat=shape[2])
+        return replace(value, edges=(replace(edge, pool=everywhere),), shape=shape)
+
+    def widen(self, tensor: Tensor, before: int, after: int, name: str) -> Tensor:
+        """The tensor with channels of zeros before and after its own."""
+        value = self.settled(self.single(tensor))
+        channels, *area = value.shape
+        own, total, edges = slice(before, before + channels), before + channels + after, []
+        for edge in value.edges:
+            self.spend(total * edge.weight.size // channels * edge.groups, 0, name)
+            dense = np.zeros((total, edge.weight.shape[1] * edge.groups, *edge.weight.shape[2:]))
+            dense[own] = edge.dense(range(channels))
+            edges.append(replace(edge, weight=dense, groups=1))
+        bias = np.zeros(total)
+        bias[own] = value.bias
+        return Tensor((Value(tuple(edges), bias, (total, area[0], area[1])),))
+
+    def average(self, fail: Fail, name: str, value: Value, windows: Windows) -> Value:
+        """The mean over windows; padding counts as zeros."""
+        counts = tuple(np.full(w.outputs(n), w.kernel) for w, n in zip(windows, value.shape[1:], strict=True))
+        return self.means(fail, name, value, windows, (counts[0], counts[1]), True)
+
+    def means(
+        self, fail: Fail, name: str, value: Value, windows: Windows, counts: tuple[Ints, Ints], padded: bool
+    ) -> Value:
+        """The mean over windows with counts[0][p] * counts[1][q] entries at row p and column q.
+
+        padded: whether the padding is among them, as zeros.  Where the counts differ, the edges are one for each region
+        of equal ones, with a pool over that region and zeros around it.  A large pool is committed: composed, its
+        consumer's weights would have to be as many times smaller, and coarser.
         """
-        edge, value = self.plain(value, name, unshifted=_padded(windows), unpooled=True)
+        edge, value = self.plain(
+            value, name, unshifted=padded and _padded(windows), unpooled=True, uncropped=_padded(windows)
+        )
         shape = self._pooled(fail, value, windows)
-        scale = edge.weight[:, 0, 0, 0] / float(windows[0].kernel * windows[1].kernel)
-        mean = Value((diagonal(edge.source, scale, _behind(edge, windows)),), value.bias, shape)
+        self._take(fail, prod(shape) * windows[0].kernel * windows[1].kernel)
+        (rows, columns), over = (_runs(c) for c in counts), _behind(edge, windows)
+        if len(rows) * len(columns) > MAX_REGIONS:
+            raise fail("too many windows of different sizes at the border; count_include_pad = 1 has one")
+        edges = []
+        for (top, bottom), (left, right) in product(rows, columns):
+            scale = edge.weight[:, 0, 0, 0] / float(counts[0][top] * counts[1][left])
+            pool = _outputs(over[0], top, shape[1] - bottom), _outputs(over[1], left, shape[2] - right)
+            around = Window(1, 1, top, shape[1] - bottom), Window(1, 1, left, shape[2] - right)
+            edges.append(replace(diagonal(edge.source, scale, pool), rows=around[0], columns=around[1]))
+        mean = Value(tuple(edges), value.bias, shape)
         large = LARGE_POOL * prod(shape) <= prod(value.shape)
         return self.commit(mean, name) if large else mean
 
@@ -361,12 +428,13 @@ class Builder:
         one source with tight bounds instead of three.  Zero padding is as good as the minus infinity of ONNX where
         values are not negative; others are lifted by one more node.
         """
-        edge, value = self.plain(value, name, unpooled=True, positive=True)
+        edge, value = self.plain(value, name, unpooled=True, positive=True, uncropped=True)
         signed = edge.source not in self.nonnegative
         if signed and edge.rows.pad_before + edge.rows.pad_after + edge.columns.pad_before + edge.columns.pad_after:
             value = self.commit(value, name)  # zeros that count as such
             edge = value.edges[0]
         shape = self._pooled(fail, value, windows)
+        self._take(fail, prod(shape) * windows[0].kernel * windows[1].kernel)
         if max(w.kernel for w in windows) > MAX_STEPS:
             raise fail(f"the kernel of a maximum is larger than {MAX_STEPS}")
         if any((x.taps(n) < 0).all(axis=0).any() for x, n in zip(windows, value.shape[1:], strict=True)):
@@ -407,6 +475,22 @@ class Builder:
 
 def _padded(windows: Windows) -> bool:
     return any(w.pad_before or w.pad_after for w in windows)
+
+
+def _cropped(edge: RealEdge) -> bool:
+    return min(edge.rows.pad_before, edge.rows.pad_after, edge.columns.pad_before, edge.columns.pad_after) < 0
+
+
+def _runs(counts: Ints) -> list[tuple[int, int]]:
+    """(first, end) of each run of equal counts."""
+    ends = [*(np.flatnonzero(np.diff(counts)) + 1).tolist(), len(counts)]
+    return [*zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _outputs(window: Window, before: int, after: int) -> Window:
+    """The window without its first and last outputs, so many of them."""
+    first, last = window.pad_before - window.stride * before, window.pad_after - window.stride * after
+    return replace(window, pad_before=first, pad_after=last)
 
 
 def _behind(edge: RealEdge, windows: Windows) -> Windows:

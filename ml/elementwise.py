@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from ml.expressions import MAX_SIZE, Expression, X, gelu
+from ml.expressions import MAX_SIZE, Expression, X, elu, gelu
 from ml.onnx_reader import Operator
 from ml.real_network import Floats, Tensor
 from ml.scope import Scope, Trace
+from ml.views import broadcast
+
+SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875  # the defaults of ONNX
 
 
 def arithmetic(scope: Scope, operator: Operator) -> Tensor | Trace:
@@ -67,6 +70,9 @@ def combine(scope: Scope, operator: Operator) -> Tensor | Trace:
         if e == f:
             return replace(a, expression=e.affine(scale + factor, shift + offset))
         return replace(a, expression=a.expression.add(other))
+    expanded = [name for name in operator.inputs if name in scope.pixels]
+    if kind == "Mul" and len(expanded) == 1:
+        operator = replace(operator, inputs=tuple(scope.pixels.get(name, name) for name in operator.inputs))
     left, right = scope.value(operator, 0), scope.value(operator, 1)
     if left.rank != right.rank:
         raise operator.fail("one operand is flattened, the other is not")
@@ -76,6 +82,9 @@ def combine(scope: Scope, operator: Operator) -> Tensor | Trace:
         if left.shape != right.shape and right.shape != (left.shape[0], 1, 1):
             raise operator.fail(f"factors of shapes {left.shape} and {right.shape} are not supported")
         return scope.builder.product(left, right, operator.name)
+    if left.rank == 4 and left.shape[0] == right.shape[0] and left.single_pixel != right.single_pixel:
+        area = (right if left.single_pixel else left).shape[1:]
+        left, right = (broadcast(scope, operator, t, area) if t.single_pixel else t for t in (left, right))
     if left.shape != right.shape or left.features != right.features:
         raise operator.fail("only sums and differences of two activations of one shape are supported")
     if kind == "Sub":
@@ -130,8 +139,18 @@ def function(scope: Scope, operator: Operator) -> Trace:
         case "Gelu":
             y = gelu(x, operator.text("approximate", "none") == "tanh")
         case "Elu":
-            below = Expression("exp", (x.clip(-np.inf, 0.0),)).affine(1.0, -1.0)
-            y = x.relu().add(below.affine(operator.real("alpha", 1.0), 0.0))
+            y = elu(x, operator.real("alpha", 1.0))
+        case "Celu":
+            alpha = operator.real("alpha", 1.0)
+            if not alpha:
+                raise operator.fail("alpha must not be 0")
+            y = elu(x.affine(1.0 / alpha, 0.0), 1.0).affine(alpha, 0.0)
+        case "Selu":
+            y = elu(x, operator.real("alpha", SELU_ALPHA)).affine(operator.real("gamma", SELU_GAMMA), 0.0)
+        case "Abs":
+            y = x.relu().add(x.affine(-1.0, 0.0).relu())
+        case "Mish":
+            y = x.mul(Expression("tanh", (Expression("softplus", (x,)),)))
         case "Neg":
             y = x.affine(-1.0, 0.0)
         case "Pow":
@@ -142,6 +161,19 @@ def function(scope: Scope, operator: Operator) -> Trace:
         case _:
             y = Expression(operator.kind.lower(), (x,))
     return replace(trace, expression=y)
+
+
+def limit(scope: Scope, operator: Operator) -> Trace:
+    """Max and Min of one tensor and numbers."""
+    traced = [i for i, name in enumerate(operator.inputs) if name in scope.traces]
+    if len(traced) != 1:
+        raise operator.fail("only one operand may depend on the image; the others must be numbers")
+    numbers = [bound(scope, operator, i, 0.0) for i in range(len(operator.inputs)) if i not in traced]
+    trace = scope.trace(operator, traced[0])
+    if not numbers:
+        return trace
+    low, high = (max(numbers), np.inf) if operator.kind == "Max" else (-np.inf, min(numbers))
+    return replace(trace, expression=trace.expression.clip(low, high))
 
 
 def bound(scope: Scope, operator: Operator, index: int, default: float) -> float:

@@ -55,8 +55,10 @@ TABLE_SHARE = 8  # ... of at most so many rows for every activation of the netwo
 STEPS = 2048  # units of a curve between 0 and the largest y that calibration shows
 PRECISION = 50  # provisional sums stay below 2^50 plus rounding
 TABLE_WORK = 1 << 32  # elementwise operations for the tables of curves
+TABLE_ROWS = 1 << 26  # of all different tables, 8 bytes each
 GATHERED = 1 << 22  # elements that one calibration step gathers, where there are several images
 MAX_CALIBRATION = 1 << 29  # activations kept during calibration
+TOO_MANY_TABLES = "the activation tables: too many different functions; use ReLU, or one slope throughout"
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -114,7 +116,7 @@ class _Quantiser:
         rows = TABLE_SHARE * real.activations
         self.widths = [b for b in range(table_bits, MAX_TABLE_BITS + 1, 2) if b == table_bits or 1 << b <= rows]
         self.shared: dict[tuple[object, ...], Table] = {}
-        self.table_work = 0
+        self.table_work = self.table_rows = 0
         values = real.scale[:, None] * np.arange(256) + real.shift[:, None]  # [C, 256]
         scale = grid(grid_above(np.abs(values).max(axis=1) / MAX_INPUT))
         self.input_tables = np.rint(values / scale[:, None]).astype(np.int64)
@@ -242,10 +244,11 @@ class _Quantiser:
             bounds = 0, int((high - np.minimum(low, 0)).max())
         else:
             bounds = min(int(low.min()), 0), max(int(high.max()), 0)
-        u = np.arange(-(1 << (width - 1)), 1 << (width - 1))
-        table = self.shared.setdefault(("clip", width, *bounds), Table(width, u.clip(*bounds)))
+        key = ("clip", width, *bounds)
+        if key not in self.shared:
+            self.shared[key] = Table(width, self.units(width).clip(*bounds))
         self.scales.append(self.scales[source])
-        return Node(edges, bias, 0, table, real_node.name)
+        return Node(edges, bias, 0, self.shared[key], real_node.name)
 
     def product(self, real_node: RealNode, product: Product) -> Node:
         """A product: its unit is that of the integers, times the shift that leaves 12 bits to the values to expect."""
@@ -298,15 +301,21 @@ class _Quantiser:
         """expression(unit * u) / scale, clipped to +-ceiling; nodes with the same one share it."""
         key = expression, width, unit, scale, ceiling
         if key not in self.shared:
-            u = np.arange(-(1 << (width - 1)), 1 << (width - 1))
-            values = np.rint(self.evaluate_curve(expression, u * unit) / scale).clip(-ceiling, ceiling)
+            values = np.rint(self.evaluate_curve(expression, self.units(width) * unit) / scale).clip(-ceiling, ceiling)
             self.shared[key] = Table(width, values.astype(np.int64))
         return self.shared[key]
+
+    def units(self, width: int) -> Ints:
+        """The arguments of one more table."""
+        self.table_rows += 1 << width
+        if self.table_rows > TABLE_ROWS:
+            raise ParameterError(TOO_MANY_TABLES)
+        return np.arange(-(1 << (width - 1)), 1 << (width - 1))
 
     def evaluate_curve(self, expression: Expression, x: npt.NDArray[np.floating]) -> Floats:
         self.table_work += expression.cost * len(x)
         if self.table_work > TABLE_WORK:
-            raise ParameterError("the activation tables: too many different functions")
+            raise ParameterError(TOO_MANY_TABLES)
         return expression(x.astype(np.float64))
 
     def evaluate(self, node: Node) -> Iterator[Ints]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ml.onnx_reader import Operator
-from ml.real_network import Tensor, Windows
+from ml.real_network import Ints, Tensor, Windows
 from ml.scope import Scope
 from protocol.network import Window
 
@@ -46,26 +46,52 @@ def dense(scope: Scope, operator: Operator) -> Tensor:
 
 
 def pool(scope: Scope, operator: Operator) -> Tensor:
-    """Averages and maxima over windows, or over the whole image."""
+    """Averages and maxima over windows."""
     tensor = scope.image(operator)
-    h, w = tensor.shape[1:]
-    largest = operator.kind in ("MaxPool", "GlobalMaxPool", "ReduceMax")
-    if operator.kind in ("AveragePool", "MaxPool"):
-        if operator.integer("ceil_mode", 0) and not largest:
-            raise operator.fail("ceil_mode is not supported")
-        windows = _windows(operator, operator.integers("kernel_shape", (0, 0)), (h, w))
-        if operator.integer("ceil_mode", 0):
-            windows = _ceiling(windows[0], h), _ceiling(windows[1], w)
-        padded = any(x.pad_before or x.pad_after for x in windows)
-        if not largest and padded and operator.integer("count_include_pad", 0) == 0:
-            raise operator.fail("padded average pooling needs count_include_pad = 1")
+    lengths = tensor.shape[1:]
+    windows = whole = _windows(operator, operator.integers("kernel_shape", (0, 0)), lengths)
+    if operator.integer("ceil_mode", 0):
+        windows = _ceiling(whole[0], lengths[0]), _ceiling(whole[1], lengths[1])
+    if operator.kind == "MaxPool":
+        parts = [scope.builder.maximum(operator.fail, operator.name, p, windows) for p in tensor.parts]
     else:
-        if operator.kind.startswith("Reduce") and scope.axes(operator, 4) != [2, 3]:
-            raise operator.fail("only a reduction over both spatial axes is supported")
-        windows = (Window(h), Window(w))
-    rule = scope.builder.maximum if largest else scope.builder.average
+        padded = bool(operator.integer("count_include_pad", 0))
+        rows, columns = (  # what ceil_mode adds behind the padding never counts
+            _counts(w, n, *((-x.pad_before, n + x.pad_after) if padded else (0, n)))
+            for w, x, n in zip(windows, whole, lengths, strict=True)
+        )
+        if not (rows.all() and columns.all()):
+            raise operator.fail("a window lies in the padding alone")
+        parts = [
+            scope.builder.means(operator.fail, operator.name, p, windows, (rows, columns), padded)
+            for p in tensor.parts
+        ]
+    return replace(tensor, parts=tuple(parts))
+
+
+def _counts(window: Window, length: int, start: int, end: int) -> Ints:
+    """[outputs] how many taps of each window are at start .. end - 1 of an axis of `length`."""
+    k, p = np.arange(window.kernel)[:, None], np.arange(window.outputs(length))[None, :]
+    at = window.stride * p + window.dilation * k - window.pad_before
+    return np.asarray(((start <= at) & (at < end)).sum(axis=0))
+
+
+def reduce(scope: Scope, operator: Operator) -> Tensor:
+    """Sums, averages and maxima over rows, columns or both; of [1, C, H W] over its last axis."""
+    tensor = scope.value(operator)
+    whole = operator.kind.startswith("Global")
+    axes = [2, 3] if whole else scope.axes(operator, tensor.rank)
+    allowed = {4: ([2], [3], [2, 3]), 3: ([2],)}.get(tensor.rank, ())
+    if axes not in allowed:
+        raise operator.fail("only a reduction over rows, columns or both is supported")
+    over = axes if tensor.rank == 4 else [2, 3]
+    windows = Window(tensor.shape[1] if 2 in over else 1), Window(tensor.shape[2] if 3 in over else 1)
+    rule = scope.builder.maximum if operator.kind in ("GlobalMaxPool", "ReduceMax") else scope.builder.average
     parts = tuple(rule(operator.fail, operator.name, part, windows) for part in tensor.parts)
-    return replace(tensor, parts=parts, rank=4 if operator.integer("keepdims", 1) else 2)
+    rank = tensor.rank if whole or operator.integer("keepdims", 1) else tensor.rank - len(axes)
+    reduced = replace(tensor, parts=parts, rank=rank)
+    count = float(windows[0].kernel * windows[1].kernel)
+    return scope.builder.scaled(reduced, count, 0.0) if operator.kind == "ReduceSum" else reduced
 
 
 def pad(scope: Scope, operator: Operator) -> Tensor:
@@ -73,17 +99,32 @@ def pad(scope: Scope, operator: Operator) -> Tensor:
     fill = scope.constant(operator, 2)
     if operator.text("mode", "constant") != "constant" or (fill is not None and fill.any()):
         raise operator.fail("only padding with zeros is supported")
-    pads = scope.weight(operator, 1, 1).tolist()
+    given = scope.weight(operator, 1, 1).tolist()
     axes = scope.weight(operator, 3, 1).tolist() if len(operator.inputs) > 3 and operator.inputs[3] else [0, 1, 2, 3]
-    if len(pads) != 2 * len(axes) or not all(0 <= n <= 1 << 16 for n in pads):
-        raise operator.fail("pads must be 0 .. 65536, two per axis")
+    if len(given) != 2 * len(axes) or not all(-(1 << 16) <= n <= 1 << 16 for n in given):
+        raise operator.fail("pads must be -65536 .. 65536, two per axis")
     before, after = ({int(a) % 4: int(n) for a, n in zip(axes, half, strict=True)} for half in
-                     (pads[: len(axes)], pads[len(axes) :]))
-    if any(side.get(axis, 0) for side in (before, after) for axis in (0, 1)):
-        raise operator.fail("only rows and columns can be padded")
-    sides = before.get(2, 0), before.get(3, 0), after.get(2, 0), after.get(3, 0)
-    parts = tuple(scope.builder.pad(operator.fail, operator.name, p, sides) for p in tensor.parts)
-    return replace(tensor, parts=parts)
+                     (given[: len(axes)], given[len(axes) :]))
+    sides = [(before.get(axis, 0), after.get(axis, 0)) for axis in range(4)]
+    if any(sides[0]) or min(sides[1]) < 0:
+        raise operator.fail("only rows and columns can be padded, and zeros put before and after the channels")
+    if any(sides[1]):
+        tensor = scope.builder.widen(tensor, *sides[1], operator.name)
+    kept = [range(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(tensor.shape[1:], sides[2:], strict=True)]
+    if [*map(len, kept)] != [*tensor.shape[1:]]:  # negative pads crop
+        tensor = crop(scope, operator, tensor, kept[0], kept[1])
+    (top, bottom), (left, right) = ((max(a, 0), max(b, 0)) for a, b in sides[2:])
+    if not (top or bottom or left or right):
+        return tensor
+    pads = top, left, bottom, right
+    return replace(tensor, parts=tuple(scope.builder.pad(operator.fail, operator.name, p, pads) for p in tensor.parts))
+
+
+def crop(scope: Scope, operator: Operator, tensor: Tensor, rows: range, columns: range) -> Tensor:
+    """Some rows and columns, at any positive step."""
+    if not (len(rows) and len(columns)) or min(rows.step, columns.step) < 1:
+        raise operator.fail("rows and columns can be left out, not turned around, and some must stay")
+    return replace(tensor, parts=tuple(scope.builder.crop(p, rows, columns, operator.name) for p in tensor.parts))
 
 
 def normalize(scope: Scope, operator: Operator) -> Tensor:

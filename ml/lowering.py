@@ -17,17 +17,20 @@ Rule = Callable[[Scope, Operator], Tensor | Trace]
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("Conv",), linear.conv),
     **dict.fromkeys(("Gemm", "MatMul"), linear.dense),
-    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean"), linear.pool),
-    **dict.fromkeys(("MaxPool", "GlobalMaxPool", "ReduceMax"), linear.pool),
+    **dict.fromkeys(("AveragePool", "MaxPool"), linear.pool),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean", "ReduceSum"), linear.reduce),
     "BatchNormalization": linear.normalize,
     "Pad": linear.pad,
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), elementwise.arithmetic),
     **dict.fromkeys(("Relu", "LeakyRelu", "Clip", "Elu", "HardSigmoid", "HardSwish"), elementwise.function),
-    **dict.fromkeys(("Sigmoid", "Tanh", "Erf", "Swish", "Gelu", "Neg", "Pow"), elementwise.function),
+    **dict.fromkeys(("Sigmoid", "Tanh", "Erf", "Swish", "Gelu", "Neg", "Pow", "Abs"), elementwise.function),
+    **dict.fromkeys(("Celu", "Mish", "Selu", "Softplus"), elementwise.function),
+    **dict.fromkeys(("Max", "Min"), elementwise.limit),
     "PRelu": elementwise.prelu,
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), views.reshape),
     "Transpose": views.transpose,
     "Concat": views.concatenate,
+    "Expand": views.expand,
     **dict.fromkeys(("Slice", "Split", "Gather"), views.select),
     **dict.fromkeys(("Identity", "Dropout"), views.unchanged),
     **dict.fromkeys(("Softmax", "LogSoftmax"), views.softmax),
@@ -35,7 +38,10 @@ RULES: Mapping[str, Rule] = {
 
 TRACED = frozenset(
     kind for kind, rule in RULES.items()
-    if rule in (elementwise.arithmetic, elementwise.function, elementwise.prelu, views.unchanged, views.softmax)
+    if rule in (
+        elementwise.arithmetic, elementwise.function, elementwise.limit, elementwise.prelu, views.expand,
+        views.softmax, views.unchanged,
+    )
 )  # fmt: skip
 
 

@@ -29,17 +29,17 @@ MAX_IMAGE = 1 << 20  # elements of an input image
 OPSETS = range(13, 29)  # versions of the default domain whose operators mean what `lowering` takes them to mean
 
 SUPPORTED = frozenset({
-    "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Constant", "Conv", "Div", "Dropout", "Elu", "Erf",
-    "Flatten", "Gather", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity",
-    "LeakyRelu", "LogSoftmax", "MatMul", "MaxPool", "Mul", "Neg", "PRelu", "Pad", "Pow", "ReduceMax", "ReduceMean",
-    "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Swish", "Tanh", "Transpose",
+    "Abs", "Add", "AveragePool", "BatchNormalization", "Celu", "Clip", "Concat", "Constant", "Conv", "Div",
+    "Dropout", "Elu", "Erf", "Expand", "Flatten", "Gather", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool",
+    "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mish",
+    "Mul", "Neg", "PRelu", "Pad", "Pow", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Selu",
+    "Shape", "Sigmoid", "Slice", "Softmax", "Softplus", "Split", "Squeeze", "Sub", "Swish", "Tanh", "Transpose",
     "Unsqueeze",
     "Cast", "ConstantOfShape",  # of constants
 })
 ADVICE = {
     "Cast": "export the model in float32 throughout",
     "ConstantOfShape": "export with static shapes and constant folding",
-    "Expand": "export with static shapes and constant folding",
     "NonZero": "export with static shapes and constant folding",
     "Transpose": "keep the order [1, C, H, W] throughout",
     "Resize": "resize the images before the network, as the resize of a derivation does, and train it on that size",

@@ -119,7 +119,7 @@ class Value:
 class Tensor:
     """Values one after the other along the channels.
 
-    rank: 4 for [1, C, H, W], 5 for [1, *grouping, H, W], 2 for [1, C * H * W]; single pixels also 3 for [1, C, 1].
+    rank: 4 for [1, C, H, W], 5 for [1, *grouping, H, W], 3 for [1, C, H * W], 2 for [1, C * H * W].
     order: int64 [C], where each channel is among those of all parts; None if it is all of them in a row.
     """
 
@@ -135,12 +135,17 @@ class Tensor:
     @property
     def dimensions(self) -> list[int]:
         """As ONNX sees them."""
-        c, *area = self.shape
-        return {2: [1, self.features], 3: [1, c, 1], 4: [1, c, *area], 5: [1, *self.grouping, *area]}[self.rank]
+        c, h, w = self.shape
+        return {2: [1, self.features], 3: [1, c, h * w], 4: [1, c, h, w], 5: [1, *self.grouping, h, w]}[self.rank]
 
     @property
     def features(self) -> int:
         return sum(prod(p.shape) for p in self.parts) if self.order is None else prod(self.shape)
+
+    @property
+    def even(self) -> bool:
+        """Whether all parts have the same rows and columns: only flat tensors may not."""
+        return len({p.shape[1:] for p in self.parts}) == 1
 
     @property
     def single_pixel(self) -> bool:

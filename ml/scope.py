@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml.builder import Builder
+from ml.builder import MAX_ACTIVATIONS, TOO_LARGE, Builder
 from ml.expressions import Expression, X
 from ml.onnx_reader import Graph, Operator
 from ml.real_network import Floats, Tensor
+
+MAX_ELEMENTS = 1 << 28  # of all tensors of a graph: the float reference makes them all
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,18 @@ class Scope:
         self.traces: dict[str, Trace] = {graph.input: Trace(graph.input, X)}
         self.curves: dict[Trace, Tensor] = {}
         self.names: dict[str, str] = {}  # of the operator that makes a tensor
+        self.pixels: dict[str, str] = {}  # of an expanded tensor: what it was expanded from
+        self.sizes = {graph.input: builder.image.features}
+        self.elements = 0
 
     def define(self, operator: Operator, result: Tensor | Trace | npt.NDArray[Any]) -> None:
         """Note what an operator makes: a root tensor, a function of one, or a constant."""
         self.names[operator.output] = operator.name
+        size = result.features if isinstance(result, Tensor) else 0
+        size = self.sizes[result.root] if isinstance(result, Trace) else size
+        self.sizes[operator.output], self.elements = size, self.elements + size
+        if size > MAX_ACTIVATIONS or self.elements > MAX_ELEMENTS:
+            raise operator.fail(TOO_LARGE)
         if isinstance(result, Tensor):
             self.tensors[operator.output], result = result, Trace(operator.output, X)
         if isinstance(result, Trace):

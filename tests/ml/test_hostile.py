@@ -96,7 +96,59 @@ def elementwise(build: Build) -> bytes:
     return build(nodes, {"s": np.array(-1.0), "w": np.ones((1, 3))}, (1, 1024, 1024))
 
 
+PADS = np.array([0, 0, 2045, 2045, 0, 0, 2045, 2045])  # an image of six by six becomes 2^24 pixels
+
+
+def forgotten(kind: str, inputs: list[str], constants: dict[str, np.ndarray], build: Build) -> bytes:
+    """Many large tensors, of which one channel is kept: nothing for a proof, all for the float reference."""
+    nodes = [HEAD, ("Pad", ["x0", "p"], "b", {}), (kind, inputs, "c", {"axis": 1}),
+             ("Slice", ["c", "0", "1", "1"], "x", {}), *END]  # fmt: skip
+    return build(nodes, {"p": PADS, "0": np.array([0]), "1": np.array([1]), **constants}, classes=3)
+
+
+def forgotten_parts(build: Build) -> bytes:
+    return forgotten("Concat", ["b"] * 100, {}, build)
+
+
+def forgotten_copies(build: Build) -> bytes:
+    return forgotten("Gather", ["b", "i"], {"i": np.zeros(100, np.int64)}, build)
+
+
+def free_multiples(build: Build) -> bytes:
+    """All of them functions of one tensor, which cost nothing."""
+    multiples = chain("Mul", lambda i: [f"x{i}", "half"], 100)
+    nodes = [("Pad", ["image", "p"], "x0", {}), *multiples, *END]
+    return build(nodes, {"p": PADS, "half": np.array(0.5)}, classes=3)
+
+
+def forgotten_convolutions(build: Build) -> bytes:
+    convolutions = [("Conv", ["c", "w"], f"d{i}", {"pads": [8] * 4}) for i in range(20)]
+    nodes = [HEAD, ("Conv", ["image", "v"], "c", {}), *convolutions,
+             ("Concat", ["x0", *(f"d{i}" for i in range(20))], "e", {"axis": 1}),
+             ("Slice", ["e", "0", "1", "1"], "x", {}), *END]  # fmt: skip
+    constants = {"v": np.ones((64, 1, 1, 1)), "w": np.ones((64, 64, 17, 17)), "0": np.array([0]), "1": np.array([1])}
+    return build(nodes, constants, (1, 32, 32))
+
+
+def expanded(build: Build) -> bytes:
+    nodes = [HEAD, ("GlobalAveragePool", ["x0"], "g", {}), ("Expand", ["g", "n"], "x", {}), *END]
+    return build(nodes, {"n": np.array([1, 1, 60_000, 60_000])}, classes=3)
+
+
+def many_tables(build: Build) -> bytes:
+    """A slope of its own for every layer."""
+    nodes: Nodes = [HEAD]
+    for i in range(1100):
+        slope = {"alpha": 0.1 + i / 5000}
+        nodes += [("Conv", [f"x{i}", "k"], f"c{i}", {}), ("LeakyRelu", [f"c{i}"], f"x{i + 1}", slope)]
+    kernels = {"k": weights(1, 1, 1, 1), "w": weights(3, 1, 1, 1)}
+    return build([*nodes, ("Conv", ["x1100", "w"], "x", {}), *END], kernels, (1, 2, 2))
+
+
 REFUSED = {
+    forgotten_parts: "Concat 'c': the network is too large", forgotten_copies: "Gather 'c': the network is too large",
+    free_multiples: "Mul 'x16': the network is too large", forgotten_convolutions: "Conv 'd[0-9]*': the network is too",
+    expanded: "Expand 'x': the network is too large", many_tables: "too many different functions",
     concat_doubling: "more than 512 tensors", many_inputs: "over 1024 inputs", many_outputs: "over 1024 inputs",
     copies: "too large", large_maximum: "too many activations", giant_list: "short vectors",
     products_of_lists: "short vectors", elementwise: "too large",

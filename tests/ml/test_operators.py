@@ -63,6 +63,12 @@ def constants(seed: int = 0) -> dict[str, np.ndarray]:
         "some": np.array([5, 0, 2]), "some again": np.array([5, 0, 0, 2, 2, 1]),
         "zero": np.array([0]), "minus one": np.array([-1]), "two": np.array([2]),
         "other": np.array([-0.7, 1.1]).reshape(2, 1, 1),
+        "rows": np.array([2]), "columns": np.array([3]), "per channel": np.array([1, 6, -1]), "area": np.array([2, 3]),
+        "inner": np.array([1, 1]), "all but one": np.array([-1, 6]), "by 2": np.array([2, 2]), "0 0": np.array([0, 0]),
+        "ends": np.array([2**63 - 1, 2**63 - 1]), "two each": np.array([0, 2, 0, 0, 0, 2, 0, 0]),
+        "at the end": np.array(-1), "crop": np.array([0, 0, -1, 2, 0, 0, 0, -3]),
+        "w10": rng.normal(0, 0.4, (10, 6, 3, 3)),
+        "whole": np.array([1, 6, 8, 7]), "last row": np.array(7),
     }  # fmt: skip
 
 
@@ -120,6 +126,64 @@ CASES: dict[str, Nodes] = {
         ("Relu", ["c"], "r", {}),
         ("AveragePool", ["r"], "y", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
     ],
+    "AveragePool without padding": [
+        ("Relu", ["c"], "r", {}), ("Add", ["r", "one"], "q", {}),
+        ("AveragePool", ["q"], "y", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 1]}),
+    ],
+    "AveragePool, ceil": [
+        ("Relu", ["c"], "r", {}),
+        ("AveragePool", ["r"], "y", {
+            "kernel_shape": [3, 2], "strides": [2, 3], "pads": [1, 0, 1, 0], "ceil_mode": 1, "count_include_pad": 1,
+        }),
+    ],
+    "AveragePool of everything": [
+        ("Relu", ["c"], "r", {}),
+        ("AveragePool", ["r"], "a", {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
+        ("Conv", ["a", "w2"], "d", {"pads": [1, 1, 1, 1]}), ("AveragePool", ["d"], "e", {"kernel_shape": [4, 4]}),
+        ("Relu", ["e"], "y", {}),
+    ],
+    "means one axis after the other": [
+        ("Relu", ["c"], "r", {}), ("ReduceMean", ["r", "columns"], "m", {"keepdims": 0}),
+        ("ReduceMean", ["m", "rows"], "y", {"keepdims": 0}),
+    ],
+    "means of rows": [("Relu", ["c"], "r", {}), ("ReduceMean", ["r", "rows"], "y", {"keepdims": 1})],
+    "a mean of a view": [
+        ("Relu", ["c"], "r", {}), ("Reshape", ["r", "per channel"], "v", {}),
+        ("ReduceMean", ["v", "rows"], "y", {"keepdims": 1}),
+    ],
+    "ReduceSum": [("Relu", ["c"], "r", {}), ("ReduceSum", ["r", "axes"], "y", {"keepdims": 0})],
+    "a shortcut without weights": [  # of the first residual networks: strides, and zeros for more channels
+        ("Relu", ["c"], "r", {}), ("Conv", ["r", "w10"], "d", {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+        ("Slice", ["r", "0 0", "ends", "area", "by 2"], "e", {}), ("Pad", ["e", "two each"], "g", {}),
+        ("Add", ["d", "g"], "h", {}), ("Relu", ["h"], "y", {}),
+    ],
+    "cropped, then padded": [  # what was cropped must not come back
+        ("Relu", ["c"], "r", {}), ("Slice", ["r", "inner", "all but one", "area"], "x", {}),
+        ("Conv", ["x", "w2"], "d", {"pads": [1, 1, 1, 1]}),
+        ("MaxPool", ["x"], "m", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
+        ("AveragePool", ["x"], "a", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
+        ("Add", ["d", "m"], "s1", {}), ("Add", ["s1", "a"], "y", {}),
+    ],
+    "negative pads": [
+        ("Relu", ["c"], "r", {}), ("Pad", ["r", "crop"], "p", {}), ("Conv", ["p", "w2"], "d", {}),
+        ("Relu", ["d"], "y", {}),
+    ],
+    "one row, one pixel": [
+        ("Relu", ["c"], "r", {}), ("Gather", ["r", "last row"], "g", {"axis": 2}),
+        ("Gather", ["g", "at the end"], "y", {"axis": 2}),
+    ],
+    "Expand": [
+        ("Relu", ["c"], "r", {}), ("GlobalAveragePool", ["r"], "g", {}), ("Conv", ["g", "squeeze"], "q", {}),
+        ("Relu", ["q"], "h", {}), ("Conv", ["h", "excite"], "e", {}), ("Sigmoid", ["e"], "t", {}),
+        ("Expand", ["t", "whole"], "u", {}), ("Mul", ["r", "u"], "v", {}), ("Add", ["v", "u"], "x", {}),
+        ("Add", ["g", "x"], "y", {}),
+    ],
+    "Abs": [("Abs", ["c"], "y", {})],
+    "Celu": [("Celu", ["c"], "y", {"alpha": 0.7})],
+    "Mish": [("Softplus", ["c"], "t", {}), ("Tanh", ["t"], "u", {}), ("Mul", ["c", "u"], "y", {})],
+    "Selu": [("Selu", ["c"], "y", {})],
+    "Softplus": [("Softplus", ["c"], "y", {})],
+    "Max and Min": [("Max", ["minus", "c"], "t", {}), ("Min", ["t", "one", "six"], "y", {})],
     "Pad": [
         ("Relu", ["c"], "r", {}), ("Pad", ["r", "pads"], "p", {}),
         ("Conv", ["p", "w2"], "d", {"pads": [1, 0, 0, 1], "strides": [2, 2]}), ("Relu", ["d"], "y", {}),
@@ -265,7 +329,7 @@ def test_maxima_cost_what_the_table_says(onnx_model: Build) -> None:
 
 OPTIONS: list[tuple[str, dict[str, Any], int]] = [
     ("Gelu", {}, 20), ("Gelu", {"approximate": "tanh"}, 20), ("Swish", {"alpha": 1.5}, 24), ("Relu", {}, 13),
-    ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}, 22), ("Tanh", {}, 23),
+    ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}, 22), ("Tanh", {}, 23), ("Mish", {}, 18),
 ]  # fmt: skip
 
 
@@ -282,13 +346,14 @@ def test_operator_sets(kind: str, attributes: dict[str, Any], opset: int, onnx_m
 
 
 REFUSED: list[tuple[Nodes, str]] = [
-    ([("AveragePool", ["c"], "y", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]})], "count_include_pad = 1"),
-    ([("ReduceMax", ["c", "one axis"], "y", {})], "both spatial axes"),
+    ([("AveragePool", ["c"], "y", {"kernel_shape": [7, 7], "pads": [3, 3, 3, 3]})], "count_include_pad = 1"),
+    ([("AveragePool", ["c"], "y", {"kernel_shape": [2, 2], "pads": [2, 2, 0, 0]})], "padding alone"),
+    ([("ReduceMax", ["c", "channels"], "y", {})], "rows, columns or both"),
     ([("MaxPool", ["c"], "y", {"kernel_shape": [2, 2], "pads": [2, 2, 0, 0]})], "padding alone"),
     ([("MaxPool", ["c"], "y", {"kernel_shape": [90, 2]})], "does not fit"),
-    ([("Pad", ["c", "negative"], "y", {})], "pads must be"),
+    ([("Pad", ["c", "negative"], "y", {})], "some must stay"),
     ([("Pad", ["c", "pads"], "y", {"mode": "reflect"})], "zeros"),
-    ([("Pad", ["c", "more channels"], "y", {})], "rows and columns"),
+    ([("Pad", ["c", "fewer channels"], "y", {})], "rows and columns"),
     ([("Clip", ["c", "six", "low"], "y", {})], "reversed"),
     ([("Pow", ["c", "six"], "y", {})], "powers 2 and 3"),
     ([("Concat", ["c", "image"], "y", {"axis": 1})], "one size"),
@@ -297,7 +362,11 @@ REFUSED: list[tuple[Nodes, str]] = [
     ([("AveragePool", ["c"], "r", {"kernel_shape": [2, 2]}), ("Mul", ["c", "r"], "y", {})], "factors of shapes"),
     ([("Reshape", ["c", "wrong"], "y", {})], "only views"),
     ([("Transpose", ["c"], "y", {"perm": [0, 1, 3, 2]})], "keep the order"),
-    ([("Slice", ["c", "from 1", "to 4", "two", "by 1"], "y", {})], "only channels"),
+    ([("Slice", ["c", "from end", "to start", "two", "by -2"], "y", {})], "not turned around"),
+    ([("Slice", ["c", "from 1", "to 4", "zero", "by 1"], "y", {})], "rows and columns of images"),
+    ([("Gather", ["c", "one channel"], "y", {"axis": 1})], "only one row or one column"),
+    ([("Max", ["c", "image"], "y", {})], "only one operand"),
+    ([("Expand", ["c", "wide"], "y", {})], "only single pixels"),
     ([("Split", ["c", "some"], "y,z", {"axis": 1})], "do not fit 6"),
     ([("Split", ["c"], "y,z", {"axis": 2, "num_outputs": 2})], "only channels"),
     ([("Gather", ["c", "one axis"], "y", {"axis": 3})], "only a list of channels"),
@@ -317,8 +386,9 @@ REFUSED: list[tuple[Nodes, str]] = [
 def test_refused_with_the_operator_and_advice(body: Nodes, match: str, onnx_model: Build) -> None:
     nodes = [*HEAD, *body, ("Flatten", ["y"], "f", {}), ("Gemm", ["f", "last"], "logits", {})]
     used = {name for _, inputs, _, _ in nodes for name in inputs}
-    more = {"one axis": np.array([2]), "negative": np.array([0, 0, -1, 0, 0, 0, 0, 0]), "wrong": np.array([1, 12, -1]),
-            "more channels": np.array([0, 1, 0, 0, 0, 0, 0, 0]), "last": np.ones((9, 3))}  # fmt: skip
+    more = {"one axis": np.array([2]), "negative": np.array([0, 0, -8, 0, 0, 0, 0, 0]), "wrong": np.array([1, 12, -1]),
+            "fewer channels": np.array([0, -1, 0, 0, 0, 0, 0, 0]), "wide": np.array([2, 6, 8, 7]),
+            "one channel": np.array(2), "last": np.ones((9, 3))}  # fmt: skip
     given = {name: array for name, array in (constants() | more).items() if name in used}
     with pytest.raises(ParameterError, match=f"operator {body[-1][0]} 'y.*{match}"):
         derive(onnx_model(nodes, given, SHAPE))

@@ -74,7 +74,8 @@ def prove(model: bytes, key: MarkingKey, derivation: Derivation = DEFAULT) -> No
 
 KINDS = [
     "PRelu per channel", "HardSwish", "MaxPool 3/2", "MaxPool after normalization", "Concat", "Add of three",
-    "Mul of two", "squeeze and excite", "Pad, then pools", "Split and shuffle",
+    "Mul of two", "squeeze and excite", "Pad, then pools", "Split and shuffle", "AveragePool without padding",
+    "a shortcut without weights", "cropped, then padded", "Expand",
 ]  # fmt: skip
 
 
