@@ -21,6 +21,7 @@ elementwise IEEE double operations.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -52,6 +53,7 @@ MAX_INPUT = 4095  # |x0|: one step of a pixel is about 16 units
 Z_BITS = range(5, 13)  # the largest z of a node is 2^k - 1
 FINE_BITS = 12  # a wider table is taken where z would have fewer bits
 TABLE_SHARE = 8  # ... of at most so many rows for every activation of the network: it is read some 500 times as often
+COMMON = 4  # times that all logits together may move further than each of them against the others
 STEPS = 2048  # units of a curve between 0 and the largest y that calibration shows
 PRECISION = 50  # provisional sums stay below 2^50 plus rounding
 TABLE_WORK = 1 << 32  # elementwise operations for the tables of curves
@@ -130,8 +132,7 @@ class _Quantiser:
         for number, real_node in enumerate(self.real.nodes, 1):
             where = f"node {number} {real_node.name!r}"
             if real_node.expression is None:
-                _, reach, unit = self.observe(real_node, where)
-                nodes.append(self.output(real_node, reach * unit))
+                nodes.append(self.output(real_node, where))
                 break
             if real_node.exact:
                 node = self.maximum(real_node, where)
@@ -263,9 +264,15 @@ class _Quantiser:
         table = self.table(X, width, 1.0, 1.0, _max(Z_BITS.stop - 1))
         return Node((), node.bias, shift, table, real_node.name, product)
 
-    def output(self, real_node: RealNode, reach: Floats) -> Node:
-        """The output node: one scale for all logits, so that their order is that of the real ones."""
-        steps = grid_above(np.full(len(reach), reach.max() / MAX_OUTPUT))
+    def output(self, real_node: RealNode, where: str) -> Node:
+        """The output node: one scale for all logits, so that their order is that of the real ones.
+
+        What is added to all of them alike changes no class.  Where it would take most of the precision, it is left out.
+        """
+        reach, reduced = self.reach(real_node, where), _without_common(real_node)
+        if (less := self.reach(reduced, where)) * COMMON < reach:
+            real_node, reach = reduced, less
+        steps = grid_above(np.full(len(real_node.bias), reach / MAX_OUTPUT))
         while True:
             node = self.node(real_node, grid(steps), 0, None)
             if not self.over(node, MAX_OUTPUT).any():
@@ -273,6 +280,11 @@ class _Quantiser:
             steps = steps + 1
 
     # -- pieces ---------------------------------------------------------------------------------------------------
+
+    def reach(self, node: RealNode, where: str) -> float:
+        """The largest possible |y| of a node."""
+        _, reach, unit = self.observe(node, where)
+        return float((reach * unit).max())
 
     def over(self, node: Node, limit: int) -> npt.NDArray[np.bool_]:
         """Channels whose |y| may exceed a limit."""
@@ -348,6 +360,16 @@ def _expression(node: RealNode) -> Expression:
     if node.expression is None:
         raise RuntimeError("not a requant node")
     return node.expression
+
+
+def _without_common(node: RealNode) -> RealNode:
+    """The output node without the middle of each column of weights and of the biases."""
+
+    def rest(array: Floats) -> Floats:
+        return np.asarray(array - (array.max(axis=0) / 2 + array.min(axis=0) / 2))
+
+    edges = tuple(replace(e, weight=rest(e.weight)) if e.groups == 1 else e for e in node.edges)
+    return replace(node, edges=edges, bias=rest(node.bias))
 
 
 def _last_read(real: RealNetwork) -> dict[int, list[int]]:

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
 from ml import quantise
 from ml.calibration import noise_images
@@ -73,6 +75,20 @@ def test_any_rescaled_copy_agrees(small: Build, scale: float) -> None:
     images = noise_images((1, 6, 6), 200)
     twin = derive(small(scale)).network.classify(images)
     assert (twin == derive(small()).network.classify(images)).mean() >= 0.985
+
+
+@pytest.mark.parametrize("size", [1e3, 1e5])
+def test_what_all_logits_have_in_common_costs_nothing(small: Build, size: float) -> None:
+    """A thief who adds one row to all rows of the last layer, and one number to all biases, changes no class."""
+    model, rng = onnx.ModelProto.FromString(small()), np.random.default_rng(5)
+    for tensor in model.graph.initializer:
+        if tensor.name in ("w2", "b2"):
+            array = numpy_helper.to_array(tensor).astype(np.float32)
+            common = np.rint(size * rng.random(array.shape[1:])).astype(np.float32)  # weights stay multiples of 1/64
+            tensor.CopyFrom(numpy_helper.from_array(array + common, tensor.name))
+    images = noise_images((1, 6, 6), 200)
+    twin = derive(model.SerializeToString()).network
+    assert (twin.classify(images) == derive(small()).network.classify(images)).all()
 
 
 def test_logits_follow_the_real_ones(small: Build) -> None:
