@@ -54,6 +54,8 @@ Z_BITS = range(5, 13)  # the largest z of a node is 2^k - 1
 FINE_BITS = 12  # a wider table is taken where z would have fewer bits
 TABLE_SHARE = 8  # ... of at most so many rows for every activation of the network: it is read some 500 times as often
 COMMON = 4  # times that all logits together may move further than each of them against the others
+FINER_BITS = range(12, 15)  # of the z of a curve or a product, whose channels share a scale
+WEIGHT_BITS = 6  # that the weights of the next layer keep on average
 STEPS = 2048  # units of a curve between 0 and the largest y that calibration shows
 PRECISION = 50  # provisional sums stay below 2^50 plus rounding
 TABLE_WORK = 1 << 32  # elementwise operations for the tables of curves
@@ -114,7 +116,7 @@ class _Quantiser:
 
     def __init__(self, real: RealNetwork, images: npt.NDArray[np.uint8], table_bits: int, headroom: int) -> None:
         self.real, self.headroom, self.images = real, headroom, len(images)
-        self.last_read = _last_read(real)
+        self.last_read, self.fan = _last_read(real), _fan(real)
         rows = TABLE_SHARE * real.activations
         self.widths = [b for b in range(table_bits, MAX_TABLE_BITS + 1, 2) if b == table_bits or 1 << b <= rows]
         self.shared: dict[tuple[object, ...], Table] = {}
@@ -221,10 +223,14 @@ class _Quantiser:
         x = np.arange(-int(min(reached / t, 1 << (width - 1))), int(min(reached / t, (1 << (width - 1)) - 1)) + 1) * t
         y = self.evaluate_curve(expression, x)
         step = float(np.abs(np.diff(y)).max(initial=0.0))
+        within = float(np.abs(y[np.abs(x) <= shown]).max(initial=0.0))
         # No finer than the largest step of the function, unless it has too few values.
-        finest = _above(float(np.abs(y).max()) / _max(Z_BITS.stop - 1))
-        scale = float(np.ldexp(1.0, max(finest, min(_above(step), finest + 3))))
-        table = self.table(expression, width, t, scale, _max(Z_BITS.stop - 1))
+        for bits in self.finer_bits():
+            finest = _above(float(np.abs(y).max()) / _max(bits))
+            scale = float(np.ldexp(1.0, max(finest, min(_above(step), finest + 3))))
+            if scale * STEPS <= within:
+                break
+        table = self.table(expression, width, t, scale, _max(bits))
         self.scales.append(np.full(len(unit), scale))
         return Node(node.edges, node.bias, node.shift, table, real_node.name)
 
@@ -252,16 +258,19 @@ class _Quantiser:
         return Node(edges, bias, 0, self.shared[key], real_node.name)
 
     def product(self, real_node: RealNode, product: Product) -> Node:
-        """A product: its unit is that of the integers, times the shift that leaves 12 bits to the values to expect."""
+        """A product: its unit is that of the integers, times the shift that leaves FINER_BITS to values to expect."""
         node = Node((), np.zeros(len(real_node.bias), np.int64), 0, None, real_node.name, product)
         largest = max(int(np.abs(bound).max()) for bound in affine_bounds(node, self.ranges))
         seen = max(int(np.abs(y).max()) for y in self.evaluate(node))
-        shift = max(0, min(seen * self.headroom, largest).bit_length() - (Z_BITS.stop - 1))
+        for bits in self.finer_bits():
+            shift = max(0, min(seen * self.headroom, largest).bit_length() - bits)
+            if seen >> shift >= STEPS:
+                break
         while (width := ((largest + rounding_offset(shift)) >> shift).bit_length() + 1) > self.widths[-1]:
             shift += 1
         factor = np.ones(1) if real_node.factor is None else real_node.factor
         self.scales.append(factor * self.scales[product.left] * self.scales[product.right] * float(1 << shift))
-        table = self.table(X, width, 1.0, 1.0, _max(Z_BITS.stop - 1))
+        table = self.table(X, width, 1.0, 1.0, _max(bits))
         return Node((), node.bias, shift, table, real_node.name, product)
 
     def output(self, real_node: RealNode, where: str) -> Node:
@@ -278,6 +287,11 @@ class _Quantiser:
             if not self.over(node, MAX_OUTPUT).any():
                 return node
             steps = steps + 1
+
+    def finer_bits(self) -> range:
+        """What the values of the next node may have: more leave fewer to the weights of those that read it."""
+        most = 30 - WEIGHT_BITS - (self.fan.get(len(self.outputs), 1) - 1).bit_length()
+        return range(FINER_BITS.start, max(FINER_BITS.start, min(most, FINER_BITS.stop - 1)) + 1)
 
     # -- pieces ---------------------------------------------------------------------------------------------------
 
@@ -370,6 +384,16 @@ def _without_common(node: RealNode) -> RealNode:
 
     edges = tuple(replace(e, weight=rest(e.weight)) if e.groups == 1 else e for e in node.edges)
     return replace(node, edges=edges, bias=rest(node.bias))
+
+
+def _fan(real: RealNetwork) -> dict[int, int]:
+    """By graph node: the most terms of a sum that reads it."""
+    fan: dict[int, int] = {}
+    for node in real.nodes:
+        pools = (e.pool[0].kernel * e.pool[1].kernel if e.pool else 1 for e in node.edges)
+        terms = sum(prod(e.weight.shape[1:]) * pool for e, pool in zip(node.edges, pools, strict=True))
+        fan |= {e.source: max(terms, fan.get(e.source, 1)) for e in node.edges}
+    return fan
 
 
 def _last_read(real: RealNetwork) -> dict[int, list[int]]:

@@ -72,6 +72,8 @@ ACTIVATIONS = {
     "relu": functional.relu, "relu6": functional.relu6, "leaky": nn.LeakyReLU(0.1), "prelu": nn.PReLU(6),
     "silu": functional.silu, "gelu": functional.gelu, "gelu tanh": nn.GELU("tanh"), "hardswish": functional.hardswish,
     "hardsigmoid": functional.hardsigmoid, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "elu": functional.elu,
+    "mish": functional.mish, "selu": functional.selu, "celu": nn.CELU(0.7), "abs": torch.abs,
+    "hardtanh": functional.hardtanh, "minimum": lambda x: torch.minimum(x, torch.tensor(1.5)),
 }  # fmt: skip
 TAILS: dict[str, Callable[[Tensor], Tensor]] = {
     "flatten": flat,
@@ -87,6 +89,13 @@ TAILS: dict[str, Callable[[Tensor], Tensor]] = {
     "padding": lambda x: functional.avg_pool2d(functional.pad(x, (1, 0, 2, 1)), 3).flatten(1),
     "dropout": lambda x: functional.dropout(x, 0.5, False).flatten(1),
     "channel shuffle": shuffled,
+    "one axis after the other": lambda x: x.mean(3).mean(2),
+    "mean of a view": lambda x: x.view(x.size(0), x.size(1), -1).mean(-1),
+    "corner": lambda x: x[:, :, 0, -1],
+    "shortcut without weights": lambda x: functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 2)).flatten(1),
+    "average without padding": lambda x: functional.avg_pool2d(
+        x, 3, 2, 1, ceil_mode=True, count_include_pad=False).flatten(1),
+    "expansion": lambda x: (x * x.mean((2, 3), keepdim=True).expand_as(x)).flatten(1),
 }
 
 
