@@ -16,6 +16,7 @@ import numpy as np
 
 from ml.expressions import RELU, Expression, X
 from ml.real_network import Floats, Ints, RealEdge, RealNetwork, RealNode, Shape, Tensor, Value, Windows, diagonal
+from ml.windows import along, behind, cropped, difference_edge, has_pads, inner_outputs, runs, some_taps, unit_edge
 from protocol.errors import ParameterError
 from protocol.network import IDENTITY, MAX_NODES, Product, Window
 
@@ -169,7 +170,7 @@ class Builder:
         edge = value.plain
         if edge is None or (unshifted and value.bias.any()) or (unpooled and edge.pool) or (
             positive and not (edge.weight > 0).all()
-        ) or ((unshifted or uncropped) and _cropped(edge)):
+        ) or ((unshifted or uncropped) and cropped(edge)):
             value = self.commit(value, name)
             edge = value.edges[0]
         return edge, value
@@ -325,7 +326,7 @@ class Builder:
         self, fail: Fail, name: str, value: Value, weight: Floats, windows: Windows, groups: int
     ) -> Value:
         """Compose a convolution onto one value."""
-        edge, value = self.plain(value, name, unshifted=_padded(windows))
+        edge, value = self.plain(value, name, unshifted=has_pads(windows))
         c, h, w = value.shape
         o, cg, kh, kw = weight.shape
         shape = (o, windows[0].outputs(h), windows[1].outputs(w))
@@ -341,7 +342,7 @@ class Builder:
             shifts = weight * value.bias[source][:, :, None, None]
             bias = np.add.accumulate(shifts.reshape(o, -1), axis=1)[:, -1]  # left to right, unlike np.sum
         weight = weight * edge.weight[:, 0, 0, 0][source][:, :, None, None]
-        rows, columns = _behind(edge, windows)
+        rows, columns = behind(edge, windows)
         return Value((RealEdge(edge.source, weight, rows, columns, groups, edge.pool),), bias, shape)
 
     def pad(self, fail: Fail, name: str, value: Value, pads: tuple[int, int, int, int]) -> Value:
@@ -352,7 +353,7 @@ class Builder:
         shape = (c, rows.outputs(h), columns.outputs(w))
         if max(shape) > 1 << 16 or prod(shape) > MAX_ACTIVATIONS:
             raise fail("the padding is too large")
-        rows, columns = _behind(edge, (rows, columns))
+        rows, columns = behind(edge, (rows, columns))
         return replace(value, edges=(replace(edge, rows=rows, columns=columns),), shape=shape)
 
     def crop(self, value: Value, rows: range, columns: range, name: str) -> Value:
@@ -362,7 +363,7 @@ class Builder:
             Window(1, r.step, -r.start, r.step * (len(r) - 1) + 1 + r.start - n)
             for r, n in zip((rows, columns), value.shape[1:], strict=True)
         )
-        over = _behind(edge, (windows[0], windows[1]))
+        over = behind(edge, (windows[0], windows[1]))
         shape = value.shape[0], len(rows), len(columns)
         return replace(value, edges=(replace(edge, rows=over[0], columns=over[1]),), shape=shape)
 
@@ -404,17 +405,17 @@ class Builder:
         consumer's weights would have to be as many times smaller, and coarser.
         """
         edge, value = self.plain(
-            value, name, unshifted=padded and _padded(windows), unpooled=True, uncropped=_padded(windows)
+            value, name, unshifted=padded and has_pads(windows), unpooled=True, uncropped=has_pads(windows)
         )
         shape = self._pooled(fail, value, windows)
         self._take(fail, prod(shape) * windows[0].kernel * windows[1].kernel)
-        (rows, columns), over = (_runs(c) for c in counts), _behind(edge, windows)
+        (rows, columns), over = (runs(c) for c in counts), behind(edge, windows)
         if len(rows) * len(columns) > MAX_REGIONS:
             raise fail("too many windows of different sizes at the border; count_include_pad = 1 has one")
         edges = []
         for (top, bottom), (left, right) in product(rows, columns):
             scale = edge.weight[:, 0, 0, 0] / float(counts[0][top] * counts[1][left])
-            pool = _outputs(over[0], top, shape[1] - bottom), _outputs(over[1], left, shape[2] - right)
+            pool = inner_outputs(over[0], top, shape[1] - bottom), inner_outputs(over[1], left, shape[2] - right)
             around = Window(1, 1, top, shape[1] - bottom), Window(1, 1, left, shape[2] - right)
             edges.append(replace(diagonal(edge.source, scale, pool), rows=around[0], columns=around[1]))
         mean = Value(tuple(edges), value.bias, shape)
@@ -439,25 +440,25 @@ class Builder:
             raise fail(f"the kernel of a maximum is larger than {MAX_STEPS}")
         if any((x.taps(n) < 0).all(axis=0).any() for x, n in zip(windows, value.shape[1:], strict=True)):
             raise fail("a window lies in the padding alone")
-        c, over = value.shape[0], _behind(edge, windows)
+        c, over = value.shape[0], behind(edge, windows)
         width = value.shape[2] - edge.columns.pad_before - edge.columns.pad_after  # of the source
         terms = [(edge.source, IDENTITY, IDENTITY)]
         lifted = signed and any(max(x.pad_before, x.pad_after) > 0 for x in windows)
         if lifted:
-            unit = (_unit(c, *terms[0]),)
+            unit = (unit_edge(c, *terms[0]),)
             self._append(RealNode(unit, np.zeros(c), value.shape, X, name, exact=True, lift=1, origin=edge.source))
             terms = [(len(self.nodes), IDENTITY, IDENTITY)]
         for axis, window in enumerate(over):
             between = (c, shape[1], width if axis == 0 else shape[2])
             last: list[tuple[int, Window, Window]] = []
             for tap in range(1, window.kernel):
-                pair = [(s, *_along(axis, _taps(window, tap - 1, 2), r, k)) for s, r, k in terms]
-                edges = [_difference(c, axis, *p) for p in pair]
-                edges += [_unit(c, *t) for t in last]
+                pair = [(s, *along(axis, some_taps(window, tap - 1, 2), r, k)) for s, r, k in terms]
+                edges = [difference_edge(c, axis, *p) for p in pair]
+                edges += [unit_edge(c, *t) for t in last]
                 self._append(RealNode(tuple(edges), np.zeros(c), between, RELU, name, exact=True))
                 last = [(len(self.nodes), IDENTITY, IDENTITY)]
-            terms = [(s, *_along(axis, _taps(window, window.kernel - 1, 1), r, k)) for s, r, k in terms] + last
-        units, lift = tuple(_unit(c, *t) for t in terms), -int(lifted)
+            terms = [(s, *along(axis, some_taps(window, window.kernel - 1, 1), r, k)) for s, r, k in terms] + last
+        units, lift = tuple(unit_edge(c, *t) for t in terms), -int(lifted)
         self._append(RealNode(units, np.zeros(c), shape, X, name, exact=True, lift=lift, origin=edge.source))
         if edge.source in self.nonnegative:
             self.nonnegative.add(len(self.nodes))
@@ -471,54 +472,3 @@ class Builder:
         if min(shape) < 1 or max(shape) > 1 << 16 or prod(shape) > MAX_ACTIVATIONS or self.work > MAX_WORK:
             raise fail(f"the window does not fit its input {value.shape}, or is too large")
         return shape
-
-
-def _padded(windows: Windows) -> bool:
-    return any(w.pad_before or w.pad_after for w in windows)
-
-
-def _cropped(edge: RealEdge) -> bool:
-    return min(edge.rows.pad_before, edge.rows.pad_after, edge.columns.pad_before, edge.columns.pad_after) < 0
-
-
-def _runs(counts: Ints) -> list[tuple[int, int]]:
-    """(first, end) of each run of equal counts."""
-    ends = [*(np.flatnonzero(np.diff(counts)) + 1).tolist(), len(counts)]
-    return [*zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def _outputs(window: Window, before: int, after: int) -> Window:
-    """The window without its first and last outputs, so many of them."""
-    first, last = window.pad_before - window.stride * before, window.pad_after - window.stride * after
-    return replace(window, pad_before=first, pad_after=last)
-
-
-def _behind(edge: RealEdge, windows: Windows) -> Windows:
-    """Windows over a plain, perhaps padded edge as windows over its source."""
-    first, second = (
-        replace(w, pad_before=w.pad_before + inner.pad_before, pad_after=w.pad_after + inner.pad_after)
-        for w, inner in zip(windows, (edge.rows, edge.columns), strict=True)
-    )
-    return first, second
-
-
-def _taps(window: Window, first: int, count: int) -> Window:
-    """The window of taps first .. first + count - 1 only, at the same outputs."""
-    d = window.dilation
-    before = window.pad_before - d * first
-    after = window.pad_after - d * (window.kernel - first - count)
-    return Window(count, window.stride, before, after, d)
-
-
-def _along(axis: int, window: Window, rows: Window, columns: Window) -> Windows:
-    return (window, columns) if axis == 0 else (rows, window)
-
-
-def _unit(channels: int, source: int, rows: Window, columns: Window) -> RealEdge:
-    return RealEdge(source, np.ones((channels, 1, 1, 1)), rows, columns, channels)
-
-
-def _difference(channels: int, axis: int, source: int, rows: Window, columns: Window) -> RealEdge:
-    """First tap minus second tap along an axis."""
-    weight = np.array([1.0, -1.0]).reshape((1, 1, 2, 1) if axis == 0 else (1, 1, 1, 2))
-    return RealEdge(source, np.repeat(weight, channels, axis=0), rows, columns, channels)
