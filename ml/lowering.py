@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ml import elementwise, linear, views
-from ml.builder import MEMORY_WORK, Builder
+from ml.builder import Builder
 from ml.folding import fold
 from ml.onnx_reader import ADVICE, Graph, Operator
 from ml.real_network import RealNetwork, Tensor
@@ -72,8 +72,6 @@ def lower(
             scope.define(operator, RULES[operator.kind](scope, operator))
         else:
             raise operator.fail(ADVICE.get(operator.kind, "only constants are supported"))
-        if operator.output in scope.traces:  # what the derivation composes costs it nothing, but a runtime computes it
-            scope.builder.spend(0, MEMORY_WORK * scope.root(operator.output).features, operator.where)
         scope.forget(ends.get(position, ()))
     if graph.output not in scope.traces:
         raise ParameterError("ONNX model: the output does not depend on the image")

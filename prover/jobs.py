@@ -153,8 +153,8 @@ def make_claim(
     if statement.memory_bytes > limit:
         need, most = statement.memory_bytes / 2**30, limit / 2**30
         raise ParameterError(
-            f"proving this network needs about {need:.1f} GiB, over the limit of {most:.1f} GiB; a smaller network or a "
-            "key with fewer triggers needs less"
+            f"proving this network needs about {need:.1f} GiB, over the limit of {most:.1f} GiB; a smaller network or "
+            "a key with fewer triggers needs less"
         )
     engine = None if channel.interactive else use.engine
     proof = prove(
