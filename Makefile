@@ -5,10 +5,10 @@
 # make agree    two verifiers asked about a thousand proofs: some twenty minutes
 # make mutate   changes the verifier in one place at a time and sees whether the tests notice: an hour or two
 # make assurance   how often cheats succeed, what proofs show: measured and drawn, some fifteen minutes
-# make soak     the job service under kill -9, crowds, large uploads and clients that stall: an hour or two
+# make soak     the job service under kill -9, crowds, large uploads and clients that stall: some twenty-five minutes
 # make bench    measure this machine and render the tables of README.md and benchmarks/PHASES.md: some minutes
-# make bench-board    how fast a board is: a minute or two
-# make bench-workers  one worker of a Ray cluster against two: some ten minutes
+# make bench-board    how fast a board is, on SQLite and, where it is installed, on PostgreSQL: some minutes
+# make bench-workers  one worker of a Ray cluster against two: some minutes
 # make bench-large, bench-curves, bench-peers    the same for large networks, growing sizes, another prover: hours in all
 #
 # Needs Python 3.11 to 3.13, pip and gcc, and openssl for the tests; everything else goes into .venv.

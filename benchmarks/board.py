@@ -5,13 +5,15 @@
 - find: the same over gRPC, for clients in processes of their own.
 - anchor: entries a second over gRPC, when as many calls as the board takes wait for the disk together.
 
-The log is in SQLite in a temporary folder; with --database URL it is there, and stays.
+The log is in SQLite in a temporary folder, and then, where it is installed, in a PostgreSQL of our own that syncs to
+the same disk (board-postgresql.json); with --database URL it is there alone, and stays.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import multiprocessing
 import os
 import signal
@@ -25,7 +27,7 @@ from typing import Any
 import grpc
 from sqlalchemy import URL, make_url
 
-from benchmarks import results
+from benchmarks import postgres, results
 from protocol.log import EntryKind
 from prover.board import Access, Server, serve
 from prover.log import Item, Log
@@ -39,27 +41,38 @@ CALLS = 64  # of one client at once
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.board", description=__doc__)
-    parser.add_argument("--database", default="", metavar="URL")
+    parser.add_argument("--database", metavar="URL")
     parser.add_argument("--entries", type=int, default=100_000)
     parser.add_argument("--proofs", type=int, default=20_000)
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--calls", type=int, default=4000, help="of each client")
+    parser.add_argument("--dry", action="store_true", help="write no result")
     options = parser.parse_args()
-    busy = results.others()
+    if options.database:
+        measure(make_url(options.database), options)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        url = make_url(options.database) if options.database else sqlite(Path(folder))
-        log, drawn = Log(url, NAME, SEED), Random(1)
-        items: list[Item] = [(EntryKind.KEY, drawn.randbytes(32), bytes(32)) for _ in range(options.entries)]
-        found: dict[str, Any] = {"database": url.get_backend_name(), "entries": options.entries, "batch": BATCH}
-        found["appends_per_s"] = appends(log, items)
-        found["proofs_per_s"] = proofs(log, items, options.proofs, drawn)
-        log.close()
-        digests = [digest for _, digest, _ in items]
-        found |= {"clients": options.clients, "calls": options.calls}
-        for name in ("Find", "Anchor"):
-            found[f"{name.lower()}_per_s"] = served(url, name, digests, options.clients, options.calls)
-        print(found)
-        results.save("board" if not options.database else f"board-{url.get_backend_name()}", busy, found)
+        measure(sqlite(Path(folder)), options)
+    if postgres.programs():
+        with postgres.temporary(durable=True) as url:
+            measure(url, options)
+
+
+def measure(url: URL, options: argparse.Namespace) -> None:
+    busy, kind = results.others(), url.get_backend_name()
+    log, drawn = Log(url, NAME, SEED), Random(1)
+    items: list[Item] = [(EntryKind.KEY, drawn.randbytes(32), bytes(32)) for _ in range(options.entries)]
+    found: dict[str, Any] = {"database": kind, "entries": options.entries, "batch": BATCH}
+    found["appends_per_s"] = appends(log, items)
+    found["proofs_per_s"] = proofs(log, items, options.proofs, drawn)
+    log.close()
+    digests = [digest for _, digest, _ in items]
+    found |= {"clients": options.clients, "calls": options.calls}
+    for name in ("Find", "Anchor"):
+        found[f"{name.lower()}_per_s"] = served(url, name, digests, options.clients, options.calls)
+    print(json.dumps(found), flush=True)
+    if not options.dry:
+        results.save("board" if kind == "sqlite" else f"board-{kind}", busy, found)
 
 
 def sqlite(folder: Path) -> URL:

@@ -23,6 +23,8 @@ PUBLISHED = (
     ("resnet18-32x32", "EZKL", 6840.0, "104 GB"),
     ("mobilenetv2-32x32", "Bionetta", 24.5, "16 threads, a setup per circuit"),
 )
+STRUCK = ("uploading", "queued", "deriving", "proving")  # states of a job that a kill may strike
+DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 LIBRARIES = ("numpy", "numba", "llvmlite", "py_arkworks_bls12381", "pycryptodome", "onnxruntime", "torch")
 
 
@@ -136,26 +138,30 @@ def table() -> str:
         lines += ["", line(workers)]
     if soak := load("soak"):
         lines += ["", _soak(soak)]
-    if board := load("board"):
-        lines += ["", _board(board)]
+    for name in ("board", "board-postgresql"):
+        if board := load(name):
+            lines += ["", _board(board)]
     return "\n".join(lines) + "\n"
 
 
 def _soak(soak: dict[str, Any]) -> str:
     kills, crowd, load, stall = (soak[name] for name in ("kill -9", "followers", "uploads", "stalling"))
+    struck = ", ".join(f"{kills['struck'].get(state, 0)} while one was {state}" for state in STRUCK)
     return (
-        f"The job service on one machine with its clients: after {kills['kills']} kill -9 at random instants none of "
-        f"{kills['acknowledged']} acknowledged jobs was lost or done twice; with {crowd['followers']} clients that "
-        f"follow jobs another's call takes {crowd['call_ms_beside']:.1f} ms instead of {crowd['call_ms_alone']:.1f}; "
-        f"{load['uploads']} uploads of {load['megabytes']} MB at once raise the server's memory from "
-        f"{load['mib_before']} to {load['peak_mib']} MiB; stalled uploads and garbage delay the jobs of others by "
-        f"{max(stall['delay_percent'], 0.0):.0f} %."
+        f"The job service on one machine with its clients: after {kills['kills']:,} kill -9 at random instants "
+        f"({struck}) none of {kills['acknowledged']:,} acknowledged jobs was lost or done twice; with "
+        f"{crowd['followers']} clients that follow jobs another's call takes {crowd['call_ms_beside']:.1f} ms instead "
+        f"of {crowd['call_ms_alone']:.1f}; {load['uploads']} uploads of {load['megabytes']} MB at once raise the "
+        f"server's memory from {load['mib_before']} to {load['peak_mib']} MiB (cap: {load['cap_mib']}); "
+        f"{stall['stalled_uploads']} uploads of a byte a second, {stall['stalled_connections']} connections that are "
+        f"no HTTP and {stall['garbage_per_s']:.0f} calls of garbage a second delay the jobs of others by "
+        f"{max(stall['delay_percent'], 0.0):.0f} % (median of {stall['rounds']} rounds with them and as many without)."
     )
 
 
 def _board(board: dict[str, Any]) -> str:
     return (
-        f"A board on SQLite appends {board['appends_per_s']:,.0f} entries a second, "
+        f"A board on {DATABASES[board['database']]} appends {board['appends_per_s']:,.0f} entries a second, "
         f"{board['batch']} in a transaction that is synced to disk, and proves {board['proofs_per_s']:,.0f} of "
         f"{board['entries']:,} a second (inclusion, and consistency with an older checkpoint). Over gRPC, with "
         f"{board['clients']} clients on the same machine, it answers {board['find_per_s']:,.0f} of such questions a "

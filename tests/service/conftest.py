@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from pwd import getpwnam
 from random import Random
-from shutil import rmtree, which
-from signal import SIGQUIT
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +14,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from sqlalchemy import URL, create_engine, text
-from sqlalchemy.exc import OperationalError
 
+from benchmarks import postgres as postgresql
 from ml.triggers import abstract_images
 from protocol.keygen import KeyParameters, MarkingKey, generate_key
 
@@ -161,43 +155,13 @@ def write_images(tmp_path: Path) -> Callable[[npt.NDArray[np.uint8], str], Path]
 
 # --- databases of boards
 
-POSTGRES = all(which(name) for name in ("initdb", "postgres"))
-DATABASES = ["sqlite", "postgresql"] if POSTGRES else ["sqlite"]
+DATABASES = ["sqlite", "postgresql"] if postgresql.programs() else ["sqlite"]
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[URL]:
-    """A PostgreSQL of our own behind a socket in a folder; it does not run as root."""
-    folder = Path(tempfile.mkdtemp(prefix="zkmark-pg-", dir="/tmp"))  # a socket's path is short
-    other: dict[str, object] = {}
-    if os.geteuid() == 0:
-        nobody = getpwnam("nobody")
-        other = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-    data = folder / "data"
-    making = ["initdb", "-D", data, "-A", "trust", "-U", "board", "-E", "UTF8", "--locale=C", "--no-sync"]
-    subprocess.run(making, check=True, stdout=subprocess.DEVNULL, cwd=folder, **other)
-    running = ["postgres", "-D", data, "-k", folder, "-F", "-c", "listen_addresses="]
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(running, stdout=log, stderr=log, cwd=folder, **other)
-    url = URL.create("postgresql+psycopg", "board", database="postgres", query={"host": str(folder)})
-    try:
-        for attempt in range(600):
-            try:
-                with create_engine(url).connect():
-                    break
-            except OperationalError:
-                if attempt == 599 or process.poll() is not None:
-                    raise RuntimeError((folder / "log").read_text()) from None
-                time.sleep(0.1)
+    with postgresql.temporary(durable=False) as url:
         yield url
-    finally:
-        process.send_signal(SIGQUIT)  # at once: nothing of it is kept
-        try:
-            process.wait(60)
-        finally:
-            process.kill()
-            rmtree(folder)
 
 
 def empty_database(kind: str, request: pytest.FixtureRequest) -> URL:

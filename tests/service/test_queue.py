@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import kill_loop
 from protocol.errors import DecodingError, ParameterError
 from prover import queue
 from prover.queue import MAX_ATTEMPTS, Asked, Full, JobQueue, JobState, Quota
@@ -209,13 +208,3 @@ def test_a_change_that_fails_changes_nothing(state, monkeypatch):
     assert jobs.find(what.id).state == JobState.DERIVING
     monkeypatch.undo()
     assert JobQueue(state).take().id == what.id
-
-
-def test_kill_nine_loses_nothing(world, tmp_path):
-    """Ten times at random instants, while clients submit, follow and fetch."""
-    from prover.keys import load_owner, save_marking_key
-
-    key = load_owner(world.path("owner.mk"), b"correct horse battery staple")[0]
-    save_marking_key(tmp_path / "owner.mk", key, b"soak")
-    found = kill_loop(tmp_path, key.vk.digest, world.marked, kills=10, fake=0.03, most_s=0.5)
-    assert found["kills"] == 10 and found["acknowledged"] > 0

@@ -1,0 +1,1 @@
+"""What the job service survives; `python -m benchmarks.soak --help`."""
