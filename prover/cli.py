@@ -29,7 +29,7 @@ from prover.options import (
     warm_up,
 )
 from prover.publication import board, connection, connection_options, publish, timestamp, witness
-from zkmark.terminal import progress
+from zkmark.terminal import progress, quiet_grpc
 
 if TYPE_CHECKING:
     from ml.quantise import Derivation
@@ -247,4 +247,5 @@ for command in (serve, requests, doctor, backup, restore, token, board, publish,
 
 def main() -> None:
     """The console script."""
+    quiet_grpc()
     cli()

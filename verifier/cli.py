@@ -30,7 +30,7 @@ from verifier.options import (
     read,
     write_new,
 )
-from zkmark.terminal import Number, Report, progress
+from zkmark.terminal import Number, Report, progress, quiet_grpc
 
 if TYPE_CHECKING:
     from protocol.keygen import VerificationKey
@@ -305,4 +305,5 @@ def _finish(verdict: Verdict, as_json: bool) -> NoReturn:
 
 def main() -> None:
     """The console script."""
+    quiet_grpc()
     cli()

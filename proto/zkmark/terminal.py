@@ -8,6 +8,7 @@ and progress elsewhere than on a terminal ends after MAX_PHASES lines.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,11 @@ class Number(click.FloatRange):
 def one_line(text: str) -> str:
     """A message on one line, without control characters: it may quote a stranger's file."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def quiet_grpc() -> None:
+    """Keep what grpc notes about broken connections of strangers off the standard error; before it is imported."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def printable(text: str) -> str:
