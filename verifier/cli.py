@@ -254,6 +254,8 @@ def _evidence(call: click.Context, verdict: Verdict) -> list[tuple[str, str]]:
     how = "The whole claim. It is decided by exit status 0 (accepted) or 1, and by the words on the screen."
     if kept := call.params["save_claim"]:
         given |= {"proof": kept, "prover": None}
+        unused = ("token_file", "timeout", *(() if given["board"] else ("tls", "tls_ca", "tls_cert", "tls_key")))
+        given |= dict.fromkeys(unused)  # how the prover was reached: whoever checks again has no such files
     elif call.params["prover"]:
         how = "The claim was not kept: this asks the prover for a new one, with a new nonce."
         given["nonce"] = None

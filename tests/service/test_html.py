@@ -301,10 +301,14 @@ def test_a_claim_from_a_prover_can_be_kept(world, desk, tmp_path, monkeypatch):
         ]  # fmt: skip
         return CliRunner().invoke(cli, [str(word) for word in words])
 
-    kept = tmp_path / "kept.proof"
-    assert online(tmp_path / "a.html", "--save-claim", kept).exit_code == 0 and kept.read_bytes() == claim
+    kept, token = tmp_path / "kept.proof", tmp_path / "token"
+    token.write_text("secret")
+    token.chmod(0o600)
+    reach = ["--token-file", token, "--timeout", 30, "--tls"]
+    assert online(tmp_path / "a.html", "--save-claim", kept, *reach).exit_code == 0 and kept.read_bytes() == claim
     again = commands((tmp_path / "a.html").read_text())[2]
-    assert again[again.index("--proof") + 1] == str(kept) and "--prover" not in again
+    assert again[again.index("--proof") + 1] == str(kept)
+    assert not {"--prover", "--token-file", "--timeout", "--tls"} & set(again)  # only what others have, too
     assert CliRunner().invoke(cli, again[1:]).exit_code == 0
     assert online(tmp_path / "b.html").exit_code == 0
     again = commands((tmp_path / "b.html").read_text())[2]
