@@ -51,6 +51,9 @@ class Tokens:
         self._path = path
         self._version, self._digests = self._stat(), self._load()
 
+    def __len__(self) -> int:
+        return len(self._digests)
+
     def name(self, token: str) -> str | None:
         """Whose token it is.  All are compared, each in constant time."""
         if self._stat() != self._version:

@@ -18,7 +18,7 @@ from protocol.argument import Context, Statement
 from protocol.errors import DecodingError, ParameterError
 from protocol.keygen import MAX_KEY_BYTES, MarkingKey, VerificationKey
 from protocol.warm_up import warm_up
-from prover.access import split_address
+from prover.access import Tokens, read_listening, split_address
 from prover.keys import Approvals, load_owner, read_capped
 from prover.requests import Networks
 from prover.state import State
@@ -37,12 +37,22 @@ class Finding:
     found: str
 
 
+@dataclass(frozen=True)
+class Papers:
+    """As the options of `serve`: PEM files of the server, of the authorities of its clients, and their tokens."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+    client_authorities: Path | None = None
+    tokens: Path | None = None
+
+
 def examine(
-    mk: Path, vk: Path | None, secret: bytes, state: Path, listen: str, certificate: Path | None, secrets: list[Path],
+    mk: Path, vk: Path | None, secret: bytes, state: Path, listen: str, papers: Papers, secrets: list[Path],
     memory_limit: int,
 ) -> list[Finding]:  # fmt: skip
     """secrets: other files that nobody else may read.  memory_limit: bytes for one proof."""
-    findings = [_private(path) for path in (mk, *secrets)]
+    findings = [_private(path) for path in (mk, *secrets, *([papers.key] if papers.key else []))]
     opened: tuple[MarkingKey, Approvals] | None = None
 
     def look(what: str, examined: Callable[[], str]) -> None:
@@ -68,8 +78,10 @@ def examine(
         findings.append(_private(state))
     if opened is not None:
         look("memory", lambda: _memory(state, *opened, memory_limit))
-    if certificate is not None:
-        look("certificate", lambda: _certificate(certificate))
+    if papers != Papers():
+        look("certificate", lambda: _certificate(papers))
+    if (tokens := papers.tokens) is not None:
+        look("tokens", lambda: f"{len(Tokens(tokens))} clients")
     return findings
 
 
@@ -137,13 +149,16 @@ def _memory(state: Path, key: MarkingKey, approvals: Approvals, limit: int) -> s
     return text
 
 
-def _certificate(path: Path) -> str:
+def _certificate(papers: Papers) -> str:
+    """That a server can use it, and for how long."""
+    if read_listening(papers.certificate, papers.key, papers.client_authorities) is None or papers.certificate is None:
+        return "none: clients on this machine only"
     try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        certificate = x509.load_pem_x509_certificate(papers.certificate.read_bytes())
     except ValueError:
-        raise DecodingError(f"{path.name} is no certificate") from None
+        raise DecodingError(f"{papers.certificate.name} is no certificate") from None
     days = (certificate.not_valid_after_utc.timestamp() - time.time()) / 86400
-    text = f"{path.name} is valid for {days:.0f} more days"
+    text = f"{papers.certificate.name} is valid for {days:.0f} more days"
     if days < CERTIFICATE_DAYS:
         raise ParameterError(text)
     return text

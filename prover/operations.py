@@ -47,6 +47,10 @@ tls_options = options(
     click.option("--tls-cert", type=FILE, help="PEM of the server's certificate and those above it."),
     click.option("--tls-key", type=FILE, help="PEM of its key."),
 )
+client_options = options(
+    click.option("--client-ca", type=FILE, help="PEM of the authorities whose clients may call; others may not."),
+    click.option("--tokens", type=FILE, help="Lines NAME:SHA-256 of the tokens of clients who may call."),
+)
 
 
 def count(name: str, default: int, text: str) -> Callable[[Command], Command]:
@@ -65,8 +69,7 @@ def amount(name: str, default: float, text: str) -> Callable[[Command], Command]
 @click.option("--listen", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT",
               help="Port 0: any free one.")  # fmt: skip
 @tls_options
-@click.option("--client-ca", type=FILE, help="PEM of the authorities whose clients may call; others may not.")
-@click.option("--tokens", type=FILE, help="Lines NAME:SHA-256 of the tokens of clients who may call.")
+@client_options
 @click.option("--insecure", is_flag=True, help="Listen without TLS where others can reach it.")
 @click.option("--metrics", metavar="HOST:PORT", help="Answer Prometheus there.")
 @click.option("--log-json", is_flag=True, help="Log JSON lines.")
@@ -247,25 +250,28 @@ def dismiss_command(number: int, mk: Path, state: Path | None, as_json: bool) ->
 @click.option("--listen", default="127.0.0.1:50051", show_default=True, metavar="HOST:PORT",
               help="Where it will serve.")  # fmt: skip
 @tls_options
+@client_options
 @memory_option
 @secret_options
 @json_option
 @outcome
 def doctor(
     mk: Path, vk: Path | None, state: Path | None, listen: str, tls_cert: Path | None, tls_key: Path | None,
-    memory_limit: float | None, passphrase_file: Path | None, key_file: Path | None, as_json: bool,
+    client_ca: Path | None, tokens: Path | None, memory_limit: float | None, passphrase_file: Path | None,
+    key_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Look whether a server can run: keys, modes of files, kernels, port, clock, disk, memory, certificate.
+    """Look whether a server can run: keys, modes of files, kernels, port, clock, disk, memory, certificate, tokens.
 
     Changes nothing.  Ends with status 1 if something is wrong.
     """
-    from prover.doctor import examine
+    from prover.doctor import Papers, examine
     from prover.jobs import state_folder
     from prover.keys import read_secret
 
     secret = read_secret(passphrase_file, key_file)
-    files = [path for path in (passphrase_file, key_file, tls_key) if path is not None]
-    findings = examine(mk, vk, secret, state or state_folder(mk), listen, tls_cert, files, memory(memory_limit))
+    files = [path for path in (passphrase_file, key_file) if path is not None]
+    papers = Papers(tls_cert, tls_key, client_ca, tokens)
+    findings = examine(mk, vk, secret, state or state_folder(mk), listen, papers, files, memory(memory_limit))
     well = all(finding.well for finding in findings)
     result = {"done": well, "findings": [vars(finding) for finding in findings]}
     text = "\n".join(f"{'ok  ' if f.well else 'WRONG'} {f.what}: {f.found}" for f in findings)

@@ -245,11 +245,14 @@ def test_doctor(world, owner_file, tmp_path, secret_options, monkeypatch):
     monkeypatch.setattr(doctor, "FREE_BYTES", 1)
     monkeypatch.setattr(doctor, "CERTIFICATE_DAYS", 1)
     arguments = ["--mk", owner_file, "--vk", world.path("owner.vk"), *secret_options]
-    tls = ["--tls-cert", pair.certificate, "--tls-key", pair.key]
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"ada:{'0' * 64}\n")
+    tls = ["--tls-cert", pair.certificate, "--tls-key", pair.key, "--client-ca", pair.certificate, "--tokens", tokens]
     code, found = run("doctor", *arguments, *tls, "--listen", free_address())
     assert code == 0 and found["done"], found
-    whats = {finding["what"] for finding in found["findings"]}
-    assert {"marking key", "verification key", "kernels", "port", "clock", "disk", "memory", "certificate"} <= whats
+    assert {finding["what"] for finding in found["findings"]} >= {
+        "marking key", "verification key", "kernels", "port", "clock", "disk", "memory", "certificate", "tokens"
+    }  # fmt: skip
 
     def wrong(*changed: object) -> set[str]:
         code, found = run("doctor", *arguments, *changed)
@@ -262,13 +265,19 @@ def test_doctor(world, owner_file, tmp_path, secret_options, monkeypatch):
         assert wrong("--listen", f"127.0.0.1:{taken.getsockname()[1]}") == {"port"}
     assert wrong("--listen", "127.0.0.1:70000") == {"port"}
     assert wrong("--listen", free_address(), "--memory-limit", 0.001) == {"memory"}
+    other = issue(tmp_path, "other")
+    for papers in (["--tls-key", pair.key], ["--tls-cert", pair.certificate, "--tls-key", other.key],
+                   [*tls, "--client-ca", tokens]):  # fmt: skip
+        assert wrong("--listen", free_address(), *papers) == {"certificate"}
+    tokens.write_text("ada")
+    assert wrong("--listen", free_address(), *tls) == {"tokens"}
     monkeypatch.setattr(doctor, "CERTIFICATE_DAYS", 14)
     monkeypatch.setattr(doctor, "FREE_BYTES", 1 << 60)
     owner_file.chmod(0o644)
     pair.key.chmod(0o640)
     monkeypatch.setattr(doctor.time, "time", lambda: 1.0)
     assert wrong("--listen", "nowhere", *tls) == {
-        "port", "disk", "clock", f"mode of {owner_file.name}", "mode of server.key"
+        "port", "disk", "clock", "tokens", f"mode of {owner_file.name}", "mode of server.key"
     }  # fmt: skip
 
 
