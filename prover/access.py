@@ -13,6 +13,7 @@ import ipaddress
 import logging
 import os
 import re
+import resource
 import ssl
 import time
 from collections import OrderedDict
@@ -30,6 +31,11 @@ from zkmark.connect import is_loopback
 
 MAX_TOKENS_BYTES = 1 << 20
 MAX_CLIENTS = 4096  # whose rate is remembered
+MAX_CONNECTIONS = 4096
+RESERVED_FILES = 512  # descriptors that are not for connections
+MAX_FILES = 1 << 16
+HANDSHAKE_S = 10.0  # for what comes before the first call
+IDLE_S = 300.0  # after which a connection without a call is closed
 MAX_SUBJECT = 200  # characters of the subject of a certificate that are shown
 LINE = re.compile(r"([A-Za-z0-9._@-]{1,64}):([0-9a-f]{64})")
 log = logging.getLogger("zkmark.prover")
@@ -137,6 +143,27 @@ def read_listening(certificate: Path | None, key: Path | None, authorities: Path
     return Listening(
         certificate.read_bytes(), key.read_bytes(), None if authorities is None else authorities.read_bytes()
     )
+
+
+def allow_files() -> None:
+    """Raise the number of files that this process may open as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def connection_options() -> list[tuple[str, int]]:
+    """Of a grpc server: those who connect and say nothing are closed, and leave it the files that its work needs."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    connections = MAX_CONNECTIONS
+    if files != resource.RLIM_INFINITY:
+        connections = min(connections, max(files - RESERVED_FILES, files // 2))
+    return [
+        ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)),
+        ("grpc.max_connection_idle_ms", int(IDLE_S * 1000)),
+    ]
 
 
 def check_address(listen: str, tls: Listening | None, insecure: bool) -> None:

@@ -27,7 +27,16 @@ from protocol.cosignature import MAX_WITNESSES, Cosignature, WitnessKey
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.keygen import VerificationKey, check_key
 from protocol.log import HASH_BYTES, Entry, EntryKind, LogKey, Receipt
-from prover.access import Listening, Rate, Tokens, TooOften, Unauthenticated, client
+from prover.access import (
+    Listening,
+    Rate,
+    Tokens,
+    TooOften,
+    Unauthenticated,
+    allow_files,
+    client,
+    connection_options,
+)
 from prover.log import Item, Log
 from prover.strict import Strict
 from zkmark.connect import Tls, connect
@@ -210,7 +219,8 @@ class Server:
 
     def __init__(self, log: Log, listen: str, access: Access | None = None, tls: Listening | None = None) -> None:
         self._servicer = Servicer(log, access or Access())
-        self._server = grpc.aio.server(interceptors=[Strict()], maximum_concurrent_rpcs=MAX_RPCS, options=OPTIONS)
+        options = [*OPTIONS, *connection_options()]
+        self._server = grpc.aio.server(interceptors=[Strict()], maximum_concurrent_rpcs=MAX_RPCS, options=options)
         pb_grpc.add_BoardServicer_to_server(self._servicer, self._server)
         try:
             if tls is None:
@@ -230,6 +240,7 @@ class Server:
 
 async def serve(make: Callable[[], Server], ready: Callable[[int], None]) -> None:
     """Serve until SIGTERM or SIGINT with the server that `make` makes in this loop.  `ready` gets the bound port."""
+    allow_files()
     server, stopping = make(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)

@@ -28,7 +28,16 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from protocol.argument import Cancelled
 from protocol.errors import DecodingError, ParameterError, Restart
-from prover.access import Listening, Rate, Tokens, TooOften, Unauthenticated, check_address
+from prover.access import (
+    Listening,
+    Rate,
+    Tokens,
+    TooOften,
+    Unauthenticated,
+    allow_files,
+    check_address,
+    connection_options,
+)
 from prover.access import client as client_of
 from prover.jobs import Prover, Refused
 from prover.queue import MAX_REASON, RUNNING, Asked, Full, Job, JobQueue, JobState
@@ -360,7 +369,8 @@ class Server:
         self.limits = limits or Limits()
         self._exits = ExitStack()
         strict = Strict(self.limits.message_s)
-        self._server = grpc.aio.server(maximum_concurrent_rpcs=MAX_RPCS, options=OPTIONS, interceptors=[strict])
+        options = [*OPTIONS, *connection_options()]
+        self._server = grpc.aio.server(maximum_concurrent_rpcs=MAX_RPCS, options=options, interceptors=[strict])
         self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(), self._server)
@@ -393,6 +403,7 @@ class Server:
 
 async def serve(server: Callable[[], Server], ready: Callable[[int], None]) -> None:
     """Serve until SIGTERM or SIGINT.  `ready` gets the bound port."""
+    allow_files()
     running, stopping = server(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -6,6 +6,9 @@ import asyncio
 import datetime
 import hashlib
 import ipaddress
+import resource
+import socket
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +21,24 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from protocol.errors import DecodingError, ParameterError
+from prover import access
 from prover.access import MAX_CLIENTS, Rate, Tokens, TooOften, address_of, check_address, client, read_listening
 from prover.jobs import Prover
 from prover.server import Server
-from tests.service.serving import QUICK, SECRET, WAIT_S, Gate, download, ended, failure, header, running, submit
+from tests.service.serving import (
+    QUICK,
+    SECRET,
+    WAIT_S,
+    Gate,
+    calling,
+    download,
+    ended,
+    failure,
+    header,
+    running,
+    submit,
+    wait_until,
+)
 from zkmark.connect import connect, read_tls, read_token
 from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
@@ -272,3 +289,51 @@ def test_a_server_in_the_clear_is_for_this_machine(prover):
 
     with pytest.raises(ParameterError, match="without TLS"):
         asyncio.run(make())
+
+
+def test_silent_connections_take_no_place(prover, monkeypatch):
+    """Those over the limit are closed at once, the others when they have said nothing for a while."""
+    monkeypatch.setattr(access, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(access, "HANDSHAKE_S", 3.0)
+
+    def over(connection: socket.socket) -> bool:
+        try:
+            return connection.recv(1000, socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True
+
+    def another() -> grpc.Channel:
+        return grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)])
+
+    with running(prover) as target, calling(target) as stub, ExitStack() as stack:
+        known = key_of(another())
+        assert b"".join(chunk.data for chunk in stub.Key(pb.KeyRequest(), timeout=WAIT_S)) == known
+        address = ("127.0.0.1", int(target.rpartition(":")[2]))
+        silent = [stack.enter_context(socket.create_connection(address, WAIT_S)) for _ in range(20)]
+        for connection in silent:
+            connection.sendall(b"PRI * HT")
+        wait_until(lambda: sum(map(over, silent)) >= 13)
+        assert b"".join(chunk.data for chunk in stub.Key(pb.KeyRequest(), timeout=WAIT_S)) == known
+        wait_until(lambda: all(map(over, silent)))
+        assert key_of(another()) == known
+
+
+@pytest.mark.parametrize(("soft", "connections"), [
+    (1024, 512), (256, 128), (10**6, 4096), (resource.RLIM_INFINITY, 4096)
+])  # fmt: skip
+def test_connections_leave_files_for_the_work(monkeypatch, soft, connections):
+    monkeypatch.setattr(access.resource, "getrlimit", lambda _: (soft, soft))
+    assert dict(access.connection_options())["grpc.max_allowed_incoming_connections"] == connections
+
+
+@pytest.mark.parametrize(("soft", "hard", "raised"), [
+    (1024, 4096, 4096), (1024, 10**6, 1 << 16), (1024, resource.RLIM_INFINITY, 1 << 16), (10**6, 10**6, None),
+])  # fmt: skip
+def test_a_server_opens_as_many_files_as_it_may(monkeypatch, soft, hard, raised):
+    asked = []
+    monkeypatch.setattr(access.resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(access.resource, "setrlimit", lambda _, limits: asked.append(limits))
+    access.allow_files()
+    assert asked == ([] if raised is None else [(raised, hard)])
