@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prover.operations import backup, doctor, requests, restore, serve, token
+from prover.keeping import backup, rekey, restore
+from prover.operations import doctor, requests, serve, token
 from prover.options import (
     FILE,
     FOLDER,
@@ -241,7 +242,7 @@ def _nonce(text: str) -> bytes:
     return nonce
 
 
-for command in (serve, requests, doctor, backup, restore, token, board, publish, timestamp, witness):
+for command in (serve, requests, doctor, backup, restore, rekey, token, board, publish, timestamp, witness):
     cli.add_command(command)
 
 

@@ -96,6 +96,18 @@ def record_approval(path: str | Path, secret: bytes, network_digest: bytes, k_mi
     return changed
 
 
+def change_secret(path: str | Path, secret: bytes, new_secret: bytes) -> None:
+    """Encrypt the file with `new_secret` instead: a crash leaves one of the two.
+
+    Raises ParameterError if it is the present one, and as `load_marking_key` does.
+    """
+    if new_secret == secret:
+        raise ParameterError("the new secret is the present one")
+    path = Path(path).resolve()
+    with _locked(path):
+        write_file(path, _seal(*load_owner(path, secret), new_secret))
+
+
 def back_up(path: str | Path, copy: str | Path, secret: bytes) -> Approvals:
     """Copy the file as it is, once the secret has opened it, to a name that is not there.  Raises as `load_owner`."""
     data = read_capped(path, MAX_FILE_BYTES, "marking key file")

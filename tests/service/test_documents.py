@@ -1,4 +1,4 @@
-"""README.md and the quickstart speak of commands and options that exist."""
+"""README.md, packaging/README.md and the quickstart speak of commands and options that exist."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def spoken(document: str) -> list[tuple[str, str, str]]:
     return [found.groups() for line in text.splitlines() for found in COMMAND.finditer(line)]  # type: ignore[misc]
 
 
-COMMANDS = sorted({*spoken("README.md"), *spoken("examples/quickstart.sh")})
+COMMANDS = sorted({*spoken("README.md"), *spoken("examples/quickstart.sh"), *spoken("packaging/README.md")})
 
 
 @pytest.mark.parametrize(("program", "name", "options"), COMMANDS, ids=[" ".join(c[:2]) for c in COMMANDS])

@@ -312,6 +312,22 @@ def test_backup_and_restore(world, owner_file, tmp_path, secret_options):
     assert run("restore", *mk, "--backup", newer, *secret_options)[0] == 0
 
 
+def test_another_secret(world, owner_file, tmp_path, secret_options):
+    approve(owner_file, SECRET, subject(world.marked, PLAIN, None, world.key.vk))
+    key, approvals = load_owner(owner_file, SECRET)
+    (tmp_path / "new").write_bytes(os.urandom(32))
+    rekey = ["rekey", "--mk", owner_file, "--new-key-file", tmp_path / "new"]
+    assert run(*rekey, "--key-file", tmp_path / "new")[0] == 2  # not the present one, and not another one
+    assert run("rekey", "--mk", owner_file, *secret_options, "--new-passphrase-file", world.path("passphrase"))[0] == 2
+    before = owner_file.read_bytes()
+    assert run(*rekey, *secret_options)[0] == 0 and owner_file.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ParameterError, match="wrong passphrase"):
+        load_owner(owner_file, SECRET)
+    found, kept = load_owner(owner_file, (tmp_path / "new").read_bytes())
+    assert found.to_bytes() == key.to_bytes() and kept == approvals and approvals.k_min
+    assert len(before) == owner_file.stat().st_size and before != owner_file.read_bytes()
+
+
 def test_a_backup_of_another_key(owner_file, tmp_path):
     from ml.triggers import abstract_images
     from protocol.keygen import KeyParameters, generate_key
