@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,19 +26,19 @@ from unittest import mock
 import numpy as np
 
 from protocol import argument, field, identity, keygen
+from protocol.anchor import Anchor
 from protocol.argument import Context, Statement
 from protocol.claim import Claim, compare, statement_digests
 from protocol.errors import DecodingError, ParameterError, VerificationError
-from protocol.keygen import KeyParameters, LabelRule, MarkingKey, VerificationKey, check_key, generate_key
-from protocol.network import Edge, Network, Node, Product, Table, Window
-from tests.adversary import faults
+from protocol.keygen import KeyParameters, LabelRule, MarkingKey, VerificationKey, check_key, commit_key
+from protocol.network import Network
+from protocol.soundness import window
+from protocol.transcript import Channel
+from tests.adversary import faults, networks
 from tests.protocol import plain_verifier as plain
-from tests.protocol.conftest import finish
-from tests.vectors import generate
+from tests.vectors import generate, generate_keys
 
 REPORT = Path("benchmarks/results/agreement.json")
-SHAPE = (1, 4, 4)
-ONE, SAME, HALF = Window(1), Window(3, 1, 1, 1), Window(2, 2)
 COLUMNS = 2  # of the opened columns, so many are checked by the plain verifier's column tests; it hashes all
 
 
@@ -50,7 +51,7 @@ class Files:
     claim: bytes
 
 
-def package(files: Files) -> str:
+def package(files: Files, channel: Channel | None = None) -> str:
     """The verdict of the package on everything."""
     try:
         key, network = VerificationKey.from_bytes(files.vk), Network.from_bytes(files.network)
@@ -58,7 +59,7 @@ def package(files: Files) -> str:
         check_key(key)
         statement = Statement(key, network, claim.k_min, claim.context, claim.digests[1], claim.digests[3])
         compare(claim, statement)
-        argument.verify(statement, claim.proof)
+        argument.verify(statement, claim.proof, channel)
     except VerificationError as error:
         return error.check
     except (DecodingError, ParameterError):
@@ -66,82 +67,21 @@ def package(files: Files) -> str:
     return "true"
 
 
-def second(files: Files) -> str:
-    """The verdict of the plain verifier."""
+def second(files: Files, coins: dict[bytes, bytes] | None = None) -> str:
+    """The verdict of the plain verifier.  coins: of a session, in the interactive channel."""
     try:
-        plain.verify(files.vk, files.network, files.claim, COLUMNS)
+        plain.verify(files.vk, files.network, files.claim, COLUMNS, coins)
     except plain.Failed as error:
         return str(error.args[0])
-    except (ValueError, OverflowError):  # of arkworks: bytes that are no point
-        return "malformed"
     return "true"
 
 
 # Statements
 
 
-def random_network(rng: np.random.Generator, classes: int) -> tuple[Network, set[str]]:
-    """Two to four requant nodes, each of a random kind, and what kinds there are."""
-    shapes: list[tuple[int, int, int]] = [SHAPE]
-    tables = [Table(8, rng.integers(-40, 90, 256)), Table(10, np.clip(np.arange(-512, 512), 0, 255).astype(np.int64))]
-    wide = Table(12, np.clip(np.arange(-2048, 2048), -300, 300).astype(np.int64))
-    nodes: list[Node] = []
-    used: set[str] = set()
-
-    def weights(*shape: int) -> Any:
-        return rng.integers(-6, 7, shape)
-
-    for _ in range(int(rng.integers(2, 5))):
-        source = int(rng.integers(max(0, len(shapes) - 2), len(shapes)))
-        c, h, w = shapes[source]
-        square = h >= 2 and w >= 2
-        kind = str(rng.choice([
-            "convolution", "groups", "stride", "dilation", "resample", "pool", "residual", "flat", "product", "gate"]))
-        edges, product, o, table = [], None, int(rng.integers(2, 5)), tables[int(rng.integers(2))]
-        if kind == "gate" and square:
-            gate = Edge(source, weights(c, c, h, w), Window(h), Window(w))
-            nodes.append(Node((gate,), rng.integers(-50, 50, c), 0, table))
-            shapes.append((c, 1, 1))
-            product, out = Product(source, len(nodes)), (c, h, w)
-        elif kind == "product" and source:
-            rights = [k for k, s in enumerate(shapes) if s == (c, h, w)]
-            product, out = Product(source, int(rng.choice(rights))), (c, h, w)
-        elif kind == "flat":  # small enough to do without a shift
-            edges, out, table = [Edge(source, rng.integers(-1, 2, (c, 1, 1, 1)), ONE, ONE, c)], (c, h, w), wide
-        elif kind == "pool" and square:
-            edges, out = [Edge(source, weights(o, c, 1, 1), ONE, ONE, 1, (HALF, HALF))], (o, h // 2, w // 2)
-        elif kind == "stride" and square:
-            edges, out = [Edge(source, weights(o, c, 2, 2), HALF, HALF)], (o, h // 2, w // 2)
-        elif kind == "dilation" and h >= 3 and w >= 3:
-            wide = Window(2, 1, 1, 0, 2)
-            edges = [Edge(source, weights(o, c, 2, 2), wide, wide)]
-            out = (o, wide.outputs(h), wide.outputs(w))
-        elif kind == "resample":
-            sampled = Window(3, 2, 1, 1, 1, 2)
-            edges = [Edge(source, weights(o, c, 3, 3), sampled, sampled)]
-            out = (o, sampled.outputs(h), sampled.outputs(w))
-        elif kind == "groups":
-            o = 2 * c
-            edges, out = [Edge(source, weights(o, 1, 3, 3), SAME, SAME, c)], (o, h, w)
-        elif kind == "residual":
-            shortcut = Edge(source, weights(c, 1, 1, 1), ONE, ONE, c)
-            edges, out = [Edge(source, weights(c, c, 3, 3), SAME, SAME), shortcut], (c, h, w)
-        else:
-            kind, edges, out = "convolution", [Edge(source, weights(o, c, 3, 3), SAME, SAME)], (o, h, w)
-        used.add(kind)
-        nodes.append(Node(tuple(edges), rng.integers(-50, 50, out[0]), 0, table, product=product))
-        shapes.append(out)
-    c, h, w = shapes[-1]
-    dense = Edge(len(nodes), rng.integers(-9, 10, (classes, c, h, w)), Window(h), Window(w))
-    last = Node((dense,), rng.integers(-50, 50, classes))
-    network = finish(SHAPE, np.sort(rng.integers(-100, 100, (1, 256))), nodes, last)
-    used |= {"shifted" if node.shift else "unshifted" for node in network.nodes[:-1]}
-    return network, used
-
-
 @dataclass(frozen=True)
 class Base:
-    """A true statement with its proof, and the kinds of nodes in it."""
+    """A true statement with its proof, and the kinds of its nodes and its key."""
 
     statement: Statement
     key: MarkingKey
@@ -152,20 +92,23 @@ class Base:
     def make(seed: int) -> Base:
         random, rng = Random(seed), np.random.default_rng(seed)
         classes, ell = random.randint(2, 10), random.choice([10, 16, 24])
-        images = rng.integers(0, 256, (ell, *SHAPE), dtype=np.uint8)
+        images = rng.integers(0, 256, (ell, *networks.SHAPE), dtype=np.uint8)
         rule = random.choice(list(LabelRule))
         labels = [random.randrange(classes) for _ in range(ell)] if rule is LabelRule.CHOSEN else None
         with mock.patch.object(keygen, "smallest_k_min", lambda *_: 1):  # keys this small bound no false claim
-            parameters = KeyParameters(SHAPE, classes, ell, rule)
-            key = generate_key(parameters, images, labels=labels, entropy=random.randbytes)
+            parameters = KeyParameters(networks.SHAPE, classes, ell, rule)
+            pending = commit_key(parameters, images, labels=labels, entropy=random.randbytes)
+        logged = random.random() < 0.5
+        key = generate_keys.anchored(pending) if logged else pending.finish(random.randbytes)
         while True:
-            network, kinds = random_network(rng, classes)
+            network, kinds = networks.random_network(rng, classes)
             matches = int((network.classify(key.hidden_images) == key.hidden_labels).sum())
             if matches:
                 break
         context = Context("agreement", f"claimant {seed}", "verifier", random.randbytes(32))
         statement = Statement(
             key.vk, network, random.randint(1, matches), context, random.randbytes(32), random.randbytes(32))
+        kinds |= {"anchored" if logged else "not anchored", rule.name.lower()}
         return Base(statement, key, argument.prove(statement, key), frozenset(kinds))
 
     def files(self, proof: bytes | None = None, **claim: Any) -> Files:
@@ -180,6 +123,17 @@ class Base:
 
 
 # Alterations
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A context of these bytes."""
+
+    data: bytes
+
+    def to_bytes(self) -> bytes:
+        return self.data
+
 
 Case = tuple[str, Files]
 
@@ -227,6 +181,12 @@ def moved(base: Base, random: Random) -> Iterator[Case]:
     changed = replace(statement, network=network)
     digests = statement_digests(changed)
     yield "model and its digest", replace(base.files(digests=digests), network=network.to_bytes())
+    for number in range(3):
+        data = networks.broken(random, statement.network)
+        digests = list(statement_digests(statement))
+        digests[2] = hashlib.sha256(data).digest()
+        yield f"no model, {number}", replace(base.files(digests=tuple(digests)), network=data)
+    yield "nonce cut", base.files(context=Cut(statement.context.to_bytes()[:-1]))
 
 
 def keys(base: Base, random: Random) -> Iterator[Case]:
@@ -240,9 +200,19 @@ def keys(base: Base, random: Random) -> Iterator[Case]:
         digests = (made.digest, *statement_digests(base.statement)[1:])
         return replace(base.files(digests=digests), vk=made.to_bytes())
 
+    def beacons(wanted: Callable[[VerificationKey], bool], **changes: Any) -> Files:
+        """The first of other coins that is as wanted; the anchor is lost."""
+        found = (changes | {"beacon": random.randbytes(4)} for _ in itertools.count())
+        return sign(**next(one for one in found if wanted(replace(vk, **one))))
+
+    low, high = window(vk.parameters.ell)
     yield "key, one byte", replace(base.files(), vk=flipped(data, random.randrange(len(data)), random))
     yield "key cut", replace(base.files(), vk=data[: random.randrange(len(data))])
+    yield "no owner", sign(owner_public_key=random.choice([b"\2" + bytes(31), b"\1" + bytes(31)]))
     yield "another coin", sign(beacon=random.randbytes(3))
+    yield "too many or too few hidden", beacons(lambda k: not low <= k.h <= high)
+    yield "a commitment twice", beacons(
+        lambda k: low <= k.h <= high and len(k.opened) == len(opened), shares=(vk.shares[1], *vk.shares[1:]))
     shares = opened.shares.copy()
     shares[random.randrange(len(shares))] += random.choice([1, vk.parameters.classes])
     yield "a share", sign(openings=replace(opened, shares=shares))
@@ -252,6 +222,10 @@ def keys(base: Base, random: Random) -> Iterator[Case]:
     swapped = list(vk.shares)
     swapped[0], swapped[1] = swapped[1], swapped[0]
     yield "shares in another order", sign(shares=tuple(swapped))
+    anchor = vk.anchor or Anchor(generate_keys.LOG, 2, 1, (bytes(32),) * 3, 7, bytes(32), bytes(64))
+    yield "another anchor", sign(beacon=replace(anchor, **random.choice([
+        {"root": bytes(32)}, {"unix_time": 1}, {"index": 0}, {"path": anchor.path[1:]}, {"size": anchor.size - 1},
+    ])).to_bytes())  # fmt: skip
 
 
 def lies(base: Base, random: Random) -> list[tuple[str, list[AbstractContextManager[Any]]]]:
@@ -277,6 +251,7 @@ def lies(base: Base, random: Random) -> list[tuple[str, list[AbstractContextMana
         ("hidden by other polynomials", [shift(column), faults.stubborn()]),
         (f"message {label}", [faults.message(label, 0)]),
         ("link", [faults.answers(answer)]),
+        ("small mask", [faults.small_mask(random.choice(["pixels", "shares"]))]),
         (f"polynomial {polynomial}", [faults.polynomial(polynomial, faults.bumped((at, 1)))]),
         ("linear polynomial, twice", [faults.polynomial("linear", faults.bumped((at, 1), (at + size, -1)))]),
         ("quadratic polynomial, twice", [faults.polynomial("quadratic", faults.bumped((at, 1), (at + size, -1)))]),
@@ -300,10 +275,10 @@ def forged(base: Base, random: Random, count: int) -> Iterator[Case]:
 
 
 def cases(seed: int, some: bool = True) -> Iterator[Case]:
-    """The honest proof number `seed`, and (some of) what can be made of it: 21 proofs."""
+    """The honest proof number `seed`, and (some of) what can be made of it: 23 proofs."""
     base, random = Base.make(seed), Random(-1 - seed)
     yield " ".join(sorted(base.kinds)), base.files()
-    for part, count in ((damaged, 8), (moved, 5), (keys, 5)):
+    for part, count in ((damaged, 8), (moved, 6), (keys, 6)):
         found = list(part(base, random))
         yield from random.sample(found, count) if some else found
     yield from forged(base, random, 2)
@@ -332,7 +307,7 @@ def main() -> int:
         print(f"{done} bases, {outcomes.total()} proofs, {len(differ)} differences", flush=True)
         found = {
             "protocol": argument.VERSION, "bases": done, "proofs": outcomes.total(), "differences": differ,
-            "outcomes": dict(sorted(outcomes.items())), "bases with a node of kind": dict(sorted(kinds.items())),
+            "outcomes": dict(sorted(outcomes.items())), "bases of kind": dict(sorted(kinds.items())),
             "cpu_seconds": round(time.process_time() - started),
         }  # fmt: skip
         arguments.report.write_text(json.dumps(found, indent=1) + "\n")

@@ -11,7 +11,8 @@ Every fault is a context manager; `argument.prove` inside it makes the forged pr
     masked_sum    her linear mask has a sum                                     linear.sum
     padding       slots of her rows that nothing is said to be in hold values   linear.sum
     weighed       she looks a value up zero times, or twice                     linear.sum
-    answers       her answers to the link's challenge are changed               link.range, link.opening
+    answers       her answers to the link's challenge are changed               link.opening
+    small_mask    one of her masks of the link is 0, and hides nothing           link.range
     polynomial    one of her test polynomials is changed                        *.columns, linear.sum, quadratic.zero
     stubborn      her test polynomials are corrected to pass all sums           linear.columns, quadratic.columns
     codewords     a row of her matrix is no codeword                            proximity.columns
@@ -229,6 +230,23 @@ def answers(change: Callable[[Any], Any]) -> Any:
 def answers_for(key: Any) -> Any:
     """She answers the link's challenge for this key's triggers, whatever the network was evaluated on."""
     return replaced(link, "answer", lambda answer: lambda layout, _, *rest: answer(layout, key, *rest))
+
+
+@contextmanager
+def small_mask(name: str) -> Iterator[None]:
+    """Her first mask of the link's "pixels" or "shares" is 0: the answer is right, and below what hides."""
+
+    def small(draw: Any) -> Any:
+        def lie(layout: Layout, read: Any) -> Any:
+            masks = draw(layout, read)
+            held = getattr(masks, name)
+            first = [0, *held[0][1:]] if isinstance(held[0], list) else 0
+            return replace(masks, **{name: [first, *held[1:]]})
+
+        return staticmethod(lie)
+
+    with replaced(link.Masks, "draw", small), replaced(link.Bounds, "holds", lambda _: lambda bounds, z: True):
+        yield
 
 
 # The commitment

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from protocol import argument, identity, keygen, link
+from protocol import argument, identity, keygen
 from protocol.argument import Context, Statement
 from protocol.claim import Claim, statement_digests
 from protocol.errors import DecodingError, VerificationError
@@ -92,21 +92,6 @@ def _cheats(statement: Statement, key: MarkingKey) -> Iterator[tuple[list[Abstra
         first = [values[0][0] + 1, *values[0][1:]] if isinstance(values[0], list) else values[0] + 1
         return [first, *values[1:]]
 
-    def low(name: str) -> list[AbstractContextManager[Any]]:
-        """A mask of 0: the answer is right, and below what hides."""
-
-        def small(draw: Any) -> Any:
-            def lie(layout: Any, read: Any) -> Any:
-                masks = draw(layout, read)
-                held = getattr(masks, name)
-                first = [0, *held[0][1:]] if isinstance(held[0], list) else 0
-                return replace(masks, **{name: [first, *held[1:]]})
-
-            return staticmethod(lie)
-
-        return [faults.replaced(link.Masks, "draw", small),
-                faults.replaced(link.Bounds, "holds", lambda _: lambda bounds, z: True)]  # fmt: skip
-
     size = statement.shape.size
     yield [entry("count")], "quadratic.zero"
     yield [entry("z1"), faults.stubborn()], "linear.columns"
@@ -117,8 +102,8 @@ def _cheats(statement: Statement, key: MarkingKey) -> Iterator[tuple[list[Abstra
     yield [faults.polynomial("quadratic", faults.bumped((0, 1), (size, -1)))], "quadratic.columns"
     for name in ("pixels", "shares", "pixel_blindings", "share_blindings"):
         yield [answer(**{name: bumped})], "link.opening"
-    yield low("pixels"), "link.range"
-    yield low("shares"), "link.range"
+    for name in ("pixels", "shares"):
+        yield [faults.small_mask(name)], "link.range"
 
 
 def _keys(key: MarkingKey) -> Iterator[tuple[bytes, str]]:

@@ -1,7 +1,9 @@
 """A verifier in Python integers, written from SPEC.md alone: the proof that the text is enough.
 
-It shares no code with the package and is slow on purpose.  Section numbers are those of SPEC.md.  `verify` takes the
-bytes of the three frozen files and returns the intermediate values of vectors.json; a failed check raises Failed.
+It shares no code with the package and is slow on purpose.  Section numbers are those of SPEC.md; section 3 is in
+plain_network.py.  `verify` takes the bytes of the three frozen files and returns the intermediate values of
+vectors.json; a failed check raises Failed.  Sums of points are left to the library that the package has, too, to be in
+time for a thousand proofs: test_group.py compares it with py_ecc.
 """
 
 from __future__ import annotations
@@ -15,22 +17,13 @@ from math import comb, isqrt, prod
 from typing import Any
 
 from Crypto.Hash import cSHAKE256
-from Crypto.PublicKey import ECC
 from Crypto.Signature import eddsa
 from py_arkworks_bls12381 import G1Point, Scalar
 
-p = 15 * 2**27 + 1
+from tests.protocol.plain_network import Bytes, Failed, Network, p, positions, read_at, require
+
 q = 0x73EDA753299D7D483339D80809A1D80553BDA402FFFE5BFEFFFFFFFF00000001
 DOMAIN = b"zkmark-v1-generators-with-BLS12381G1_XMD:SHA-256_SSWU_RO_"
-
-
-class Failed(Exception):
-    """A check does not hold; the argument is its name."""
-
-
-def require(condition: bool, check: str) -> None:
-    if not condition:
-        raise Failed(check)
 
 
 # --- 2: the fields -------------------------------------------------------------------------------
@@ -137,37 +130,11 @@ def tensor(point, shape):
 # --- reading -------------------------------------------------------------------------------------
 
 
-class Bytes:
-    def __init__(self, data):
-        self.data, self.at = data, 0
-
-    def raw(self, n):
-        require(0 <= n <= len(self.data) - self.at, "malformed")
-        self.at += n
-        return self.data[self.at - n : self.at]
-
-    def int(self, n, signed=False):
-        return int.from_bytes(self.raw(n), "little", signed=signed)
-
-    def i64(self, n):
-        return [self.int(8, True) for _ in range(n)]
-
-    def blob(self):
-        return self.raw(self.int(4))
-
-    def magic(self, tag):
-        require(self.raw(len(tag)) == tag, "malformed")
-
-    def elements(self, n):
-        out = []
-        for _ in range(n):
-            words = [self.int(4) for _ in range(5)]
-            require(max(words) < p, "malformed")
-            out.append(K(*words))
-        return out
-
-    def done(self):
-        require(self.at == len(self.data), "malformed")
+def elements(r, n):
+    data = r.raw(20 * n)
+    words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
+    require(max(words, default=0) < p)
+    return [K(*words[i : i + 5]) for i in range(0, len(words), 5)]
 
 
 def u32(*values):
@@ -187,8 +154,11 @@ def shake(data, custom):
 
 
 def point(data):
-    decoded = G1Point.from_compressed_bytes(data)
-    require(decoded != G1Point.identity() and bytes(decoded.to_compressed_bytes()) == data, "malformed")
+    try:
+        decoded = G1Point.from_compressed_bytes(data)
+    except ValueError:
+        raise Failed("malformed") from None
+    require(decoded != G1Point.identity() and bytes(decoded.to_compressed_bytes()) == data)
     return decoded
 
 
@@ -208,71 +178,28 @@ def pixel_generators(n):
 SHARE, BLINDING = (G1Point.hash_to_curve(m, DOMAIN) for m in (b"share", b"blinding"))
 
 
-def signed(public, label, digest, signature, check):
-    message = b"zkmark signature 1\0" + label.encode() + b"\0" + digest
+def public_key(data):
+    """An Ed25519 key: a point whose order does not divide 8."""
     try:
-        eddsa.new(ECC.import_key(ED25519_PREFIX + public), "rfc8032").verify(message, signature)
+        key = eddsa.import_public_key(data)
+    except ValueError:
+        raise Failed("malformed") from None
+    require(not (key.pointQ * 8).is_point_at_infinity())
+    return key
+
+
+def signed(public, message, signature, check):
+    try:
+        eddsa.new(public, "rfc8032").verify(message, signature)
     except ValueError:
         raise Failed(check) from None
 
 
-ED25519_PREFIX = bytes.fromhex("302a300506032b6570032100")  # SubjectPublicKeyInfo of RFC 8410
+def labelled(label, digest):
+    return b"zkmark signature 1\0" + label.encode() + b"\0" + digest
 
 
-# --- 3: the network ------------------------------------------------------------------------------
-
-
-class Network:
-    """Fields as in the canonical encoding; shapes[k] of graph node k."""
-
-    def __init__(self, data):
-        r = Bytes(data)
-        r.magic(b"zkmark network 1\n")
-        self.digest = sha(data)
-        self.shape = tuple(r.int(4) for _ in range(3))
-        self.input_tables = [r.i64(256) for _ in range(self.shape[0])]
-        self.tables = []
-        for _ in range(r.int(4)):
-            bits = r.int(1)
-            self.tables.append((bits, r.i64(1 << bits)))
-        self.nodes = []
-        for _ in range(r.int(4)):
-            node = {"s": r.int(1), "table": r.int(4) - 1}
-            left, right = r.int(4), r.int(4)
-            node["product"] = (left - 1, right - 1) if left and right else None
-            node["bias"], node["edges"] = r.i64(r.int(4)), []
-            for _ in range(r.int(4)):
-                edge = {"source": r.int(4), "groups": r.int(4), "axes": [r.int(4) for _ in range(4)]}
-                edge["windows"] = [tuple(r.i64(6)) for _ in range(r.int(1))]
-                edge["weight"] = r.i64(prod(edge["axes"]))
-                node["edges"].append(edge)
-            self.nodes.append(node)
-        r.done()
-        self.shapes = [self.shape]
-        for node in self.nodes:
-            if node["product"]:
-                self.shapes.append(self.shapes[node["product"][0]])
-                continue
-            edge = node["edges"][0]
-            lengths = self.shapes[edge["source"]][1:]
-            if len(edge["windows"]) == 4:
-                lengths = [positions(w, n) for w, n in zip(edge["windows"][2:], lengths, strict=True)]
-            lengths = [positions(w, n) for w, n in zip(edge["windows"][:2], lengths, strict=True)]
-            self.shapes.append((len(node["bias"]), *lengths))
-
-
-def positions(window, n):
-    kernel, stride, before, after, dilation, repeat = window
-    return (n * repeat + before + after - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def read_at(window, n, k):
-    """[(position, input)] of tap k, inside the input."""
-    _, stride, before, _, dilation, repeat = window
-    pairs = ((a, stride * a + dilation * k - before) for a in range(positions(window, n)))
-    if repeat > 1:
-        return [(a, min(max(i // repeat, 0), n - 1)) for a, i in pairs]
-    return [(a, i) for a, i in pairs if 0 <= i < n]
+# --- 3 and 7: the network ------------------------------------------------------------------------
 
 
 def tap_weights(window, pool, x, n, r):
@@ -329,25 +256,19 @@ class Anchor:
     def __init__(self, data):
         r = Bytes(data)
         r.magic(b"zkmark anchor 1\n")
-        try:
-            self.name = r.blob().decode()
-        except UnicodeDecodeError:
-            raise Failed("malformed") from None
+        self.name = r.text(1024)
         good = 0 < len(self.name) <= 256 and all("!" <= c <= "~" and c != "+" for c in self.name)
-        self.public, self.index, self.seconds = r.raw(32), r.int(8), r.int(8)
+        self.public, self.index, self.seconds = public_key(r.raw(32)), r.int(8), r.int(8)
         length = r.int(1)
-        require(good and length <= 64, "malformed")
+        require(good and length <= 64)
         self.path = [r.raw(32) for _ in range(length)]
         self.size, self.root, self.signature = r.int(8), r.raw(32), r.raw(64)
         r.done()
-        require(self.index < self.size <= 1 << 62, "malformed")
+        require(self.index < self.size <= 1 << 62)
 
     def check(self, digest):
         text = f"{self.name}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
-        try:
-            eddsa.new(ECC.import_key(ED25519_PREFIX + self.public), "rfc8032").verify(text.encode(), self.signature)
-        except ValueError:
-            raise Failed("log.signature") from None
+        signed(self.public, text.encode(), self.signature, "log.signature")
         leaf = sha(b"\0zkmark log entry 2\n\1" + digest + self.seconds.to_bytes(8, "little"))
         path = list(self.path)
         require(root_of(leaf, self.index, self.size, path) == self.root and not path, "log.inclusion")
@@ -374,21 +295,22 @@ class Key:
         r.magic(b"zkmark vk 1\n")
         self.shape = tuple(r.int(4) for _ in range(3))
         self.classes, self.ell, rule = r.int(4), r.int(4), r.int(1)
+        require(min(self.shape) >= 1 and prod(self.shape) <= 1 << 18)
+        require(2 <= self.classes <= 1 << 16 and 1 <= self.ell <= 4096 and rule < 2)
         self.owner = r.raw(32)
+        self.owner_key = public_key(self.owner)
         self.triggers, self.shares = ([r.raw(48) for _ in range(self.ell)] for _ in range(2))
-        beacon = r.blob()
-        opened = r.int(4)
+        beacon, opened = r.blob(4096), r.count(self.ell)
         images = [r.raw(prod(self.shape)) for _ in range(opened)]
         shares = [r.int(4) for _ in range(opened)]
         blindings = [[r.int(32) for _ in range(opened)] for _ in range(2)]
         signature = r.raw(64)
         r.done()
-        require(rule < 2 and len(beacon) <= 4096, "malformed")
-        require(all(value < q for part in blindings for value in part), "malformed")
+        require(all(value < q for part in blindings for value in part))
         anchor = Anchor(beacon) if beacon.startswith(b"zkmark anchor 1\n") else None
         points = [[point(c) for c in part] for part in (self.triggers, self.shares)]
         self.digest = sha(data[:-64])
-        signed(self.owner, "verification key", self.digest, signature, "key.signature")
+        signed(self.owner_key, labelled("verification key", self.digest), signature, "key.signature")
         parameters = blob(b"BLS12-381 G1") + blob(DOMAIN) + u32(self.classes, *self.shape) + self.owner + bytes([rule])
         commitments = u32(self.ell) + b"".join(self.triggers) + b"".join(self.shares)
         self.commitments_digest = shake(parameters + commitments, "zkmark/commitments").read(32)
@@ -417,9 +339,21 @@ class Key:
 # --- 6: the transcript ---------------------------------------------------------------------------
 
 
+class Coins:
+    """Of a session: pending digest to coin."""
+
+    def __init__(self, given):
+        self.given, self.used = given, set()
+
+    def take(self, pending):
+        require(pending in self.given, "channel.coin")
+        self.used.add(pending)
+        return self.given[pending]
+
+
 class Transcript:
-    def __init__(self, state=bytes(32), first=(b"P", "protocol", b"zkmark argument 1")):
-        self.state, self.frames = state, b""
+    def __init__(self, state=bytes(32), first=(b"P", "protocol", b"zkmark argument 1"), coins=None):
+        self.state, self.frames, self.coins = state, b"", coins
         self.frame(*first)
 
     def frame(self, kind, label, data):
@@ -435,11 +369,12 @@ class Transcript:
         return self.state
 
     def fork(self, index):
-        return Transcript(self.digest(), (b"F", "node", index.to_bytes(8, "little")))
+        return Transcript(self.digest(), (b"F", "node", index.to_bytes(8, "little")), self.coins)
 
     def stream(self, label):
         self.frame(b"C", label, b"")
-        stream = shake(self.digest(), "zkmark/challenge")
+        pending = self.digest()
+        stream = shake(pending + (self.coins.take(pending) if self.coins else b""), "zkmark/challenge")
         self.state = stream.read(32)
         return stream
 
@@ -666,18 +601,24 @@ def choose(rows, counts):
     return best[1:]
 
 
-def verify(vk_data, network_data, claim_data, checked_columns=4):
-    """Check everything; the column tests at the first `checked_columns` of the opened columns only, to save time."""
+def verify(vk_data, network_data, claim_data, checked_columns=4, coins=None):
+    """Check everything; the column tests at the first `checked_columns` of the opened columns only, to save time.
+
+    coins: those of the session, by pending digest, in the interactive channel.
+    """
     key, net, out = Key(vk_data), Network(network_data), {}
     r = Bytes(claim_data)
     r.magic(b"zkmark claim 1\n")
-    k_min, context = r.int(4), r.blob()
-    digests, proof = [r.raw(32) for _ in range(4)], r.blob()
+    k_min, context = r.int(4), r.blob(2048)
+    digests, proof = [r.raw(32) for _ in range(4)], r.blob(1 << 27)
     r.done()
-    require(digests[0] == key.digest, "statement.key")
-    require(digests[2] == net.digest, "statement.network")
-    require(1 <= k_min <= len(key.hidden), "malformed")
+    inner = Bytes(context)
+    for _ in ("purpose", "claimant", "verifier"):
+        inner.text(256)
+    inner.raw(32)
+    inner.done()
     classes, h, d, last = key.classes, len(key.hidden), prod(key.shape), len(net.nodes)
+    require((net.shape, net.shapes[-1][0]) == (key.shape, classes) and 1 <= k_min <= h)
     statement = blob(b"zkmark argument 1") + key.digest + net.digest + u32(k_min, h) + digests[1] + digests[3]
     statement = sha(statement + blob(context))
     out |= {"vk_digest": key.digest.hex(), "network_digest": net.digest.hex(), "statement_digest": statement.hex()}
@@ -698,6 +639,9 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
     rows_of_tables = [(number, *row) for number, (_, _, rows) in enumerate(tables, 1) for row in rows]
     sets = [1] + [2 if node["s"] else 1 for node in net.nodes[:-1]] + [2]
     lookups = h * (d + 2 * classes + sum(n * prod(s) for n, s in zip(sets[1:-1], net.shapes[1:-1], strict=True)))
+    require(lookups + len(rows_of_tables) < p)
+    require(digests[0] == key.digest, "statement.key")
+    require(digests[2] == net.digest, "statement.network")
     arrays = dict.fromkeys(("o", "g", "og", "m", "d", "v", "v0", "v1"), classes * h)
     count_bits = (h - k_min).bit_length()
     arrays |= {"count": count_bits, "uses": len(rows_of_tables), "mask": 5 * (d + 1)}
@@ -735,16 +679,17 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
     # 11: the proof's first fields
     r = Bytes(proof)
     r.magic(b"zkmark proof 1\n")
-    signed(key.owner, "proof", sha(statement + proof[:-64]), proof[-64:], "owner.signature")
+    require(len(proof) >= 15 + 64)
+    signed(key.owner_key, labelled("proof", sha(statement + proof[:-64])), proof[-64:], "owner.signature")
     root, commitments = r.raw(32), [r.raw(48) for _ in range(10)]
     largest = [h * (p - 1) * 255, h * (p - 1) * (classes - 1)]
     widths = [-(-((5 * c * s).bit_length() + 10) // 8) for c, s in zip((d, 1), largest, strict=True)]
     out["link_bounds"] = {"pixels": [largest[0], 8 * widths[0]], "shares": [largest[1], 8 * widths[1]]}
     answer = r.raw(5 * (d * widths[0] + widths[1] + 64))
-    messages = [r.elements(count) for count in sent]
+    messages = [elements(r, count) for count in sent]
 
     # 6: transcript and link
-    main = Transcript()
+    main = Transcript(coins=None if coins is None else Coins(coins))
     for label, data in (("statement", statement), ("vk", key.digest), ("owner", key.owner), ("network", net.digest),
                         ("context", context), ("root", root), ("link.commitments", b"".join(commitments))):  # fmt: skip
         main.absorb(label, data)
@@ -759,7 +704,7 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
     z = [[reader.int(widths[0]) for _ in range(d)] for _ in range(5)]
     z_share = [reader.int(widths[1]) for _ in range(5)]
     taus = [reader.int(32) for _ in range(10)]
-    require(max(taus) < q, "malformed")
+    require(max(taus) < q)
     require(min(map(min, z)) >= largest[0] and min(z_share) >= largest[1], "link.range")
     masks = [point(c) for c in commitments]
     published = [[point(source[i]) for i in key.hidden] for source in (key.triggers, key.shares)]
@@ -880,7 +825,7 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
                                              ("m", "d", "v")) for i in range(len(array_rows[x]))]  # fmt: skip
     c_prox = main.elements("proximity", rows)
     c_quad = main.elements("quadratic", len(products) + triple_rows)
-    p_prox, p_lin, p_quad = r.elements(k), r.elements(N + k - 1), r.elements(2 * k - 1)
+    p_prox, p_lin, p_quad = elements(r, k), elements(r, N + k - 1), elements(r, 2 * k - 1)
     for name, polynomial in (("proximity", p_prox), ("linear", p_lin), ("quadratic", p_quad)):
         main.absorb(f"{name}.polynomial", b"".join(c.to_bytes() for c in polynomial))
     require(all(total(p_quad[j::N]) == 0 for j in range(N)), "quadratic.zero")
@@ -889,7 +834,7 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
     out["columns"] = opened
     words = {c: r.raw(4 * (rows + 15)) for c in opened}
     numbers = {c: [int.from_bytes(w[i : i + 4], "little") for i in range(0, len(w), 4)] for c, w in words.items()}
-    require(max(map(max, numbers.values())) < p, "malformed")
+    require(max(map(max, numbers.values())) < p)
     level = {c: sha(b"\0" + r.raw(32) + words[c]) for c in opened}
     width = n
     while width > 1:
@@ -900,8 +845,6 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
                 parents[c // 2] = sha(b"\1" + (other + level[c] if c % 2 else level[c] + other))
         level, width = parents, width // 2
     require(level == {0: root}, "merkle.path")
-    r.raw(64)
-    r.done()
 
     for c in opened[:checked_columns]:
         column = numbers[c]
@@ -938,6 +881,9 @@ def verify(vk_data, network_data, claim_data, checked_columns=4):
             left, right, both = (pad_values[i + j * triple_rows] for j in range(3))
             found = found + c_quad[len(products) + i] * (left * right - both)
         require(evaluate(p_quad, x) == found, "quadratic.columns")
+    r.raw(64)
+    r.done()
+    require(coins is None or main.coins.used == {*coins}, "channel.unused_coin")
     return out
 
 

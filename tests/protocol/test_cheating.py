@@ -326,19 +326,8 @@ def test_answers_out_of_range(statement, key):
     """A small mask: the answer is right and would tell about the pixel."""
     pixel, share = link.bounds(statement.layout)
 
-    def small(draw):
-        def lie(layout, read):
-            masks = draw(layout, read)
-            return replace(masks, pixels=[[0, *row[1:]] for row in masks.pixels])
-
-        return lie
-
-    def small_share(draw):
-        return lambda layout, read: replace(draw(layout, read), shares=[0] * 5)
-
-    for lie in (small, small_share):
-        unchecked = faults.replaced(link.Bounds, "holds", lambda _: lambda bounds, z: True)
-        with faults.replaced(link.Masks, "draw", lambda draw, lie=lie: staticmethod(lie(draw))), unchecked:
+    for name in ("pixels", "shares"):
+        with faults.small_mask(name):
             forged = argument.prove(statement, key)
         with pytest.raises(VerificationError) as error:
             argument.verify(statement, forged)

@@ -1,10 +1,12 @@
 """The frozen answers of the primitives, by the package and by the plain verifier's arithmetic."""
 
+import base64
 import hashlib
 import json
 from itertools import pairwise
 
 import pytest
+from py_ecc.bls import G2ProofOfPossession
 
 from tests.protocol import plain_verifier as plain
 from tests.vectors import generate_primitives as generate
@@ -13,7 +15,7 @@ VECTORS = json.loads(generate.FILE.read_text())
 
 
 def elements(data):
-    return plain.Bytes(bytes.fromhex(data)).elements(len(data) // 40)
+    return plain.elements(plain.Bytes(bytes.fromhex(data)), len(data) // 40)
 
 
 def wire(values):
@@ -49,9 +51,10 @@ def test_commitments_and_signature():
     assert bytes(share.to_compressed_bytes()).hex() == v["share_commitment"]
     v = VECTORS["signature"]
     public, digest, signature = (bytes.fromhex(v[name]) for name in ("public_key", "digest", "signature"))
-    plain.signed(public, v["label"], digest, signature, "signature")
+    key, message = plain.public_key(public), plain.labelled(v["label"], digest)
+    plain.signed(key, message, signature, "signature")
     with pytest.raises(plain.Failed):
-        plain.signed(public, v["label"], digest, signature[:-1] + b"\0", "signature")
+        plain.signed(key, message, signature[:-1] + b"\0", "signature")
 
 
 def test_transcript():
@@ -68,6 +71,34 @@ def test_transcript():
     for digest in forks:
         t.absorb("fork", digest)
     assert t.digest().hex() == v["joined"]
+
+
+def test_tree():
+    """The plain verifier follows the same messages to the same point; with pads of 0 all equations are constants."""
+    v, transcript = VECTORS["tree"], plain.Transcript(first=(b"P", "protocol", b"test vectors"))
+    fork = plain.Fork(transcript, elements(v["sent"]), 11, 0, 33)  # 2 + 3 m triples for m = 3 variables
+    point, numerator, denominator, total = fork.tree(v["axes"], v["order"])
+    assert fork.at == len(fork.elements) and transcript.digest().hex() == v["digest"]
+    assert [wire(part) for part in point] == v["point"] and wire([total.constant]) == v["sum"]
+    assert len(fork.equations) == 12 and all(equation.constant == 0 for equation in fork.equations)
+    weights = plain.tensor(point, v["axes"])
+    leaves = [elements(v[name]) for name in ("numerators", "denominators")]
+    at = [plain.total(w * leaf for w, leaf in zip(weights, part, strict=True)) for part in leaves]
+    at[1] = at[1] + 1 - plain.total(weights)  # absent leaves are 0 / 1
+    assert [numerator.constant.c, denominator.constant.c] == [value.c for value in at]
+    fractions = plain.total(p * q.inverse() for p, q in zip(*leaves, strict=True))
+    assert fractions == total.constant
+
+
+def test_cosignature():
+    v = VECTORS["cosignature"]
+    signed = f"zkmark witness 1\n{v['log_key']}\n{v['checkpoint']}".encode()
+    secret = G2ProofOfPossession.KeyGen(bytes.fromhex(v["seed"]))
+    public, possession = G2ProofOfPossession.SkToPk(secret), G2ProofOfPossession.PopProve(secret)
+    assert public.hex() == v["public_key"] and G2ProofOfPossession.Sign(secret, signed).hex() == v["signature"]
+    value = b"\xffzkmark BLS12-381 witness 1\n" + public + possession
+    number = hashlib.sha256(b"witness.example\n" + value).hexdigest()[:8]
+    assert v["text"] == f"witness.example+{number}+{base64.b64encode(value).decode()}"
 
 
 def test_row():

@@ -14,9 +14,11 @@ import numpy as np
 from Crypto.Hash import SHAKE256
 
 from protocol import field as f
-from protocol import group, identity, log, merkle, pedersen, reed_solomon
+from protocol import group, identity, log, lookup, merkle, pedersen, reed_solomon
+from protocol.cosignature import WitnessKey, cosign
 from protocol.multilinear import eq_tensor, real
 from protocol.network import Window
+from protocol.pads import Need, Party
 from protocol.transcript import FiatShamir, Masked, Transcript
 
 FILE = Path(__file__).with_name("primitives.json")
@@ -51,6 +53,31 @@ def transcript() -> dict[str, Any]:
     return out
 
 
+def tree() -> dict[str, Any]:
+    """A lookup tree over 3 x 2 fractions, its sumchecks included; all pads are 0, so that what is sent is the value."""
+    shape, order, leaves = (3, 2), (1, 0), elements("leaves", 12)
+    p, q = np.ascontiguousarray(leaves[:, :6]), np.ascontiguousarray(leaves[:, 6:])
+    need, t = lookup.tree_need(shape, order), Transcript("test vectors", FiatShamir())
+    party = Party(t, need, Need(), need.triples, pads=f.zeros(3 * need.triples + need.free))
+    end = lookup.fractional_tree(party, shape, order, lookup.TreeWitness(p, q, shape, order))
+    return {
+        "axes": list(shape), "order": list(order), "numerators": f.to_bytes(p).hex(),
+        "denominators": f.to_bytes(q).hex(), "sent": f.to_bytes(party.finish()).hex(),
+        "point": [f.to_bytes(part).hex() for part in end.point], "sum": f.to_bytes(end.total.sent).hex(),
+        "digest": t.digest().hex(),
+    }  # fmt: skip
+
+
+def cosignature() -> dict[str, Any]:
+    """What a witness signs."""
+    seed, key = stream("witness")(32), log.LogKey("log.example/keys", identity.public_key(stream("log")(32)))
+    witness, checkpoint = WitnessKey.of("witness.example", seed), log.Checkpoint(key.name, 9, stream("root")(32))
+    return {
+        "seed": seed.hex(), "public_key": witness.public.hex(), "text": witness.to_text(), "log_key": key.to_text(),
+        "checkpoint": checkpoint.text(), "signature": cosign(seed, key, checkpoint).hex(),
+    }  # fmt: skip
+
+
 def primitives() -> dict[str, Any]:
     a, b = elements("a", 1), elements("b", 1)
     point = [elements("rows", 2), elements("columns", 1)]
@@ -60,7 +87,7 @@ def primitives() -> dict[str, Any]:
     masks = np.frombuffer(stream("masks")(16), "<u8").astype(object) % f.P
     rows, rate = (np.array(part, np.uint32)[:, None] for part in (values, masks)), 8
     leaves = [merkle.leaf(bytes([k]) * 32, bytes([k, k])) for k in range(8)]
-    tree, window = merkle.Tree(leaves), Window(3, 2, 1, 1, 2)
+    hashes, window = merkle.Tree(leaves), Window(3, 2, 1, 1, 2)
     entries = [log.leaf_hash(bytes([k])) for k in range(3)]
     return {
         "field": {"a": f.to_bytes(a).hex(), "b": f.to_bytes(b).hex(), "product": f.to_bytes(f.mul(a, b)).hex(),
@@ -74,10 +101,12 @@ def primitives() -> dict[str, Any]:
         "signature": {"seed": seed.hex(), "public_key": identity.public_key(seed).hex(), "label": "proof",
                       "digest": digest.hex(), "signature": identity.sign(seed, "proof", digest).hex()},
         "transcript": transcript(),
+        "tree": tree(),
+        "cosignature": cosignature(),
         "row": {"values": values.tolist(), "masks": masks.tolist(), "rate_inverse": rate,
                 "word": reed_solomon.encode(*rows, rate)[:, 0].tolist()},
-        "merkle": {"leaves": [leaf.hex() for leaf in leaves], "root": tree.root.hex(), "opened": [1, 6],
-                   "siblings": [s.hex() for s in tree.open([1, 6])]},
+        "merkle": {"leaves": [leaf.hex() for leaf in leaves], "root": hashes.root.hex(), "opened": [1, 6],
+                   "siblings": [s.hex() for s in hashes.open([1, 6])]},
         "log": {"entries": ["00", "01", "02"], "leaves": [leaf.hex() for leaf in entries],
                 "root": log.node_hash(log.node_hash(entries[0], entries[1]), entries[2]).hex()},
     }  # fmt: skip
