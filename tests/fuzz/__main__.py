@@ -15,12 +15,13 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
 OUT = Path("build/fuzz")
 REPORT = Path(__file__).with_name("REPORT.md")
+LONG_S = 600
 
 
 class Meter:
@@ -60,17 +61,23 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def report(name: str, failures: int) -> None:
-    """Put the last run of a target into the table."""
+def report(name: str, failures: int, names: Iterable[str]) -> None:
+    """Put the last run of a target into the table, and below it which of all `names` have not run for long."""
     found = json.loads((OUT / f"{name}.json").read_text()) | {"failures": failures}
     row = "| " + " | ".join(f"`{name}`" if key == "target" else f"{value}" for key, value in found.items()) + " |"
     lines = REPORT.read_text().splitlines()
-    kept = [line for line in lines if not line.startswith(f"| `{name}` |")]
-    last = max(k for k, line in enumerate(kept) if line.startswith("|"))
-    table = [k for k, line in enumerate(kept) if line.startswith("| `")]
-    rows = sorted([*(kept[k] for k in table), row])
-    first = table[0] if table else last + 1
-    REPORT.write_text("\n".join([*kept[:first], *rows, *kept[first + len(table) :]]) + "\n")
+    first = next(k for k, line in enumerate(lines) if line.startswith("|---")) + 1
+    rows = [line for line in lines[first:] if line.startswith("| `") and not line.startswith(f"| `{name}` |")]
+    rows = sorted([*rows, row])
+    REPORT.write_text("\n".join([*lines[:first], *rows, "", due(rows, names)]) + "\n")
+
+
+def due(rows: Iterable[str], names: Iterable[str]) -> str:
+    """What is said of targets without a row of LONG_S seconds."""
+    cells = [row.split(" | ") for row in rows]
+    done = {row[0].strip("|` ") for row in cells if int(row[2]) >= LONG_S}
+    rest = sorted({*names} - done)
+    return f"Not run for {LONG_S} s yet: {', '.join(f'`{name}`' for name in rest)}." if rest else "All ran."
 
 
 def plain(name: str, seconds: float) -> int:
@@ -150,7 +157,7 @@ def main() -> int:
         if subprocess.run([*command, *(["--plain"] if not atheris else [])], check=False).returncode:
             failed.append(name)
         if arguments.report:
-            report(name, int(name in failed))
+            report(name, int(name in failed), targets())
     print(f"failed: {', '.join(failed)}" if failed else "no target failed")
     return bool(failed)
 

@@ -6,42 +6,28 @@ that is accepted although it was changed, by more than SECONDS of time or BYTES 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
-import importlib.util
-import io
 import json
-import resource
-import sys
 import tempfile
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from random import Random
 from typing import Any
 from unittest import mock
 
-import grpc
 import numpy as np
-import onnx
 from google.protobuf.message import DecodeError
-from PIL import Image
 
 from ml.inputs import image_folder, labeled_images, read_derivation
-from ml.onnx_reader import SUPPORTED
 from ml.quantise import Derivation, derive
 from protocol import argument, field, identity, link
 from protocol.anchor import Anchor
-from protocol.argument import Context, Statement
+from protocol.argument import Context
 from protocol.claim import Claim
 from protocol.cosignature import WitnessKey, cosign
-from protocol.errors import DecodingError, ParameterError, VerificationError
+from protocol.errors import DecodingError, ParameterError
 from protocol.group import POINT_BYTES
 from protocol.keygen import MarkingKey, Openings, PendingKey, VerificationKey, check_key
 from protocol.log import (
@@ -56,218 +42,38 @@ from protocol.log import (
 )
 from protocol.network import Network
 from protocol.timestamp import check_timestamp, query
-from prover import board, keys
-from prover.jobs import Prover
-from prover.log import open_log
-from prover.server import Limits, Server
-from tests.service.conftest import memorize, two_layers
+from prover import keys
+from tests.fuzz.base import (
+    ALLOWED,
+    LOG,
+    LOG_SEED,
+    ROOT,
+    SECRET,
+    WITNESS,
+    Failure,
+    Target,
+    models,
+    mutated,
+    mutated_model,
+    pictures,
+    world,
+)
+from tests.fuzz.service import (
+    answers,
+    answers_about_a_job,
+    call_board,
+    call_service,
+    calls,
+    collect_claim,
+    collect_job,
+    mutated_frames,
+    requests,
+)
 from tests.service.test_timestamp import DATA, DIGEST, Authority
 from verifier.batch import read_list
 from verifier.board import Board, find
-from verifier.check import Subject
-from verifier.client import Remote
-from verifier.interactive import obtain_interactively
 from verifier.review import Judgment, Review, sign_review
 from zkmark.v1 import zkmark_pb2 as pb
-
-ROOT = Path(__file__).parents[2]
-CORPUS = Path(__file__).with_name("corpus")
-SECRET = b"a passphrase"
-ALLOWED = (DecodingError, VerificationError, ParameterError)
-SECONDS, BYTES = 30.0, 1 << 30  # of one input; of the processor, since the machine may be busy
-
-
-def peak() -> int:
-    """The most memory that this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-
-
-class Failure(AssertionError):
-    """A target misbehaved."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """run raises one of `allowed`, or returns; seeds are good inputs; mutate makes bad ones of them."""
-
-    name: str
-    run: Callable[[bytes], None]
-    seeds: tuple[bytes, ...]
-    mutate: Callable[[Random, tuple[bytes, ...]], bytes]
-    allowed: tuple[type[Exception], ...] = ALLOWED
-    examples: int = 100  # in a bounded run
-
-    def __call__(self, data: bytes) -> bool:
-        """Whether the input was taken.  Raises Failure."""
-        started, before, taken = time.process_time(), peak(), True
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", RuntimeWarning)  # numpy's, of arithmetic that nobody foresaw
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of a header; the size is compared
-                self.run(data)
-        except self.allowed:
-            taken = False
-        except Failure:
-            raise
-        except BaseException as error:
-            raise Failure(f"{self.name}: {error!r}") from error
-        if time.process_time() - started > SECONDS:
-            raise Failure(f"{self.name}: {time.process_time() - started:.0f} s")
-        if peak() - before > BYTES:
-            raise Failure(f"{self.name}: {(peak() - before) >> 20} MiB")
-        return taken
-
-    def corpus(self) -> list[bytes]:
-        """Inputs that once were of interest."""
-        return [path.read_bytes() for path in sorted((CORPUS / self.name).glob("*"))]
-
-
-# Mutation
-
-NUMBERS = (0, 1, 2, 127, 255, 256, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, field.P, field.P - 1, 1 << 62,
-           (1 << 63) - 1, 1 << 63, (1 << 64) - 1)  # fmt: skip
-
-
-def mutated(random: Random, seeds: tuple[bytes, ...]) -> bytes:
-    """A seed with one to five changes: bits, bytes, integers of 4 or 8 bytes, spans cut, doubled, moved, spliced."""
-    data = bytearray(random.choice(seeds))
-    for _ in range(random.randint(1, 5)):
-        at, span = random.randint(0, len(data)), random.randint(1, 64)
-        kind = random.randint(0, 7)
-        if kind == 0 and at < len(data):
-            data[at] ^= 1 << random.randint(0, 7)
-        elif kind == 1:
-            data[at : at + 1] = bytes([random.randint(0, 255)])
-        elif kind in (2, 3):
-            width = 4 if kind == 2 else 8
-            data[at : at + width] = (random.choice(NUMBERS) % (1 << 8 * width)).to_bytes(width, "little")
-        elif kind == 4:
-            del data[at : at + span]
-        elif kind == 5:
-            data[at:at] = data[at : at + span]
-        elif kind == 6:
-            other = random.choice(seeds)
-            data[at:] = other[random.randint(0, len(other)) :]
-        else:
-            data[at:at] = bytes(random.randint(0, 255) for _ in range(span % 9))
-    return bytes(data)
-
-
-def mutated_model(random: Random, seeds: tuple[bytes, ...]) -> bytes:
-    """An ONNX model with one to three changes of its graph; now and then of its bytes."""
-    if random.randint(0, 3) == 0:
-        return mutated(random, seeds)
-    try:
-        model = onnx.ModelProto.FromString(random.choice(seeds))
-    except DecodeError:
-        return mutated(random, seeds)
-    graph = model.graph
-    for _ in range(random.randint(1, 3)):
-        names = [name for node in graph.node for name in (*node.input, *node.output)] or [""]
-        node = random.choice(graph.node) if graph.node else graph.node.add()
-        kind = random.randint(0, 11)
-        if kind == 0:
-            node.op_type = random.choice([*sorted(SUPPORTED), "If", "Loop", "Cast", "", "MatMul\0"])
-        elif kind == 1 and node.input:
-            node.input[random.randint(0, len(node.input) - 1)] = random.choice([*names, "nowhere", ""])
-        elif kind == 2:
-            graph.node.add().CopyFrom(node)
-        elif kind == 3 and graph.node:
-            del graph.node[random.randint(0, len(graph.node) - 1)]
-        elif kind == 4:
-            numbers = [random.choice([*NUMBERS[:-2], -1]) for _ in range(random.randint(0, 4))]
-            name = random.choice(["axis", "axes", "kernel_shape", "pads", "strides", "dilations", "group", "transB",
-                                  "alpha", "value", "auto_pad", "ceil_mode", "keepdims", "body"])  # fmt: skip
-            value: Any = random.choice([numbers, 1.5, float("nan"), "SAME_UPPER", 0, graph])
-            with contextlib.suppress(ValueError, TypeError):
-                node.attribute.append(onnx.helper.make_attribute(name, value))
-        elif kind in (5, 6, 7) and graph.initializer:
-            tensor = random.choice(graph.initializer)
-            if kind == 5 and tensor.dims:
-                tensor.dims[random.randint(0, len(tensor.dims) - 1)] = random.choice([*NUMBERS[:-2], -1])
-            elif kind == 6:
-                raw = bytearray(tensor.raw_data)
-                value = random.choice([np.nan, np.inf, 1e38, -1e38, 1e-42, 0.0])
-                at = random.randint(0, max(len(raw) - 4, 0)) // 4 * 4
-                raw[at : at + 4] = np.float32(value).tobytes()
-                tensor.raw_data = bytes(raw[: len(raw) - random.choice([0, 0, 1, 4])])
-            else:
-                tensor.data_type = random.randint(0, 24)
-        elif kind == 8 and graph.input:
-            dims = graph.input[0].type.tensor_type.shape.dim
-            if dims:
-                random.choice(dims).dim_value = random.choice([*NUMBERS[:-2], -1])
-        elif kind == 9 and model.opset_import:
-            model.opset_import[0].version = random.choice([1, 12, 13, 17, 22, 99])
-        elif kind == 10 and graph.initializer:
-            tensor = random.choice(graph.initializer)
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            entry = tensor.external_data.add()
-            entry.key, entry.value = "location", "/etc/hostname"
-        elif graph.node:
-            order = list(graph.node)
-            random.shuffle(order)
-            del graph.node[:]
-            graph.node.extend(order)
-    return bytes(model.SerializeToString())
-
-
-# Good inputs
-
-
-@cache
-def world() -> tuple[Statement, MarkingKey, bytes]:
-    """The frozen statement, its marking key, and the frozen proof."""
-    path = ROOT / "tests" / "vectors" / "generate.py"
-    spec = importlib.util.spec_from_file_location("vectors_generate", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    statement, key = module.statement_and_key()
-    frozen, proof, _ = module.load()
-    if frozen.digest != statement.digest:
-        raise RuntimeError("the vectors are of another statement")
-    return frozen, key, proof
-
-
-@cache
-def models() -> tuple[bytes, ...]:
-    """ONNX: two dense layers; convolution, batch normalization, pools and a shortcut."""
-    key = world()[1]
-    rng = np.random.default_rng(1)
-    constants = {
-        "w": rng.normal(size=(4, 1, 3, 3)), "scale": np.ones(4), "shift": np.zeros(4), "mean": np.zeros(4),
-        "variance": np.ones(4), "head": rng.normal(size=(10, 4)), "bias": np.zeros(10),
-    }  # fmt: skip
-    make = onnx.helper.make_node
-    graph = onnx.helper.make_graph(
-        [
-            make("Conv", ["image", "w"], ["c"], pads=[1, 1, 1, 1]),
-            make("BatchNormalization", ["c", "scale", "shift", "mean", "variance"], ["n"]),
-            make("Relu", ["n"], ["r"]), make("Sigmoid", ["r"], ["s"]), make("Mul", ["r", "s"], ["m"]),
-            make("Add", ["m", "r"], ["a"]), make("MaxPool", ["a"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
-            make("GlobalAveragePool", ["p"], ["g"]), make("Flatten", ["g"], ["f"]),
-            make("Gemm", ["f", "head", "bias"], ["logits"], transB=1),
-        ],
-        "small", [onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 1, 4, 4])],
-        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [1, 10])],
-        [onnx.numpy_helper.from_array(a.astype(np.float32), name) for name, a in constants.items()],
-    )  # fmt: skip
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
-    return two_layers(*memorize(key.hidden_images, key.hidden_labels, 1)), bytes(model.SerializeToString())
-
-
-def pictures() -> tuple[bytes, ...]:
-    out = []
-    for kind in ("PNG", "BMP", "PPM", "GIF", "JPEG"):
-        file = io.BytesIO()
-        Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) * 16).save(file, kind)
-        out.append(file.getvalue())
-    return tuple(out)
-
-
-# Targets
 
 
 def decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], None]:
@@ -341,9 +147,6 @@ def derive_model(data: bytes) -> None:
     network.forward(np.zeros((1, *network.shape), np.uint8))
 
 
-LOG_SEED = bytes(range(32))
-WITNESS = WitnessKey.of("witness.example", LOG_SEED)
-LOG = LogKey("log.example/keys", identity.public_key(LOG_SEED))
 ANCHOR = Anchor(LOG, 5, 1, (bytes(32),) * 3, 9, bytes(32), bytes(64))
 NOTE = sign_checkpoint(LOG_SEED, Checkpoint(LOG.name, 9, bytes(range(32))))
 LOG_ENTRIES = (Entry(EntryKind.KEY, bytes(32), bytes(32), 1).to_bytes(),
@@ -473,169 +276,6 @@ def read_preprocessing(data: bytes) -> None:
         read_derivation(None, Path(file.name), (1, 4, 4))
 
 
-# The service, by raw bytes: messages are framed by two bytes of length
-
-
-def frames(data: bytes) -> list[bytes]:
-    out, at = [], 0
-    while at + 2 <= len(data) and len(out) < 20:
-        size = int.from_bytes(data[at : at + 2], "little")
-        out.append(data[at + 2 : at + 2 + size])
-        at += 2 + size
-    return out
-
-
-def framed(messages: list[bytes]) -> bytes:
-    return b"".join(len(m).to_bytes(2, "little") + m for m in messages)
-
-
-ALIVE: list[Any] = []  # servers stop when they are collected
-
-
-def serving(make: Callable[[], Any]) -> str:
-    """HOST:PORT of a server in a thread, for as long as the process lives."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True).start()
-
-    async def start() -> int:
-        running = make()
-        await running.start()
-        ALIVE.append(running)
-        return int(running.port)
-
-    return f"127.0.0.1:{asyncio.run_coroutine_threadsafe(start(), loop).result(30)}"
-
-
-@cache
-def server() -> str:
-    """HOST:PORT of a real prover."""
-    folder = Path(tempfile.mkdtemp())
-    with contextlib.ExitStack() as stack:
-        log2_n, keys.LOG2_N = keys.LOG2_N, keys.LOG2_N_RANGE.start
-        stack.callback(setattr, keys, "LOG2_N", log2_n)
-        keys.save_marking_key(folder / "owner.mk", world()[1], SECRET)
-    prover = Prover(folder / "owner.mk", SECRET)
-    limits = Limits(message_s=2.0, upload_s=5.0, coins_s=2.0, proof_s=20.0, per_minute=1e9, burst=10**9)
-    return serving(lambda: Server(prover, "127.0.0.1:0", limits))
-
-
-def requests() -> tuple[bytes, ...]:
-    key, (model, small) = world()[1], models()
-
-    def one(model: bytes, interactive: bool) -> bytes:
-        header = pb.ProveHeader(
-            vk_digest=key.vk.digest, context=Context("", "", "", bytes(32)).to_bytes(),
-            derivation=Derivation().to_bytes(), model_size=len(model), model_sha256=hashlib.sha256(model).digest(),
-        )  # fmt: skip
-        chunks = [pb.ProveRequest(model_chunk=model[at : at + 30000]) for at in range(0, len(model), 30000)]
-        messages = [pb.ProveRequest(header=header), *chunks, *([pb.ProveRequest(coin=bytes(32))] * interactive)]
-        return framed([message.SerializeToString() for message in messages])
-
-    return one(small, False), one(small, True), one(model, False)
-
-
-REFUSALS = {
-    grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.NOT_FOUND,
-}  # fmt: skip
-
-
-def call_service(data: bytes) -> None:
-    """The messages as an interactive session, as a job, and each as a request about a job."""
-    sent = frames(data)
-    with grpc.insecure_channel(server()) as channel:
-        service = "/zkmark.v1.Prover/"
-        calls = [
-            lambda: list(channel.stream_stream(f"{service}Prove")(iter(sent), timeout=15)),
-            lambda: channel.stream_unary(f"{service}Submit")(iter(sent), timeout=15),
-            *(partial(channel.unary_unary(f"{service}Cancel"), message, timeout=15) for message in sent[:2]),
-            *(lambda m=m, k=k: list(channel.unary_stream(service + k)(m, timeout=15))
-              for m in sent[:2] for k in ("Follow", "Download")),
-        ]  # fmt: skip
-        for call in calls:
-            try:
-                call()
-            except grpc.RpcError as error:
-                if error.code() not in REFUSALS:
-                    raise Failure(f"service: {error.code()} {error.details()}") from None
-        data = b"".join(
-            channel.unary_stream("/zkmark.v1.Prover/Key", lambda m: m, lambda m: pb.KeyChunk.FromString(m).data)(
-                b"", timeout=15))  # it still serves
-        if data != world()[1].vk.to_bytes():
-            raise Failure("service: it sends another key")
-
-
-@cache
-def board_server() -> str:
-    """HOST:PORT of a real board."""
-    folder = Path(tempfile.mkdtemp())
-    access = board.Access(writes_per_minute=1e9, witnesses=(WITNESS,))
-    return serving(lambda: board.Server(open_log(folder / "board", LOG.name), "127.0.0.1:0", access))
-
-
-BOARD = ("Publish", "Find", "Checkpoint", "Anchor", "Offer", "AddCosignature")
-
-
-def calls() -> tuple[bytes, ...]:
-    """A byte that names the method, then its requests."""
-    vk = world()[0].key
-    chunks = [pb.KeyChunk(data=part).SerializeToString() for part in (vk.to_bytes()[:9000], vk.to_bytes()[9000:])]
-    find = pb.FindRequest(vk_digest=vk.digest, old_size=1, witnesses=[WITNESS.public], threshold=1)
-    last, anchor = pb.CheckpointRequest(old_size=1), pb.AnchorRequest(digest=vk.digest)
-    signed = pb.CosignatureRequest(size=1, witness=WITNESS.public, signature=WITNESS.possession)
-    others = [find, last, anchor, last, signed]
-    return b"\0" + framed(chunks), *(bytes([n + 1]) + framed([o.SerializeToString()]) for n, o in enumerate(others))
-
-
-def call_board(data: bytes) -> None:
-    method, messages = BOARD[(data or b"\0")[0] % len(BOARD)], frames(data[1:])
-    with grpc.insecure_channel(board_server()) as channel:
-        call: Any = channel.stream_unary if method == "Publish" else channel.unary_unary
-        given = iter(messages) if method == "Publish" else (messages or [b""])[0]
-        try:
-            call(f"/zkmark.v1.Board/{method}", lambda m: m, lambda m: m)(given, timeout=15)
-        except grpc.RpcError as error:
-            if error.code() not in REFUSALS | {grpc.StatusCode.NOT_FOUND}:
-                raise Failure(f"board: {error.code()} {error.details()}") from None
-
-
-ANSWER: list[list[bytes]] = [[]]
-
-
-@cache
-def lying_server() -> str:
-    """A prover that says ANSWER."""
-
-    def prove(messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        yield from ANSWER[0]
-
-    handler = grpc.stream_stream_rpc_method_handler(prove, lambda m: m, lambda m: m)
-    running = grpc.server(ThreadPoolExecutor(4))
-    running.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("zkmark.v1.Prover", {"Prove": handler}),))
-    port = running.add_insecure_port("127.0.0.1:0")
-    running.start()
-    ALIVE.append(running)
-    return f"127.0.0.1:{port}"
-
-
-def answers() -> tuple[bytes, ...]:
-    data = b"claim"
-    events = [
-        pb.ProveEvent(queued=pb.Queued(ahead=1)), pb.ProveEvent(progress=pb.Progress(phase="x", fraction=0.5)),
-        pb.ProveEvent(pending=bytes(range(32))),
-        pb.ProveEvent(claim=pb.ClaimHeader(size=len(data), sha256=hashlib.sha256(data).digest())),
-        pb.ProveEvent(claim_chunk=data), pb.ProveEvent(done=pb.Done()),
-    ]  # fmt: skip
-    plain = [event for event in events if not event.pending]
-    return tuple(framed([event.SerializeToString() for event in some]) for some in (events, plain))
-
-
-def collect_claim(data: bytes) -> None:
-    ANSWER[0] = frames(data)
-    subject = Subject(world()[0].key, b"model", Context("", "", "", bytes(32)))
-    obtain_interactively(Remote(lying_server()), subject, timeout_s=15)
-
-
 @cache
 def targets() -> dict[str, Target]:
     """All targets by name."""
@@ -672,8 +312,10 @@ def targets() -> dict[str, Target]:
         Target("label-table", read_label_table, (b"file,label\n1.png,3\n0.png,0\n",), mutated, examples=200),
         Target("preprocessing", read_preprocessing,
                (b'{"scale": [0.5], "shift": [-1e3], "outputs": [2, 0]}', b"{}"), mutated, examples=200),
-        Target("service", call_service, requests(), mutated, examples=150),
-        Target("board", call_board, calls(), mutated, examples=100),
-        Target("client", collect_claim, answers(), mutated, (*ALLOWED, ConnectionError), examples=80),
+        Target("service", call_service, requests(), mutated_frames(), examples=150),
+        Target("board", call_board, calls(), mutated_frames(1), examples=100),
+        Target("client", collect_claim, answers(), mutated_frames(), (*ALLOWED, ConnectionError), examples=80),
+        Target("client-job", collect_job, answers_about_a_job(), mutated_frames(), (*ALLOWED, ConnectionError),
+               examples=40),
     ]  # fmt: skip
     return {target.name: target for target in several}
