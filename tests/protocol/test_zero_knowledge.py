@@ -173,6 +173,21 @@ def test_pads_are_uniform_in_every_coordinate(layout):
             assert ((buckets - expected) ** 2 / expected).sum() < 45  # 15 degrees of freedom, 1e-4
 
 
+def repeats(elements):
+    """How many of the elements [5, n] of K are there more than once."""
+    return elements.shape[1] - len(np.unique(elements, axis=1).T)
+
+
+def test_no_pad_is_there_twice(layout, worlds):
+    """Two messages under equal pads would show their difference, however uniform each of the pads is."""
+    with ExchangeLog() as log:
+        ideal.run(layout, worlds[0])
+    pads = pads_of(layout, 1)
+    assert repeats(pads[:, log.indices]) == 0
+    pads[:, 1::2] = pads[:, ::2][:, : pads[:, 1::2].shape[1]]
+    assert repeats(pads[:, log.indices]) > 0.4 * len(log.indices)
+
+
 # Whole proofs
 
 
@@ -291,6 +306,7 @@ def test_the_blinding_polynomials_fill_their_spaces(committed, statement):
     folded = [field.total(np.ascontiguousarray(quad[:, at::size])) for at in range(size)]
     assert not field.concat(folded).any()
     drawn = field.to_base(field.concat([prox, lin[:, 1:], quad[:, size:]]))
+    assert repeats(drawn) == 0
     for row in drawn:
         buckets = np.bincount(row.astype(np.int64) * 16 // P, minlength=16)
         assert ((buckets - row.size / 16) ** 2 / (row.size / 16)).sum() < 45
