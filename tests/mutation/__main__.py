@@ -37,7 +37,7 @@ from hypothesis import Phase
 
 from tests.mutation.operators import mutants
 from tests.mutation.report import render
-from tests.mutation.targets import CHEATS, EDGES, HONEST, KEYS, PROOFS, TARGETS
+from tests.mutation.targets import CHEATS, EDGES, HONEST, KEYS, PROOFS, TARGETS, path_of
 
 HERE, OUT = Path(__file__).parent, Path("build/mutation")
 LIMIT_S = 20  # of processor time: one case of the corpus, or one file of tests.  What takes longer is killed.
@@ -114,7 +114,7 @@ def _judge(swapped: Swapped, suites: tuple[str, ...]) -> int:
             for name, test in vars(importlib.import_module(suite)).items():
                 if name.startswith("test_"):
                     test()
-        elif pytest.main([*PYTEST, f"tests/protocol/{suite}"]):
+        elif pytest.main([*PYTEST, str(path_of(suite))]):
             return 1
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 HONEST, KEYS, CHEATS = "honest", "keys", "cheats"  # of tests.mutation.killers
 EDGES, PROOFS = "tests.protocol.test_killers", "tests.protocol.test_killers_of_proofs"
@@ -10,7 +11,8 @@ EDGES, PROOFS = "tests.protocol.test_killers", "tests.protocol.test_killers_of_p
 
 @dataclass(frozen=True)
 class Target:
-    """Suites in the order in which they are run: the corpus, or tests (pytest ids below tests/).
+    """Suites in the order in which they are run: the corpus, or files of tests, below tests/protocol if no folder is
+    named, else below tests/.
 
     excluded: what only a prover, an owner, a log's server or a test runs.
     """
@@ -69,5 +71,17 @@ TARGETS = {
         "appended root_hash inclusion_path consistency_path _subtree _split _check_range sign_checkpoint",
     ),
     "anchor": _target("test_log.py edges", "Anchor.to_bytes anchor_of"),
+    "cosignature": _target(
+        "test_cosignature.py test_primitives.py edges", "WitnessKey.of cosign Cosignature.join"),
+    "bls": _target(
+        "test_cosignature.py test_primitives.py",
+        "SECRET_SEED_BYTES secret_key public_key sign prove_possession aggregate _sign",
+    ),
+    "timestamp": _target("service/test_timestamp.py edges", "Query query"),
     "cache": _target("test_pedersen.py", "directory store"),
 }
+
+
+def path_of(suite: str) -> Path:
+    """Of a file of tests."""
+    return Path("tests") / (suite if "/" in suite else f"protocol/{suite}")

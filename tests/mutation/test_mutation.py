@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutation.operators import mutants
-from tests.mutation.targets import KNOWN, TARGETS
+from tests.mutation.targets import KNOWN, TARGETS, path_of
 
 ROOT = Path(__file__).parents[2]
 SOURCE = '''
@@ -73,7 +73,7 @@ def test_targets_exist():
         names = set(_names(tree, ""))
         assert target.excluded <= names, (module, target.excluded - names)
         for suite in target.suites:
-            assert suite in KNOWN.values() or (ROOT / "tests" / "protocol" / suite).exists()
+            assert suite in KNOWN.values() or (ROOT / path_of(suite)).exists()
 
 
 def _names(node, scope):
