@@ -13,6 +13,7 @@ import numpy as np
 from protocol import network as module
 from protocol.network import Edge, Network, Node, Product, Table, Window
 from tests.adversary.faults import replaced
+from tests.protocol import plain_network
 from tests.protocol.conftest import finish
 
 SHAPE = (1, 4, 4)
@@ -74,7 +75,8 @@ def random_network(rng: np.random.Generator, classes: int) -> tuple[Network, set
     c, h, w = shapes[-1]
     dense = Edge(len(nodes), rng.integers(-9, 10, (classes, c, h, w)), Window(h), Window(w))
     last = Node((dense,), rng.integers(-50, 50, classes))
-    network = finish(SHAPE, np.sort(rng.integers(-100, 100, (1, 256))), nodes, last)
+    least = int(rng.choice([-100, 20]))  # above 0 it matters that padding is 0
+    network = finish(SHAPE, np.sort(rng.integers(least, 120, (1, 256))), nodes, last)
     used |= {"shifted" if node.shift else "unshifted" for node in network.nodes[:-1]}
     return network, used
 
@@ -140,9 +142,44 @@ def broken_node(random: Random, node: Node) -> Node:
     return replace(node, table=random.choice(tables))
 
 
+def tight(random: Random, network: Network) -> tuple[int, Node]:
+    """A requant node whose largest or smallest value is at the end of its table, or one beyond."""
+    read = plain_network.Network(network.to_bytes())
+    number = random.randrange(len(network.nodes) - 1)
+    node, (low, high, _) = network.nodes[number], plain_network.reach(read.nodes[number], read.ranges)
+    assert node.table is not None
+    half, off = 1 << (node.table.bits + node.shift - 1), plain_network.offset(node.shift)
+    least, most = -half - off, half - 1 - off
+    move = random.choice([most - max(high), least - min(low)]) + random.randint(-1, 1)
+    return number, replace(node, bias=node.bias + move)
+
+
+def large(random: Random) -> bytes:
+    """Two summands of some 2^51 that cancel: larger ones are not added exactly."""
+    w = (1 << 25) + random.randint(-1, 1)
+    first = Node((Edge(0, np.array([[[[w, -w]]]]), ONE, Window(2)),), np.zeros(1, np.int64), 0, Table(2, np.arange(4)))
+    last = Node((Edge(1, np.ones((2, 1, 4, 3), np.int64), Window(4), Window(3)),), np.zeros(2, np.int64))
+    with unchecked([SHAPE, (1, 4, 3), (2, 1, 1)]):
+        return Network(SHAPE, np.full((1, 256), 1 << 26), (first, last)).to_bytes()
+
+
+def long(random: Random) -> bytes:
+    """A window over 2^16 inputs: 64 taps are not too many."""
+    shape, kernel = (1, 1, 1 << 16), 64 + random.randint(-1, 1)
+    window = Window(kernel, 1 << 16)
+    last = Node((Edge(0, np.ones((2, 1, 1, kernel), np.int64), ONE, window),), np.zeros(2, np.int64))
+    with unchecked([shape, (2, 1, 1)]):
+        return Network(shape, np.arange(256)[None], (last,)).to_bytes()
+
+
 def broken(random: Random, network: Network) -> bytes:
-    """The encoding of a network with one change, or another encoding of the same.  Some are good all the same."""
-    kind, nodes = random.randrange(8), list(network.nodes)
+    """The encoding of a network with one change, or another encoding of the same, or a network at the end of a rule.
+
+    Some are good all the same.
+    """
+    kind, nodes = random.randrange(12), list(network.nodes)
+    if kind == 8:
+        return random.choice([large, long])(random)
     if kind == 0:  # tables in another order, twice, or unused
         tables = network.tables()
         orders = [tables[::-1], [*tables, tables[0]], [*tables, Table(1, np.zeros(2, np.int64))]]
@@ -155,8 +192,11 @@ def broken(random: Random, network: Network) -> bytes:
         nodes.insert(random.randrange(len(nodes) + 1), random.choice(nodes))
     elif kind == 3:
         del nodes[random.choice([0, -1])]
-    else:
+    elif kind < 8:
         at = random.randrange(len(nodes))
         nodes[at] = broken_node(random, nodes[at])
+    else:
+        at, node = tight(random, network)
+        nodes[at] = node
     with unchecked(network.shapes):
         return replace(network, **changes).to_bytes()

@@ -65,7 +65,7 @@ class Bytes:
 
 
 class Network:
-    """Fields as in the canonical encoding; shapes[k] of graph node k."""
+    """Fields as in the canonical encoding; shapes[k] of graph node k, ranges[k] of its channels: (least, largest)."""
 
     def __init__(self, data):
         r = Bytes(data)
@@ -127,7 +127,7 @@ class Network:
     def check_bounds(self):
         """Every image has a witness, and equations modulo p hold over the integers."""
         require(all(small(table) for table in self.input_tables))
-        ranges = [[(min(table), max(table)) for table in self.input_tables]]
+        ranges = self.ranges = [[(min(table), max(table)) for table in self.input_tables]]
         for node in self.nodes:
             require(small(node["bias"]) and all(small(edge["weight"]) for edge in node["edges"]))
             low, high, size = reach(node, ranges)

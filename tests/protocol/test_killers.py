@@ -17,10 +17,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from protocol import argument, field, identity, keygen, layers, link, soundness
+from protocol import argument, field, identity, keygen, layers, link, soundness, timestamp
 from protocol import network as network_module
 from protocol.argument import Context, Statement
 from protocol.claim import Claim, compare, statement_digests
+from protocol.cosignature import Cosignature
 from protocol.encoding import Reader, Writer
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.group import ORDER
@@ -934,3 +935,24 @@ def test_keys_of_logs_at_their_edges():
     ):  # fmt: skip
         with pytest.raises(DecodingError):
             LogKey.from_text(bad)
+
+
+# Witnesses and time-stamps
+
+
+def test_as_many_witnesses_as_may_sign():
+    log, checkpoint = LogKey("log", bytes(32)), Checkpoint("log", 1, bytes(32))
+    keys = tuple(n.to_bytes(48, "big") for n in range(65))
+    with fails("log.cosignature"):  # nobody knows them, and a list of them it is
+        Cosignature(keys[:64], bytes(96)).check(log, checkpoint, ())
+    for wrong in (keys, (), keys[1::-1], (keys[0], keys[0])):
+        with pytest.raises(DecodingError):
+            Cosignature(wrong, bytes(96)).check(log, checkpoint, ())
+
+
+def test_sizes_of_a_timestamp():
+    with put(timestamp, "MAX_RESPONSE_BYTES", 3), put(timestamp, "MAX_ROOTS_BYTES", 3):
+        for response, roots, reason in ((b"1234", b"123", "too long"), (b"123", b"1234", "too long"),
+                                        (b"123", b"123", "not certificates")):  # fmt: skip
+            with pytest.raises(DecodingError, match=reason):
+                timestamp.check_timestamp(response, roots, bytes(32))

@@ -45,7 +45,7 @@ keyUsage = critical, digitalSignature
 serial = {folder}/serial
 signer_digest = sha256
 default_policy = 1.2.3.4
-digests = sha256, sha512
+digests = sha256, sha512, sha512-256
 ess_cert_id_alg = sha256
 """
 DATA = b"a key without its signature"
@@ -59,7 +59,7 @@ class Authority:
     folder: Path
 
     @staticmethod
-    def make(folder: Path, extensions: str = "stamps") -> Authority:
+    def make(folder: Path, extensions: str = "stamps", name: str = "the authority", number: int = 7) -> Authority:
         folder.mkdir()
         (folder / "conf").write_text(CONFIGURATION.format(folder=folder))
         (folder / "serial").write_text("01\n")
@@ -67,8 +67,8 @@ class Authority:
         key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-config", "conf"]
         made.run("req", "-x509", *key, "-keyout", "root.key", "-out", "root.pem", "-extensions", "root",
                  "-subj", "/CN=root", "-days", "30")  # fmt: skip
-        made.run("req", "-new", *key, "-keyout", "tsa.key", "-out", "tsa.csr", "-subj", "/CN=the authority")
-        made.run("x509", "-req", "-in", "tsa.csr", "-CA", "root.pem", "-CAkey", "root.key", "-set_serial", "7",
+        made.run("req", "-new", *key, "-keyout", "tsa.key", "-out", "tsa.csr", "-subj", f"/CN={name}")
+        made.run("x509", "-req", "-in", "tsa.csr", "-CA", "root.pem", "-CAkey", "root.key", "-set_serial", f"{number}",
                  "-out", "tsa.pem", "-days", "30", "-extfile", "conf", "-extensions", extensions)  # fmt: skip
         return made
 
@@ -79,10 +79,13 @@ class Authority:
     def roots(self) -> bytes:
         return (self.folder / "root.pem").read_bytes()
 
-    def answer(self, request: bytes) -> bytes:
+    def answer(self, request: bytes, more: bytes = b"") -> bytes:
+        """more: certificates (PEM) that are sent beside that of the signer."""
         (self.folder / "query").write_bytes(request)
+        (self.folder / "more").write_bytes(more)
         self.run("ts", "-reply", "-config", "conf", "-section", "authority", "-queryfile", "query",
-                 "-signer", "tsa.pem", "-inkey", "tsa.key", "-out", "reply")  # fmt: skip
+                 "-signer", "tsa.pem", "-inkey", "tsa.key", "-out", "reply",
+                 *(("-chain", "more") if more else ()))  # fmt: skip
         return (self.folder / "reply").read_bytes()
 
 
@@ -201,6 +204,35 @@ def test_a_strange_certificate_in_a_token(authority, response, version):
         return
     with pytest.raises(VerificationError) as caught:
         check_timestamp(data, authority.roots, DIGEST)
+    assert caught.value.check == "timestamp.signature"
+
+
+@pytest.mark.reaches("timestamp.digest")
+def test_a_stamp_of_another_hash(authority):
+    """The same 32 bytes, said to be of another function."""
+    words = ("ts", "-query", "-digest", DIGEST.hex(), "-cert", "-out", "other")
+    for function, same in (("-sha256", True), ("-sha512-256", False)):
+        authority.run(*words, function)
+        answer = authority.answer((authority.folder / "other").read_bytes())
+        if same:
+            assert check_timestamp(answer, authority.roots, DIGEST).authority == "CN=the authority"
+            continue
+        with pytest.raises(VerificationError) as caught:
+            check_timestamp(answer, authority.roots, DIGEST)
+        assert caught.value.check == "timestamp.digest"
+
+
+@pytest.mark.reaches("timestamp.signature")
+def test_the_authority_is_the_one_that_signed(authority, tmp_path):
+    """Others' certificates may be sent along, but none that has the issuer and the number of the signer's."""
+    request, alike = query(DATA).request, {}
+    for number in (7, 8):
+        other = Authority.make(tmp_path / f"{number}", name="a greater authority", number=number)
+        alike[number] = authority.answer(request, (other.folder / "tsa.pem").read_bytes())
+        assert b"a greater authority" in alike[number]
+    assert check_timestamp(alike[8], authority.roots, DIGEST).authority == "CN=the authority"
+    with pytest.raises(VerificationError) as caught:
+        check_timestamp(alike[7], authority.roots, DIGEST)
     assert caught.value.check == "timestamp.signature"
 
 
