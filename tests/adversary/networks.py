@@ -175,8 +175,13 @@ def long(random: Random) -> bytes:
 def broken(random: Random, network: Network) -> bytes:
     """The encoding of a network with one change, or another encoding of the same, or a network at the end of a rule.
 
-    Some are good all the same.
+    Some are good all the same, but none is the network itself.
     """
+    original = network.to_bytes()
+    return next(data for data in iter(lambda: _broken(random, network), b"") if data != original)
+
+
+def _broken(random: Random, network: Network) -> bytes:
     kind, nodes = random.randrange(12), list(network.nodes)
     if kind == 8:
         return random.choice([large, long])(random)
