@@ -119,11 +119,19 @@ def _judge(swapped: Swapped, suites: tuple[str, ...]) -> int:
     return 0
 
 
+def source(module: str) -> str:
+    return Path(f"protocol/{module}.py").read_text()
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class Found:
     """Mutant to outcome of one module, as kept in build/mutation."""
 
     def __init__(self, module: str, source: str) -> None:
-        self._path, self._digest = OUT / f"{module}.json", hashlib.sha256(source.encode()).hexdigest()
+        self._path, self._digest = OUT / f"{module}.json", digest(source)
         kept = json.loads(self._path.read_text()) if self._path.exists() else {}
         self.mutants: dict[str, str] = kept["mutants"] if kept.get("digest") == self._digest else {}
         self._running: dict[int, str] = {}
@@ -151,11 +159,11 @@ class Found:
 
 def run(module: str, share: float, jobs: int) -> None:
     """Judge the mutants of a module, or a fixed share of them that looks random."""
-    source = Path(f"protocol/{module}.py").read_text()
-    found, names, began = Found(module, source), [], time.monotonic()
-    if os.waitpid(judge(module, ast.parse(source)), 0)[1]:
+    text = source(module)
+    found, names, began = Found(module, text), [], time.monotonic()
+    if os.waitpid(judge(module, ast.parse(text)), 0)[1]:
         raise SystemExit(f"{module}: the suites fail without a mutant")
-    for mutant, tree in mutants(source, set(TARGETS[module].excluded)):
+    for mutant, tree in mutants(text, set(TARGETS[module].excluded)):
         names.append(name := str(mutant))
         before = found.mutants.get(name)
         chosen = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < share * 2**32
@@ -180,7 +188,8 @@ def main() -> None:
     files = {module: OUT / f"{module}.json" for module in TARGETS}
     found = {module: kept for module, path in files.items()
              if path.exists() and (kept := json.loads(path.read_text()))["all"]}  # fmt: skip
-    (HERE / "REPORT.md").write_text(render(found, json.loads((HERE / "survivors.json").read_text())))
+    reasons = json.loads((HERE / "survivors.json").read_text())
+    (HERE / "REPORT.md").write_text(render(found, reasons, {module: digest(source(module)) for module in TARGETS}))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ share looks random and is always the same. The rate is that of those judged.
 """
 
 
-def render(found: Found, reasons: dict[str, dict[str, str]]) -> str:
-    """reasons: module to mutant to why it is no hole."""
+def render(found: Found, reasons: dict[str, dict[str, str]], digests: dict[str, str]) -> str:
+    """reasons: module to mutant to why it is no hole.  digests: of the modules as they are now."""
     lines = [HEAD, "| module | source | mutants | judged | killed | of these by time | survived | killed, % |",
              "|---|---|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
     total = [0] * 5
@@ -34,6 +34,8 @@ def render(found: Found, reasons: dict[str, dict[str, str]]) -> str:
     lines += [_row("**all** |", total), ""]
     if rest := [module for module in TARGETS if module not in found]:
         lines += [f"Not judged yet: {', '.join(rest)}.", ""]
+    if changed := [module for module, result in found.items() if result["digest"] != digests[module]]:
+        lines += [f"Changed since they were judged: {', '.join(changed)}.", ""]
     lines += ["## Survivors", ""]
     for module, result in found.items():
         known = reasons.get(module, {})
