@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,11 +95,26 @@ def fit(
     for epoch in range(options.epochs):
         model.train(parameters is None)
         optimizer.param_groups[0]["lr"] = options.rate_in(epoch)
-        for rows in torch.randperm(len(x), generator=generator).split(options.batch):
-            batch = x[rows]
-            descent.step(augmented(batch, generator) if options.augment else batch, y[rows])
+        with _only(model, chosen):
+            for rows in torch.randperm(len(x), generator=generator).split(options.batch):
+                batch = x[rows]
+                descent.step(augmented(batch, generator) if options.augment else batch, y[rows])
         descent.loss()
         model.eval()
         if done is not None and done(model, epoch + 1):
             return epoch + 1
     return options.epochs
+
+
+@contextmanager
+def _only(model: nn.Module, chosen: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No gradients but those of the chosen parameters: with the last layer alone, no backward pass through the rest."""
+    wanted = {id(p) for p in chosen}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in wanted]
+    for p in others:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in others:
+            p.requires_grad_(True)

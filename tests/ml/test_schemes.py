@@ -230,6 +230,7 @@ def test_fit_moves_what_it_is_told(trained: nn.Module, digits: Dataset) -> None:
     assert fit(model, x, y, Fit(epochs=2, rate=0.05), last_layer(model).parameters()) == 2
     moved = {n for (n, p), q in zip(model.named_parameters(), trained.parameters(), strict=True) if (p != q).any()}
     assert moved and all(n.startswith("body.3.") for n in moved)
+    assert all(p.requires_grad and (p.grad is not None) == n.startswith("body.3.") for n, p in model.named_parameters())
     assert fit(model, x, y, Fit(epochs=9), done=lambda _, epoch: epoch == 3) == 3
     twins = [deepcopy(trained), deepcopy(trained)]
     one_hot = np.eye(10, dtype=np.float32)[y]
