@@ -198,6 +198,28 @@ def test_steps_have_length_one_in_their_norm() -> None:
     assert not direction(torch.zeros(1, 1, 2, 2), "l2").isnan().any()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_step_on_a_linear_model_by_hand(norm: str) -> None:
+    """Cross entropy of softmax(W x) has the gradient W^T (p - e_y): the step in exact numbers, rounded and clipped."""
+    rng = np.random.default_rng(17)
+    x, y = rng.integers(0, 256, (40, 1, 3, 4), dtype=np.uint8), rng.integers(0, 3, 40)
+    weight = rng.normal(0, 0.01, (3, 12))
+    layer = nn.Linear(12, 3, bias=False)
+    layer.weight.data = torch.from_numpy(weight).float()
+    model = nn.Sequential(nn.Flatten(), layer)
+    flat = x.reshape(40, 12).astype(float)
+    powers = np.exp(flat @ weight.T)
+    gradient = (powers / powers.sum(1, keepdims=True) - np.eye(3)[y]) @ weight
+    step = {
+        "linf": np.sign(gradient),
+        "l2": gradient / np.sqrt((gradient**2).sum(1, keepdims=True)),
+        "l1": gradient / np.abs(gradient).sum(1, keepdims=True),
+    }[norm]
+    exact = np.clip(flat + 255 * 0.3 * step, 0, 255)
+    found = fgsm(model, x, y, 0.3, norm).reshape(40, 12)  # type: ignore[arg-type]
+    assert np.abs(found - exact).max() < 0.501 and (found != x.reshape(40, 12)).mean() > 0.5
+
+
 def test_adversaries_stay_near_and_fool(trained: nn.Module, digits: Dataset) -> None:
     x, y = digits.test_x[:100], digits.test_y[:100]
     near = fgsm(trained, x, y, 0.1)
