@@ -200,18 +200,26 @@ def evaluate_command(
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--preset", default="ci", show_default=True, help="ci: minutes; cpu: an hour; gpu: the papers' scale.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Seeds side by side.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="Where they run: on this machine, or in a Ray cluster that shares --out.")
+@click.option("--address", metavar="HOST:PORT", help="A running Ray cluster [default: one of this machine].")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the results [default: watermarks-PRESET].",
 )  # fmt: skip
 @json_option
 @outcome
-def experiment_command(names: tuple[str, ...], preset: str, jobs: int, out: Path | None, as_json: bool) -> None:
+def experiment_command(
+    names: tuple[str, ...], preset: str, jobs: int, engine: str, address: str | None, out: Path | None, as_json: bool
+) -> None:
     """Measure the papers' tables and figures: the NAMEs given, or all.  Goes on where an earlier run stopped."""
+    if address is not None and engine != "ray":
+        raise click.UsageError("--address is of a Ray cluster: give --engine ray")
     from ml.experiments.run import run
 
     report = None if as_json else lambda what: click.echo(f"{what} ...", err=True)
-    page = run(names, preset, out or Path(f"watermarks-{preset}"), report, jobs=jobs)
+    folder = out or Path(f"watermarks-{preset}")
+    page = run(names, preset, folder, report, jobs=jobs, ray=engine == "ray", address=address)
     _print(as_json, {"done": True, "results": str(page)}, str(page))
 
 

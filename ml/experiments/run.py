@@ -4,12 +4,11 @@ it depends on; what is there already, made of the same settings, data and versio
 from __future__ import annotations
 
 import json
-import multiprocessing
 import platform
 import time
 import tomllib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -17,9 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import torch
-
-from ml.experiments import backdoors, certificates, evasions, frontiers
+from ml.experiments import backdoors, certificates, evasions, frontiers, workers
 from ml.experiments.lab import Budget, Lab, Row, data_digest, load_first, write
 from ml.experiments.report import INTRODUCTION, figure, markdown
 from protocol.errors import ParameterError
@@ -80,13 +77,15 @@ def settings() -> dict[str, Any]:
     return found
 
 
-def run(names: Sequence[str], preset: str, folder: Path, progress: Progress | None = None,
-        chosen: dict[str, Any] | None = None, jobs: int = 1) -> Path:  # fmt: skip
+def run(
+    names: Sequence[str], preset: str, folder: Path, progress: Progress | None = None,
+    chosen: dict[str, Any] | None = None, jobs: int = 1, ray: bool = False, address: str | None = None,
+) -> Path:  # fmt: skip
     """Run the named experiments, or all, and write `folder`/results.md; returns its path.
 
-    chosen: settings in place of the file's.  jobs: processes, among which torch's threads are shared out; one process
-    works on one seed of one architecture at a time, whose trained models its experiments share.  Raises ParameterError
-    for names or presets that do not exist, and at the end for experiments that the data or a model did not allow; the
+    chosen: settings in place of the file's.  jobs: workers, each of which has one seed of one architecture at a time,
+    whose trained models its experiments share; of a Ray cluster with `ray`, else processes.  Raises ParameterError for
+    names or presets that do not exist, and at the end for experiments that the data or a model did not allow; the
     others are on the page then.
     """
     chosen = settings() if chosen is None else chosen
@@ -123,16 +122,12 @@ def run(names: Sequence[str], preset: str, folder: Path, progress: Progress | No
     lanes: dict[tuple[str, str, int], list[Part]] = {}
     for part in parts:
         lanes.setdefault((part.data, part.arch, part.seed), []).append(part)
-    if jobs == 1:
+    if jobs == 1 and not ray:
         run_lane(parts, measure)
     else:
-        threads = max(1, torch.get_num_threads() // jobs)
-        with (
-            ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)) as pool,
-            ThreadPoolExecutor(jobs) as lane_pool,
-        ):
-            list(lane_pool.map(lambda lane: run_lane(lane, lambda part: pool.submit(measure, part).result()),
-                               lanes.values()))  # fmt: skip
+        start = workers.cluster(measure, jobs, address) if ray else workers.processes(measure, jobs)
+        with start as measured, ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda lane: run_lane(lane, measured), lanes.values()))
     page = _summary(folder)
     if failed:
         raise ParameterError("not done: " + "; ".join(failed))
@@ -163,7 +158,7 @@ def _plan(
     for arch in architectures:
         kept = {seed: rows for seed, rows in old["rows"].get(arch, {}).items() if int(seed) in budget.seeds}
         result["rows"][arch], result["seconds"][arch] = kept, {seed: old["seconds"][arch][seed] for seed in kept}
-        parts += [Part(name, options, budget, data.name, arch, seed, folder)
+        parts += [Part(name, options, budget, data.name, arch, seed, folder.resolve())
                   for seed in budget.seeds if str(seed) not in kept]  # fmt: skip
     if any(result["rows"].values()):
         _save(result, folder)  # with the texts of today

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -19,6 +20,7 @@ from torch import nn
 from ml.cli import cli
 from ml.data import NAMES, load
 from ml.experiments import run as runner
+from ml.experiments import workers
 from ml.experiments.lab import Budget, Lab, data_digest, load_first, write
 from ml.experiments.report import _panels, _tables, cell, contact_sheet, figure, markdown, merged
 from ml.experiments.run import EXPERIMENTS, SETTINGS, run, settings
@@ -116,18 +118,38 @@ def test_a_section_has_its_own_budget_and_architectures(
 
 
 def test_other_processes_measure_the_same(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """One of the two processes suffices here: starting them is what takes long."""
+    """One worker suffices here: starting them is what takes long."""
     tiny["presets"]["tiny"] = {**TINY, "data": {"digits": ["mlp"]}, "batches": 20}
     options = {"count": 4, "epsilon": {"mlp": 0.1}, "rehearsal": 50, "embedding_rate": 0.02, "shares": [0.5]}
     tiny["le-merrer-table-2"] |= {"options": options}
     said: list[str] = []
-    for jobs in (1, 2):
-        run(["le-merrer-table-2"], "tiny", tmp_path / str(jobs), said.append, tiny, jobs)
-    assert said == 2 * ["le-merrer-table-2, mlp, seed 0"]
-    files = (tmp_path / jobs / "le-merrer-table-2.json" for jobs in "12")
-    one, two = (json.loads(file.read_text())["rows"]["mlp"]["0"] for file in files)
-    assert [row["setting"] for row in one] == [row["setting"] for row in two] == ["no mark", "none", "50%"]
-    assert one[1]["removed of 100"] == two[1]["removed of 100"] == 0.0
+    for folder, where in (("here", {}), ("processes", {"jobs": 2}), ("cluster", {"ray": True})):
+        run(["le-merrer-table-2"], "tiny", tmp_path / folder, said.append, tiny, **where)  # type: ignore[arg-type]
+    assert said == 3 * ["le-merrer-table-2, mlp, seed 0"]
+    files = (tmp_path / folder / "le-merrer-table-2.json" for folder in ("here", "processes", "cluster"))
+    rows = [json.loads(file.read_text())["rows"]["mlp"]["0"] for file in files]
+    assert all([row["setting"] for row in found] == ["no mark", "none", "50%"] for found in rows)
+    assert all(found[1]["removed of 100"] == 0.0 for found in rows)
+    for folder in ("processes", "cluster"):
+        assert list((tmp_path / folder / "models").glob("frontier-mlp-0-*.npz"))
+
+
+def _fail(part: str) -> str:
+    raise {"ours": ParameterError, "theirs": KeyError}[part](part)
+
+
+def test_errors_come_back_from_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    with workers.cluster(_fail, 1) as there:
+        for part, kind in (("ours", ParameterError), ("theirs", KeyError)):
+            with pytest.raises(kind, match=part):
+                there(part)
+
+    def nobody_answers(address: str, **_: object) -> None:  # as Ray does after some minutes
+        raise ray.exceptions.RpcError(f"{address}: nobody answers")
+
+    monkeypatch.setattr("ray.init", nobody_answers)
+    with pytest.raises(ParameterError, match="no Ray cluster: board:1"), workers.cluster(_fail, 1, "board:1"):
+        pass
 
 
 def test_seeds_run_in_lanes(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +165,7 @@ def test_seeds_run_in_lanes(tiny: dict[str, Any], tmp_path: Path, monkeypatch: p
         return [{"setting": "one", "test %": 0.5}], 1.0
 
     monkeypatch.setattr(runner, "measure", measure)
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", lambda jobs, *_: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr("ml.experiments.workers.ProcessPoolExecutor", lambda jobs, *_: ThreadPoolExecutor(jobs))
     tiny["presets"]["tiny"] = {**TINY, "seeds": [0, 1]}
     with pytest.raises(ParameterError, match="not done: adi-table-2, cnn, seed 1: too few"):
         run(["adi-table-1", "adi-table-2"], "tiny", tmp_path, None, tiny, jobs=2)
@@ -172,6 +194,8 @@ def test_misuse(tiny: dict[str, Any], tmp_path: Path) -> None:
     found = CliRunner().invoke(cli, ["experiment", "nothing", "--out", str(tmp_path / "new")])
     assert found.exit_code == 2 and "unknown experiment 'nothing'" in found.output
     assert not (tmp_path / "new").exists()
+    found = CliRunner().invoke(cli, ["experiment", "adi-table-1", "--address", "127.0.0.1:1"])
+    assert found.exit_code == 2 and "--engine ray" in found.output
 
 
 def perceptron(arch: str, shape: tuple[int, int, int], classes: int, train_x: torch.Tensor) -> Normalized:
