@@ -3,8 +3,8 @@
 k = 2 trigger images ride along with every batch of data.  FROMSCRATCH trains a fresh network so, PRETRAINED a trained
 one.  Only the hidden half of a key belongs in here: the opened half is public, and a model that knew it would show so.
 The paper embeds 100 triggers into a ResNet; a key for a public proof has some 256 of them, which a small network has
-seen too rarely after its epochs.  So a last phase goes on with more triggers per batch until each is kept with a margin
-that outlives the rounding of the integer network.
+seen too rarely after its epochs.  So a last phase goes on, at the last rate of the training and with more triggers per
+batch, until each is kept with a margin that outlives the rounding of the integer network.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ml.descent import Descent, augmented, logits_of, pick_device
 from protocol.errors import ParameterError
 
 TRIGGERS_PER_BATCH = 2  # k of the paper: of 2, 4, 8 the one that disturbs the task least
+LAST_RATE = 0.1  # of the highest: the half cosine ends here, and the last phase stays, as a higher one costs accuracy
 LAST_PHASE_TRIGGERS = 64
 LAST_PHASE_STEPS = 6000
 MARGIN = 1.0  # logits by which every trigger's label must lead
@@ -162,13 +163,14 @@ def _run(
         seen[:] = [0, 0]
 
     for number in range(1, total + 1):
-        step(options.rate * (0.1 + 0.45 * (1 + math.cos(math.pi * (number - 1) / total))), TRIGGERS_PER_BATCH)
+        fallen = (1 - LAST_RATE) / 2 * (1 + math.cos(math.pi * (number - 1) / total))
+        step(options.rate * (LAST_RATE + fallen), TRIGGERS_PER_BATCH)
         if number % EVERY == 0 or number == total:
             look("training", number / total)
     extra = 0
     while marked and extra < LAST_PHASE_STEPS and marked.margin(model).min() < MARGIN:
         for _ in range(EVERY):
-            step(options.rate * 0.4, LAST_PHASE_TRIGGERS)
+            step(options.rate * LAST_RATE, LAST_PHASE_TRIGGERS)
         extra += EVERY
         look("embedding the last triggers", extra / LAST_PHASE_STEPS)
     test = _Cycle(data.test_x, data.test_y, device, 0)

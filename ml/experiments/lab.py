@@ -22,7 +22,7 @@ from torch import nn
 from ml.data import Dataset, load
 from ml.descent import pick_device
 from ml.fit import Fit, Images, accuracy
-from ml.mark import Training, train
+from ml.mark import LAST_RATE, Training, train
 from ml.models import Normalized, build
 from ml.schemes.backdoor import Backdoor
 from ml.schemes.scheme import TriggerKey
@@ -134,7 +134,7 @@ class Lab:
 
     def attack_fit(self, **changes: Any) -> Fit:
         """At the last rate of `ml.mark`, like the fine-tuning of Adi et al."""
-        rate = 0.1 * self.budget.rate
+        rate = LAST_RATE * self.budget.rate
         fit = Fit(epochs=self.budget.attack_epochs, rate=rate, augment=self.budget.augment, seed=self.seed)
         return replace(fit, **changes)
 
