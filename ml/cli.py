@@ -142,10 +142,10 @@ def mark_command(
         elif mode == "pretrained":
             train(model, dataset, options, report)
         marked = mark(model, dataset, key.hidden_images, key.hidden_labels, options, report)
-    _write(out, export_onnx(model, dataset.shape))
     kept = marked.trigger_accuracy or 0.0
     if kept < 0.9:
         raise VerificationError("mark", f"only {kept:.0%} of the triggers took; try more --epochs or another --arch")
+    _write(out, export_onnx(model, dataset.shape))
     result = {
         "done": True, "data": dataset.source, "mode": mode, "test_accuracy": marked.test_accuracy,
         "trigger_accuracy": kept, "h": key.vk.h, "extra_steps": marked.extra_steps, "out": str(out),

@@ -139,6 +139,7 @@ def test_a_mark_that_does_not_take_is_exit_1(folder: Path, monkeypatch: pytest.M
     status, found, error = run("mark", "--data", "digits", "--epochs", 1, "--out", folder / "y.onnx", "--mk",
                                folder / "owner.mk", "--passphrase-file", folder / "passphrase")  # fmt: skip
     assert (status, found["done"], found["failed_check"]) == (1, False, "mark") and "mark: only" in error
+    assert not (folder / "y.onnx").exists()
 
 
 def test_help_needs_no_heavy_module() -> None:
