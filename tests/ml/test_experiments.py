@@ -218,6 +218,8 @@ def test_real_experiments_on_few_digits(
     assert said == [f"{name}, cnn, seed 0" for name in names]
     rows = {r["setting"]: r for r in json.loads((tmp_path / "compression.json").read_text())["rows"]["cnn"]["0"]}
     assert rows["none"]["trigger %"] == 1.0 and rows["none"]["provable"] and rows["8 bits"]["provable"]
+    weakest = min((r for r in rows.values() if r["provable"]), key=lambda r: r["integer %"])
+    assert weakest["proven"] is True and all(r["proven"] == r["provable"] for r in rows.values() if "proven" in r)
     rows = {r["setting"]: r for r in json.loads((tmp_path / "frontier-key.json").read_text())["rows"]["cnn"]["0"]}
     assert rows["none"]["integer %"] == 1.0 and rows["none"]["proven"] and not rows["no mark"]["proven"]
     for part in ("| 8 bits |", "| SVD 50% |", "| labels chosen |", "![How much compression", "| RTAL, epoch 1 |"):
