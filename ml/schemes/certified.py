@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cache
 
@@ -140,7 +140,7 @@ class Certified:
     """triggers: kind of the images; label: of all of them.
 
     sigma: largest deviation in marking; replays: levels of noise up to it; draws: of noise per level; warm_up: epochs
-    without marking.  training: of data, whose rate and batch also serve the triggers.
+    without marking.  batch: of triggers.  training: of data, whose rate also serves the triggers.
     """
 
     triggers: Kind = "content"
@@ -149,6 +149,7 @@ class Certified:
     replays: int = 20
     draws: int = 100
     warm_up: int = 5
+    batch: int = 64
     training: Fit = field(default_factory=lambda: Fit(epochs=100, batch=100, rate=0.05, weight_decay=1e-4))
     seed: int = 0
 
@@ -166,9 +167,12 @@ class Certified:
         return TriggerKey(images.triggers(self.triggers, base, rng), np.full(count, self.label), data.classes, CHOSEN)
 
     def mark(self, model: nn.Module, data: Dataset, key: TriggerKey) -> None:
-        """Algorithm 2: after each epoch of data, for each batch of triggers one step per level of noise.
+        """Algorithm 2, between the epochs of training, so that training has the last word.
 
-        The step takes the mean gradient of `draws` noisy copies, at deviations sigma / replays, ..., sigma.
+        For each batch of triggers one step per level of noise, at deviations sigma / replays, ..., sigma, along the
+        mean gradient of `draws` noisy copies, and of a length that makes all levels together one step of the paper's:
+        the mean over levels and draws.  With a whole step per level the network forgets its task.  The triggers are
+        in the data as well, as in the authors' code.  Batch norm normalizes noisy copies by the batch.
         """
         options = self.training
         device = device_of(model)
@@ -178,30 +182,35 @@ class Certified:
         order, generator = torch.Generator().manual_seed(self.seed), torch.Generator(device).manual_seed(self.seed)
 
         def replay(model: nn.Module, epoch: int) -> bool:
-            if epoch <= self.warm_up:
+            if not self.warm_up <= epoch < options.epochs:
                 return False
-            model.eval()
-            optimizer.param_groups[0]["lr"] = options.rate_in(epoch - 1)
-            for rows in torch.randperm(len(x), generator=order).split(options.batch):
+            model.train()
+            optimizer.param_groups[0]["lr"] = options.rate_in(epoch)
+            for rows in torch.randperm(len(x), generator=order).split(self.batch):
                 for level in range(1, self.replays + 1):
-                    _mean_gradient(model, x[rows].float(), y[rows], self.sigma * level / self.replays, self.draws,
-                                   generator)  # fmt: skip
+                    _noisy_gradient(model, x[rows].float(), y[rows], self.sigma * level / self.replays, self.draws,
+                                    1 / (self.draws * self.replays), generator)  # fmt: skip
                     nn.utils.clip_grad_norm_(parameters, CLIP)
                     optimizer.step()
             return False
 
-        fit(model, data.train_x, data.train_y, options, done=replay)
+        images, labels = np.concatenate([data.train_x, key.images]), np.concatenate([data.train_y, key.labels])
+        fit(model, images, labels, options, done=replay)
+
+    def without_noise(self) -> Certified:
+        """The baseline of the paper, Zhang et al. 2018: the same training, but for the noise."""
+        return replace(self, warm_up=self.training.epochs)
 
     def check(self, oracle: Oracle, key: TriggerKey) -> Decision:
         """Black-box: of the model as it is.  The white-box check is `smooth(...).median`."""
         return decide(oracle, key, LEVEL)
 
 
-def _mean_gradient(
-    model: nn.Module, x: Tensor, y: Tensor, sigma: float, draws: int, generator: torch.Generator
+def _noisy_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, sigma: float, draws: int, weight: float, generator: torch.Generator
 ) -> None:
-    """Leave the mean gradient over noisy copies in the parameters' `grad`."""
+    """Leave the weighted sum of the gradients of noisy copies in the parameters' `grad`."""
     model.zero_grad()
     for _ in range(draws):
         with noisy(model, sigma, generator):
-            (functional.cross_entropy(model(x), y) / draws).backward()
+            (functional.cross_entropy(model(x), y) * weight).backward()
