@@ -46,7 +46,7 @@ def false_positives(lab: Lab, options: dict[str, Any]) -> list[Row]:
         try:
             key = scheme.make_key(options["count"], lab.unmarked(), lab.owner)
         except ParameterError as error:  # too few true or false adversaries at this length of the step
-            rows.append({"setting": f"ε = {epsilon}", "errors": None, "no key": str(error)})
+            rows.append({"setting": f"ε = {epsilon}", "errors": None, "no key": str(error).rpartition(": ")[2]})
             continue
         for arch in options["asked"] or [lab.arch]:
             strangers = [replace(lab, arch=arch).unmarked(number) for number in range(1, 1 + options["strangers"])]
