@@ -139,8 +139,8 @@ def figure(path: Path, result: dict[str, Any]) -> None:
     plot = result["plot"]
     tables = _tables(result)
     panels = list(_panels(tables, bool(plot.get("curves"))))
-    across = min(len(panels), PANELS)
-    down = -(-len(panels) // across)
+    down = -(-len(panels) // PANELS)
+    across = -(-len(panels) // down)
     width = 1 + max((0.36 if plot.get("curves") else 0.8) * len(table) for _, table in panels)
     long = max((len(label) for _, table in panels for label in table), default=0) > 12
     size = max(6.0, across * width + 2), down * (4.4 if long else 2.6) + 0.8
@@ -166,8 +166,8 @@ def figure(path: Path, result: dict[str, Any]) -> None:
             axes.axhline(height, linestyle="--", color="black", linewidth=1, label=name)
         slanted = long or len(table) > 3
         axes.set_xticks(at, list(table), rotation=35 if slanted else 0, ha="right" if slanted else "center", fontsize=8)
-        axes.set_ylim(bottom=0)
         axes.set_title(title, fontsize=9)
+    all_axes[0].set_ylim(bottom=0)  # of all, and now that all are drawn: it ends the choice of the upper limit
     if all(name.endswith("%") for name in plot["columns"]):
         all_axes[0].set_ylabel("%")
     picture.suptitle(result["title"], x=0.02, ha="left", fontsize=10)

@@ -14,6 +14,7 @@ import pytest
 import ray
 import torch
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
@@ -255,7 +256,7 @@ def test_cells() -> None:
         "a": {"x": [1, 2]}, "b": {"y": [3]}}
 
 
-def test_pictures(tmp_path: Path) -> None:
+def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result: dict[str, Any] = {
         "name": "n", "title": "A title", "paper": "A paper", "note": "A note.", "preset": "tiny", "paper_values": {},
         "papers_by_arch": {}, "reading": "It grows.",
@@ -271,6 +272,13 @@ def test_pictures(tmp_path: Path) -> None:
     assert [(title, list(table)) for title, table in _panels(_tables(curves), True)] == [
         ("prune", ["none", "25%", "50%"]), ("SVD", ["none", "25%"]), ("bits, per layer", ["none", "8", "4"])]
     figure(tmp_path / "c.png", curves)
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+    rising = [{"setting": setting, "test %": height} for setting, height in (("a 1%", 0.2), ("b 1%", 0.9))]
+    figure(tmp_path / "d.png", curves | {"rows": {"cnn": {"0": rising}}})
+    assert [axes.get_title() for axes in drawn[0].axes] == ["a", "b"]
+    assert all(axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 90 for axes in drawn[0].axes)  # of both
     for name in ("a.png", "b.png", "c.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 300
