@@ -83,12 +83,11 @@ def compression(lab: Lab, options: dict[str, Any]) -> list[Row]:
     attacks += [(f"SVD {share:.0%}", low_rank(model, share)) for share in options["svd"]]
     attacks += [(f"{bits} bits", few_bits(model, bits)) for bits in options["bits"]]
     rows = [_row(lab, name, attacked) for name, attacked in attacks]
-    matches = [float(row["integer %"] or 0) for row in rows]
-    for provable, nearest in ((True, min), (False, max)):  # the two on either side of the line, by a real proof
-        side = [number for number, row in enumerate(rows) if row["provable"] == provable]
-        if side:
-            number = nearest(side, key=matches.__getitem__)
-            rows[number]["proven"] = prove(attacks[number][1], lab.key)
+    kept = [float(row["integer %"] or 0) for row in rows]
+    provable, others = ([n for n, row in enumerate(rows) if row["provable"] == side] for side in (True, False))
+    on_the_line = sorted(provable, key=kept.__getitem__)[:1] + sorted(others, key=kept.__getitem__)[-1:]
+    for number in on_the_line:
+        rows[number]["proven"] = prove(attacks[number][1], lab.key)
     return rows
 
 
