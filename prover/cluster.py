@@ -68,7 +68,7 @@ def ray_engine(address: str | None = None, *, workers: int | None = None, thread
         own: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
         try:
             ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ParameterError(f"no Ray cluster: {error}") from None
     task: Any = ray.remote(num_cpus=threads, max_retries=RETRIES)(prove_fork)
 
