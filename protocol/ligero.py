@@ -36,7 +36,7 @@ from protocol.transcript import BaseStream, Masked, MaskedElements, Messages, Tr
 
 _BATCH = 16  # rows of K that are transformed together
 BLOCK_BYTES = 1 << 29  # of codewords that are hashed together: 2 KiB of a column, so that hashing uses all cores
-KEPT_BYTES = 1 << 30  # of codewords that are kept until columns are opened; more are encoded again
+KEPT_BYTES = 1 << 28  # of codewords that are kept until columns are opened; more are encoded again
 
 
 class Expander:
