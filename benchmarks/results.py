@@ -155,7 +155,7 @@ def _soak(soak: dict[str, Any]) -> str:
         f"server's memory from {load['mib_before']} to {load['peak_mib']} MiB (cap: {load['cap_mib']}); "
         f"{stall['stalled_uploads']} uploads of a byte a second, {stall['stalled_connections']} connections that are "
         f"no HTTP and {stall['garbage_per_s']:.0f} calls of garbage a second delay the jobs of others by "
-        f"{max(stall['delay_percent'], 0.0):.0f} % (median of {stall['rounds']} rounds with them and as many without)."
+        f"{max(0.0, stall['delay_percent']):.0f} % (median of {stall['rounds']} rounds with them and as many without)."
     )
 
 

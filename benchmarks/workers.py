@@ -28,7 +28,7 @@ class Times:
 def measure(runs: int) -> dict[str, Any]:
     """Medians by number of workers.  This process uses as many cores as there are workers, too, and no others."""
     warm_up(print)
-    return {"job": JOB, "h": JOBS[JOB].h, "runs": runs, "workers": {
+    return {"network": JOB, "h": JOBS[JOB].h, "runs": runs, "workers": {
         str(workers): asdict(_times(workers, runs)) for workers in WORKERS
     }}  # fmt: skip
 
@@ -63,8 +63,8 @@ def line(measured: dict[str, Any]) -> str:
     """For README.md."""
     one, two = (Times(**measured["workers"][str(workers)]) for workers in WORKERS)
     return (
-        f"Ray on one machine, {measured['job']}, h = {measured['h']}: {one.proof:.0f} s with one worker on one core, "
-        f"{two.proof:.0f} s with two on two, {one.proof / two.proof:.2f} times as fast; of that the nodes' relations, "
-        f"which are what workers prove, take {one.forks:.0f} and {two.forks:.0f} s, {one.forks / two.forks:.2f} times "
-        "as fast. The rest is done by the process that asks them, on as many cores."
+        f"Ray on one machine, {measured['network']}, h = {measured['h']}: {one.proof:.0f} s with one worker on one "
+        f"core, {two.proof:.0f} s with two on two, {one.proof / two.proof:.2f} times as fast; of that the nodes' "
+        f"relations, which are what workers prove, take {one.forks:.0f} and {two.forks:.0f} s, "
+        f"{one.forks / two.forks:.2f} times as fast. The rest is done by the process that asks them, on as many cores."
     )
