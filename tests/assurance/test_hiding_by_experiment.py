@@ -16,8 +16,8 @@ def test_many_proofs_with_one_key():
 
 
 def test_masks_that_are_too_small_are_noticed():
-    """Every pixel is read from 8 proofs if the link's masks have 33 bits."""
-    found = hiding.measure(8, lambda: hiding.small_masks(33))
+    """Every pixel is read from 8 proofs if the link's masks have 32 bits."""
+    found = hiding.measure(8, lambda: hiding.small_masks(32))
     assert found.chance("link: slopes") < DOUBT
     assert found.error < 1 and np.abs(found.slopes - hiding.pixels()).max() < 6 * found.error
 
