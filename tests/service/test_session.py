@@ -253,14 +253,21 @@ def test_sessions_and_jobs_take_turns(world, prover, monkeypatch):
 
 def test_sessions_of_clients_who_left_are_counted(world, prover, monkeypatch):
     """Uploading, waiting for a place in the queue and hanging up, again and again, does not fill the memory."""
-    done = threading.Event()
-    monkeypatch.setattr(prover, "claim", lambda *_, **__: done.wait(WAIT_S) and b"done")
+    began, done = threading.Event(), threading.Event()
+
+    def claim(*_: object, **__: object) -> bytes:
+        began.set()
+        done.wait(WAIT_S)
+        return b"done"
+
+    monkeypatch.setattr(prover, "claim", claim)
     sent = requests(world, world.marked)
     with running(prover, replace(QUICK, waiting=2)) as target, calling(target) as stub:
         try:
             for _ in range(3):
                 call = stub.Prove(iter(sent), timeout=WAIT_S)
                 assert next(call).WhichOneof("event") == "queued"
+                assert began.wait(WAIT_S)  # the first: one that left before would be gone at once
                 call.cancel()
             assert status(target, iter(sent))[0] == Code.RESOURCE_EXHAUSTED
         finally:
