@@ -163,8 +163,8 @@ def make_claim(
     if use.check and not channel.interactive and (engine is not None or device is not kernels.cpu):
         try:
             verify(statement, proof)
-        except VerificationError as error:
-            raise RuntimeError(f"a device or a worker computed wrongly: the proof fails {error.check}") from None
+        except (DecodingError, VerificationError) as error:
+            raise RuntimeError(f"a device or a worker computed wrongly: the proof fails {error}") from None
     return Claim(k_min, context, statement_digests(statement), proof)
 
 
