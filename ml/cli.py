@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 import click
 
 from protocol.errors import DecodingError, ParameterError, VerificationError
-from zkmark.terminal import Number, one_line, progress
+from zkmark.terminal import Number, Program, one_line, progress
 
 if TYPE_CHECKING:
     from ml.data import Dataset
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+FAILED: dict[str, object] = {"done": False, "failed_check": None}
 DATA = click.Choice(["digits", "mnist", "fashion-mnist", "cifar10", "cifar10-jpeg75"])
 ARCHITECTURES = [
     "cnn", "lenet", "vgg11", "vgg16", "resnet18", "preact-resnet18", "resnet20", "resnet50", "mobilenetv2",
@@ -50,19 +52,22 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
             _fail(f"{error.name} is not installed: install the extra `ml`", None, kwargs)
         except (VerificationError, DecodingError, ParameterError, OSError, MemoryError, UnicodeError) as error:
             _fail(str(error), error.check if isinstance(error, VerificationError) else None, kwargs)
-        except click.UsageError as error:
-            if kwargs.get("as_json"):
-                click.echo(json.dumps({"done": False, "failed_check": None, "error": error.format_message()}))
-            raise
         except KeyboardInterrupt:
             sys.exit(130)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception as error:  # of this program; Python would end with 1, which says that a mark did not take
+            if kwargs.get("as_json"):
+                click.echo(json.dumps({**FAILED, "error": repr(error)}))
+            traceback.print_exc()
+            sys.exit(2)
 
     return wrapper
 
 
 def _fail(text: str, check: str | None, options: Mapping[str, object]) -> NoReturn:
     if options.get("as_json"):
-        click.echo(json.dumps({"done": False, "failed_check": check, "error": text}))
+        click.echo(json.dumps({**FAILED, "failed_check": check, "error": text}))
     click.echo(f"zkmark-ml: {one_line(text)}", err=True)
     sys.exit(2 if check is None else 1)
 
@@ -90,7 +95,7 @@ def secret_options(command: Callable[P, None]) -> Callable[P, None]:
     return click.option("--passphrase-file", type=FILE, help="File whose first line is the passphrase.")(command)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Program, misuse=FAILED, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Train networks with and without a watermark, and evaluate them."""
 

@@ -13,6 +13,7 @@ import click
 from prover.keeping import backup, rekey, restore
 from prover.operations import doctor, requests, serve, token
 from prover.options import (
+    FAILED,
     FILE,
     FOLDER,
     NEW_FILE,
@@ -30,7 +31,7 @@ from prover.options import (
     warm_up,
 )
 from prover.publication import board, connection, connection_options, publish, timestamp, witness
-from zkmark.terminal import progress, quiet_grpc
+from zkmark.terminal import Program, progress, quiet_grpc
 
 if TYPE_CHECKING:
     from ml.quantise import Derivation
@@ -40,7 +41,10 @@ MAX_MODEL_BYTES = 256 << 20
 ELL = 512
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "ZKMARK_PROVER"})
+@click.group(
+    cls=Program, misuse=FAILED,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "ZKMARK_PROVER"},
+)  # fmt: skip
 def cli() -> None:
     """Make a secret watermark key, and prove that a model carries the watermark without revealing it.
 

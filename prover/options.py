@@ -24,6 +24,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+FAILED: dict[str, object] = {"done": False, "failed_check": None}
 
 
 def outcome(command: Callable[P, None]) -> Callable[P, None]:
@@ -35,19 +36,17 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except (VerificationError, DecodingError, ParameterError, OSError, MemoryError, UnicodeError) as error:
             if kwargs.get("as_json"):
-                check = error.check if isinstance(error, VerificationError) else None
-                click.echo(json.dumps({"done": False, "failed_check": check, "error": str(error)}))
+                check = {"failed_check": error.check} if isinstance(error, VerificationError) else {}
+                click.echo(json.dumps({**FAILED, **check, "error": str(error)}))
             click.echo(f"zkmark-prover: {one_line(str(error))}", err=True)
             sys.exit(1 if isinstance(error, VerificationError) else 2)
-        except click.UsageError as error:
-            if kwargs.get("as_json"):
-                click.echo(json.dumps({"done": False, "failed_check": None, "error": error.format_message()}))
-            raise
         except KeyboardInterrupt:
             sys.exit(130)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
-        except Exception:  # of this program; Python would end with 1, which says that something is false
+        except Exception as error:  # of this program; Python would end with 1, which says that something is false
+            if kwargs.get("as_json"):
+                click.echo(json.dumps({**FAILED, "error": repr(error)}))
             traceback.print_exc()
             sys.exit(2)
 

@@ -18,6 +18,7 @@ import click
 from protocol.errors import ParameterError, VerificationError
 from verifier.options import (
     FILE,
+    MISUSE,
     NEW_FILE,
     Reach,
     case_options,
@@ -30,7 +31,7 @@ from verifier.options import (
     read,
     write_new,
 )
-from zkmark.terminal import Number, Report, progress, quiet_grpc
+from zkmark.terminal import Number, Program, Report, progress, quiet_grpc
 
 if TYPE_CHECKING:
     from protocol.keygen import VerificationKey
@@ -46,7 +47,7 @@ _timeout = click.option("--timeout", type=Number(min=1), default=900.0, show_def
                         help="Seconds to wait for the claim of a prover, with all tries.")  # fmt: skip
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Program, misuse=MISUSE, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Check that a suspect's model carries an owner's secret watermark, without learning the watermark."""
 

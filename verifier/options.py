@@ -36,6 +36,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+MISUSE: dict[str, object] = {"accepted": False, "outcome": "misuse"}
 ERRORS = (DecodingError, ParameterError, OSError, MemoryError, UnicodeError)  # which end with status 2
 
 
@@ -51,11 +52,6 @@ def outcome(command: Callable[P, None]) -> Callable[P, None]:
                 click.echo(json.dumps({"accepted": False, "outcome": kind(error), "error": str(error)}))
             click.echo(f"zkmark-verifier: {kind(error)}: {one_line(str(error))}", err=True)
             sys.exit(2)
-        except click.UsageError as error:
-            if kwargs.get("as_json"):
-                text = error.format_message()
-                click.echo(json.dumps({"accepted": False, "outcome": "misuse", "error": text}))
-            raise
         except KeyboardInterrupt:
             click.echo("zkmark-verifier: interrupted", err=True)
             sys.exit(130)

@@ -1,4 +1,4 @@
-"""What the commands take from a terminal and show on it: numbers, progress, the text of strangers.
+"""What the commands take from a terminal and show on it: misuse, numbers, progress, the text of strangers.
 
 Imported by prover, verifier and ml.
 
@@ -8,9 +8,10 @@ and progress elsewhere than on a terminal ends after MAX_PHASES lines.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +22,38 @@ MAX_PHASES = 32  # lines of progress
 MAX_NUMBER = 1e9  # of an option: seconds, GiB, bits, calls; 30 years, and 64 bits hold what follows from it
 
 Report = Callable[[str, float], None]
+
+
+class Program(click.Group):
+    """The commands of a program.  Misuse of any is JSON, too, where --json is asked for, wherever it is found."""
+
+    def __init__(self, *given: Any, misuse: Mapping[str, object], **more: Any) -> None:
+        """misuse: what the program's JSON says beside `error`."""
+        super().__init__(*given, **more)
+        self._misuse = misuse
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        words = tuple(args)  # before they are parsed, which may be what fails
+        with self._telling(words):
+            made = super().make_context(info_name, args, parent, **extra)
+        made.obj = words
+        return made
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with self._telling(ctx.obj):
+            return super().invoke(ctx)
+
+    @contextmanager
+    def _telling(self, words: tuple[str, ...]) -> Iterator[None]:
+        try:
+            yield
+        except click.UsageError as error:  # what click says on the standard error follows
+            asked = error.ctx is not None and error.ctx.params.get("as_json")  # by a variable, if it was parsed
+            if asked or "--json" in words:
+                click.echo(json.dumps({**self._misuse, "error": error.format_message()}))
+            raise
 
 
 class Number(click.FloatRange):

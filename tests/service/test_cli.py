@@ -20,6 +20,8 @@ import pytest
 from click.testing import CliRunner, Result
 from Crypto.Hash import SHAKE256
 
+from ml import cli as ml
+from ml.cli import cli as ml_cli
 from protocol import soundness
 from protocol.keygen import VerificationKey
 from protocol.soundness import bits
@@ -290,6 +292,52 @@ def test_misuse_is_json_too(shop):
     assert result.exit_code == 2 and "--shape" in json.loads(result.stdout)["error"]
 
 
+PROGRAMS = {
+    "prover": (prover_cli, {"done": False, "failed_check": None}),
+    "verifier": (verifier_cli, {"accepted": False, "outcome": "misuse"}),
+    "ml": (ml_cli, {"done": False, "failed_check": None}),
+}
+
+
+@pytest.mark.parametrize(("program", "words", "said"), [
+    ("prover", "keygen --shape 1,4,4 --classes 10 --plam", "No such option"),
+    ("prover", "--plan", "No such option"),
+    ("prover", "keygem", "No such command"),
+    ("prover", "approve", "Missing option"),
+    ("prover", "keygen --shape 1,4,4 --classes 1 --plan", "is not in the range"),
+    ("prover", "keygen --shape 1,4 --classes 10 --plan", "--shape is"),
+    ("prover", "requests shew", "No such command"),
+    ("prover", "requests show --mk pyproject.toml", "Missing argument"),
+    ("verifier", "key", "Missing argument"),
+    ("verifier", "verify --vk gone", "does not exist"),
+    ("verifier", "review pyproject.toml --secret s --out o --opn", "No such option"),
+    ("verifier", "batch pyproject.toml --results . --min-bits nan", "not a number"),
+    ("verifier", "kay", "No such command"),
+    ("ml", "train --data nothing", "is not one of"),
+    ("ml", "mark --data digits", "Missing option"),
+    ("ml", "experiment --jobs 0", "is not in the range"),
+    ("ml", "experiment --address x:1", "--address is"),
+    ("ml", "trein", "No such command"),
+])  # fmt: skip
+def test_what_the_parser_refuses_is_json_too(program, words, said):
+    """Once, on one line, in the shape of the program's other failures."""
+    cli, shape = PROGRAMS[program]
+    for given in (f"{words} --json", f"--json {words}"):  # the second is misuse by itself
+        found = CliRunner().invoke(cli, given.split())
+        assert found.exit_code == 2, found.output
+        values = json.loads(found.stdout)
+        error = values.pop("error")
+        assert values == shape and error in found.stderr
+        assert (said if given.startswith(words) else "No such option") in error
+    assert CliRunner().invoke(cli, words.split()).stdout == ""
+
+
+def test_a_variable_asks_for_json(monkeypatch):
+    monkeypatch.setenv("ZKMARK_PROVER_KEYGEN_AS_JSON", "1")
+    found = prover("keygen", "--shape", "1,4", "--classes", 10, "--plan")
+    assert found.exit_code == 2 and "--shape" in json.loads(found.stdout)["error"]
+
+
 def test_arguments_that_are_no_text(shop):
     result = verify(shop, "--purpose", "\udcff", "--json")
     assert result.exit_code == 2 and json.loads(result.stdout)["outcome"] == "misuse"
@@ -486,20 +534,23 @@ def test_nothing_needs_torch(program):
     assert done.stdout.strip() == "False False", done.stderr
 
 
-@pytest.mark.parametrize("outcome", [prover_options.outcome, verifier_options.outcome])
+@pytest.mark.parametrize("outcome", [prover_options.outcome, verifier_options.outcome, ml.outcome])
 def test_a_fault_is_no_verdict(outcome):
     """Python itself would end with 1, which says that a claim is false."""
 
     @click.command()
     @click.option("--number", type=int)
+    @click.option("--json", "as_json", is_flag=True)
     @outcome
-    def faulty(number: int | None) -> None:
+    def faulty(number: int | None, as_json: bool) -> None:
         if number is None:
             raise click.UsageError("a number is needed")
         raise ValueError("nobody foresaw this")
 
     found = CliRunner().invoke(faulty, ["--number", "3"])
-    assert found.exit_code == 2 and "nobody foresaw this" in found.output
+    assert found.exit_code == 2 and "nobody foresaw this" in found.stderr and not found.stdout
+    found = CliRunner().invoke(faulty, ["--number", "3", "--json"])
+    assert found.exit_code == 2 and "nobody foresaw this" in json.loads(found.stdout)["error"]
     assert CliRunner().invoke(faulty, ["--help"]).exit_code == 0
     usage = CliRunner().invoke(faulty)
     assert usage.exit_code == 2 and "Traceback" not in usage.output
