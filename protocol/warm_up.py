@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Timer
 
 import numpy as np
+from numba.core import event
 
 from protocol import field, lookup, reed_solomon
 from protocol.kernels import cpu
 from protocol.pads import Need, Party
 from protocol.transcript import FiatShamir, Transcript
 
-PATIENCE_S = 1.0  # loading compiled kernels takes less
-MESSAGE = "compiling the kernels for this machine, once: this takes about half a minute"
+MESSAGE = "compiling the kernels for this machine, once: all of them take about half a minute"
 
 
 def warm_up(notify: Callable[[str], None]) -> None:
-    """Run every kernel on a few entries; `notify(MESSAGE)` when they are not compiled yet."""
-    timer = Timer(PATIENCE_S, notify, (MESSAGE,))
-    timer.daemon = True
-    timer.start()
-    try:
+    """Run every kernel on a few entries; `notify(MESSAGE)` as soon as one is compiled, and not loaded from the cache."""
+    with event.install_listener("numba:compile", _First(lambda: notify(MESSAGE))):
         _run_all()
-    finally:
-        timer.cancel()
+
+
+class _First(event.Listener):  # type: ignore[misc]  # numba has no types
+    """Calls `then` when a compilation starts, once; numba starts none for what its cache holds."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then, self._seen = then, False
+
+    def on_start(self, _: event.Event) -> None:
+        if not self._seen:
+            self._seen = True
+            self._then()
+
+    def on_end(self, _: event.Event) -> None:
+        """Nobody waits for it."""
 
 
 def _run_all() -> None:
