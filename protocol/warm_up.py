@@ -16,7 +16,7 @@ MESSAGE = "compiling the kernels for this machine, once: all of them take about 
 
 
 def warm_up(notify: Callable[[str], None]) -> None:
-    """Run every kernel on a few entries; `notify(MESSAGE)` as soon as one is compiled, and not loaded from the cache."""
+    """Run every kernel on a few entries; `notify(MESSAGE)` as soon as one is compiled and not just loaded."""
     with event.install_listener("numba:compile", _First(lambda: notify(MESSAGE))):
         _run_all()
 

@@ -22,6 +22,7 @@ from prover.access import Tokens, read_listening, split_address
 from prover.keys import Approvals, load_owner, read_capped
 from prover.requests import Networks
 from prover.state import State
+from zkmark.connect import is_loopback
 
 FREE_BYTES = 2 << 30
 CERTIFICATE_DAYS = 14
@@ -49,9 +50,9 @@ class Papers:
 
 def examine(
     mk: Path, vk: Path | None, secret: bytes, state: Path, listen: str, papers: Papers, secrets: list[Path],
-    memory_limit: int,
+    memory_limit: int, insecure: bool = False,
 ) -> list[Finding]:  # fmt: skip
-    """secrets: other files that nobody else may read.  memory_limit: bytes for one proof."""
+    """secrets: other files that nobody else may read.  memory_limit: bytes for one proof.  insecure: as of `serve`."""
     findings = [_private(path) for path in (mk, *secrets, *([papers.key] if papers.key else []))]
     opened: tuple[MarkingKey, Approvals] | None = None
 
@@ -72,6 +73,7 @@ def examine(
         look("verification key", lambda: _pair(vk, opened[0].vk))
     look("kernels", lambda: _kernels())
     look("port", lambda: _port(listen))
+    look("address", lambda: _address(listen, papers, insecure))
     look("clock", lambda: _clock(mk))
     look("disk", lambda: _disk(state))
     if state.is_dir():
@@ -115,6 +117,17 @@ def _port(listen: str) -> str:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         tried.bind(found[4])
     return f"{listen} is free"
+
+
+def _address(listen: str, papers: Papers, insecure: bool) -> str:
+    """Who can reach it, and what they could read and change on the way."""
+    if is_loopback(listen):
+        return f"{listen} is for this machine only"
+    if papers.certificate is not None or papers.key is not None:
+        return f"others can reach {listen}, over TLS"
+    if not insecure:
+        raise ParameterError(f"others can reach {listen}, without TLS: `serve` refuses that (or give --insecure)")
+    return f"others can reach {listen}, without TLS as you say: who is on the way reads and changes everything"
 
 
 def _clock(mk: Path) -> str:

@@ -44,6 +44,7 @@ tls_options = options(
     click.option("--tls-cert", type=FILE, help="PEM of the server's certificate and those above it."),
     click.option("--tls-key", type=FILE, help="PEM of its key."),
 )
+insecure_option = click.option("--insecure", is_flag=True, help="Listen without TLS where others can reach it.")
 client_options = options(
     click.option("--client-ca", type=FILE, help="PEM of the authorities whose clients may call; others may not."),
     click.option("--tokens", type=FILE, help="Lines NAME:SHA-256 of the tokens of clients who may call."),
@@ -67,7 +68,7 @@ def amount(name: str, default: float, text: str) -> Callable[[Command], Command]
               help="Port 0: any free one.")  # fmt: skip
 @tls_options
 @client_options
-@click.option("--insecure", is_flag=True, help="Listen without TLS where others can reach it.")
+@insecure_option
 @click.option("--metrics", metavar="HOST:PORT", help="Answer Prometheus there.")
 @click.option("--log-json", is_flag=True, help="Log JSON lines.")
 @click.option("--claimant", default="", help="The only claimant that this server proves for.")
@@ -248,18 +249,20 @@ def dismiss_command(number: int, mk: Path, state: Path | None, as_json: bool) ->
               help="Where it will serve.")  # fmt: skip
 @tls_options
 @client_options
+@insecure_option
 @memory_option
 @secret_options
 @json_option
 @outcome
 def doctor(
     mk: Path, vk: Path | None, state: Path | None, listen: str, tls_cert: Path | None, tls_key: Path | None,
-    client_ca: Path | None, tokens: Path | None, memory_limit: float | None, passphrase_file: Path | None,
-    key_file: Path | None, as_json: bool,
+    client_ca: Path | None, tokens: Path | None, insecure: bool, memory_limit: float | None,
+    passphrase_file: Path | None, key_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Look whether a server can run: keys, modes of files, kernels, port, clock, disk, memory, certificate, tokens.
+    """Look whether a server can run: keys, modes of files, kernels, port, clock, disk, memory, certificate, tokens, and
+    whether others can reach it without TLS.
 
-    Changes nothing.  Ends with status 1 if something is wrong.
+    Give it what `serve` gets.  Changes nothing.  Ends with status 1 if something is wrong.
     """
     from prover.doctor import Papers, examine
     from prover.jobs import state_folder
@@ -268,7 +271,8 @@ def doctor(
     secret = read_secret(passphrase_file, key_file)
     files = [path for path in (passphrase_file, key_file) if path is not None]
     papers = Papers(tls_cert, tls_key, client_ca, tokens)
-    findings = examine(mk, vk, secret, state or state_folder(mk), listen, papers, files, memory(memory_limit))
+    folder, most = state or state_folder(mk), memory(memory_limit)
+    findings = examine(mk, vk, secret, folder, listen, papers, files, most, insecure)
     well = all(finding.well for finding in findings)
     result = {"done": well, "findings": [vars(finding) for finding in findings]}
     text = "\n".join(f"{'ok  ' if f.well else 'WRONG'} {f.what}: {f.found}" for f in findings)

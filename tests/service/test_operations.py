@@ -251,7 +251,8 @@ def test_doctor(world, owner_file, tmp_path, secret_options, monkeypatch):
     code, found = run("doctor", *arguments, *tls, "--listen", free_address())
     assert code == 0 and found["done"], found
     assert {finding["what"] for finding in found["findings"]} >= {
-        "marking key", "verification key", "kernels", "port", "clock", "disk", "memory", "certificate", "tokens"
+        "marking key", "verification key", "kernels", "port", "address", "clock", "disk", "memory", "certificate",
+        "tokens",
     }  # fmt: skip
 
     def wrong(*changed: object) -> set[str]:
@@ -285,6 +286,23 @@ def test_doctor_with_the_wrong_secret(owner_file, tmp_path):
     (tmp_path / "wrong").write_bytes(b"wrong")
     code, found = run("doctor", "--mk", owner_file, "--passphrase-file", tmp_path / "wrong", "--listen", free_address())
     assert code == 1 and "marking key" in {f["what"] for f in found["findings"] if not f["well"]}
+
+
+def test_doctor_and_an_address_that_others_reach(owner_file, tmp_path, secret_options):
+    """As `serve` takes it: over TLS, or in the clear where that is said."""
+    pair = issue(tmp_path, "server")
+    tls = ["--tls-cert", pair.certificate, "--tls-key", pair.key]
+    with socket.socket() as probe:
+        probe.bind(("0.0.0.0", 0))
+        port = probe.getsockname()[1]
+    for listen, words, well, said in (
+        (f"127.0.0.1:{port}", [], True, "this machine only"), (f"0.0.0.0:{port}", [], False, "--insecure"),
+        (f"0.0.0.0:{port}", tls, True, "over TLS"), (f"0.0.0.0:{port}", ["--insecure"], True, "without TLS as you say"),
+    ):  # fmt: skip
+        code, found = run("doctor", "--mk", owner_file, *secret_options, "--listen", listen, *words)
+        address = next(finding for finding in found["findings"] if finding["what"] == "address")
+        assert address["well"] == well and said in address["found"], address
+        assert well or code == 1
 
 
 def test_backup_and_restore(world, owner_file, tmp_path, secret_options):
