@@ -146,6 +146,11 @@ def table() -> str:
 
 def _soak(soak: dict[str, Any]) -> str:
     kills, crowd, load, stall = (soak[name] for name in ("kill -9", "followers", "uploads", "stalling"))
+    crowded = soak.get("crowded")
+    wait = "" if crowded is None else (
+        f" While {crowded['stalled_uploads']} such uploads hold all places, another waits for its own for "
+        f"{crowded['seconds_until_a_place']:.1f} s at most."
+    )  # fmt: skip
     struck = ", ".join(f"{kills['struck'].get(state, 0)} while one was {state}" for state in STRUCK)
     return (
         f"The job service on one machine with its clients: after {kills['kills']:,} kill -9 at random instants "
@@ -156,6 +161,7 @@ def _soak(soak: dict[str, Any]) -> str:
         f"{stall['stalled_uploads']} uploads of a byte a second, {stall['stalled_connections']} connections that are "
         f"no HTTP and {stall['garbage_per_s']:.0f} calls of garbage a second delay the jobs of others by "
         f"{max(0.0, stall['delay_percent']):.0f} % (median of {stall['rounds']} rounds with them and as many without)."
+        f"{wait}"
     )
 
 

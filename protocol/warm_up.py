@@ -21,7 +21,7 @@ def warm_up(notify: Callable[[str], None]) -> None:
         _run_all()
 
 
-class _First(event.Listener):  # type: ignore[misc]  # numba has no types
+class _First(event.Listener):
     """Calls `then` when a compilation starts, once; numba starts none for what its cache holds."""
 
     def __init__(self, then: Callable[[], None]) -> None:

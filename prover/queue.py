@@ -95,6 +95,10 @@ class Full(Exception):
     """No place for one more job."""
 
 
+class Crowded(Full):
+    """Those of all clients together take the room."""
+
+
 class JobQueue:
     """All methods may be called from any thread.  One process at a time: see `State.only_server`."""
 
@@ -156,14 +160,14 @@ class JobQueue:
 
     @contextmanager
     def uploading(self, client: str, size: int) -> Iterator[None]:
-        """Keep a place for an upload of `size` bytes, without waiting for the disk.  Raises Full."""
+        """Keep a place for an upload of `size` bytes, without waiting for the disk.  Raises Full, Crowded."""
         with self._placing:
             self._check_quota(client)
             rows = self._one("SELECT COUNT(*) FROM jobs WHERE state < 4")
             if (int(rows[0]) if rows else 0) + len(self._uploads) >= self._quota.jobs:
-                raise Full("too many jobs wait; try again later")
+                raise Crowded("too many jobs wait; try again later")
             if self.sizes()[0] + size > self._quota.room:
-                raise Full("too many models wait; try again later")
+                raise Crowded("too many models wait; try again later")
             self._uploads.append((client, size))
         try:
             yield

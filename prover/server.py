@@ -40,12 +40,13 @@ from prover.access import (
 )
 from prover.access import client as client_of
 from prover.jobs import Prover, Refused
-from prover.queue import MAX_REASON, RUNNING, Asked, Full, Job, JobQueue, JobState
+from prover.places import Busy, Places, Stalled
+from prover.queue import MAX_REASON, RUNNING, Asked, Crowded, Full, Job, JobQueue, JobState
 from prover.requests import Requests
 from prover.session import Session
 from prover.strict import Strict
 from prover.telemetry import Metrics
-from prover.upload import Limits, check_header, path_of, read, receive
+from prover.upload import Limits, check_header, read, receive
 from prover.worker import Worker, report
 from zkmark.connect import job_id
 from zkmark.v1 import zkmark_pb2 as pb
@@ -68,10 +69,6 @@ OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
 log = logging.getLogger("zkmark.prover")
-
-
-class Busy(Exception):
-    """There are clients enough."""
 
 
 class Unknown(Exception):
@@ -110,6 +107,8 @@ ANSWERS: dict[type[BaseException], Answer] = {
     Foreign: Answer(grpc.StatusCode.PERMISSION_DENIED, "foreign", "this is another client's job"),
     TooOften: Answer(LATER, "rate", "you ask too often; try again later"),
     Full: Answer(LATER, "quota"),
+    Crowded: Answer(LATER, "quota"),
+    Stalled: Answer(LATER, "stalled", "your upload was too slow while others waited; try again"),
     Busy: Answer(LATER, "busy", "too many clients wait; try again later"),
     Stopping: Answer(grpc.StatusCode.UNAVAILABLE, "stopping", "the server stops; try again later"),
     Restart: Answer(grpc.StatusCode.ABORTED, "restart", "begin again with fresh coins"),
@@ -129,7 +128,8 @@ class Servicer(pb_grpc.ProverServicer):
         self.worker = Worker(prover, self.jobs, self._requests, metrics, limits.proof_s)
         self._disk = ThreadPoolExecutor(4, "disk")
         self._rate, self._calls = Rate(limits.per_minute, limits.burst), Counter[str]()
-        self._uploads = self._sessions = 0
+        self._places = Places(self.jobs, prover.state, limits.uploads, limits.upload_s, limits.pace)
+        self._sessions = 0
         self.stopping = asyncio.Event()
         self._seen: tuple[int, dict[bytes, Job]] = (-1, {})
         metrics.watch("zkmark_jobs", "Jobs by state", "state", self._counts)
@@ -154,18 +154,18 @@ class Servicer(pb_grpc.ProverServicer):
             known = await self._on_disk(self.jobs.resume, name, client)
             if known is not None:
                 return self._message(known)
-            async with self._place(client, size) as file:
+            async with self._places.take(client, size) as upload:
 
                 async def chunk() -> bytes:
                     message = await read(context, pb.SubmitRequest, "model_chunk", self._limits.message_s)
                     self._metrics.received(len(message.model_chunk))
                     return bytes(message.model_chunk)
 
-                await receive(chunk, file, header, self._limits.upload_s, self._disk)
+                await receive(chunk, upload, header, self._limits.upload_s, self._disk)
                 if self.stopping.is_set():
                     raise Stopping
                 asked = Asked(name, header.model_sha256, size, message.header.derivation, message.header.context)
-                job: Job = await self._on_disk(self.jobs.submit, asked, client, path_of(file))
+                job: Job = await self._on_disk(self.jobs.submit, asked, client, upload.path)
             self.worker.wake()
             fields = {"job": name.hex()[:16], "client": client, "model": header.model_sha256.hex(), "bytes": size}
             log.info("job submitted", extra={"fields": fields})
@@ -221,14 +221,14 @@ class Servicer(pb_grpc.ProverServicer):
             try:
                 session = Session(self._prover, self._limits, context, self._disk)
                 header = await session.header()
-                async with self._place(client, header.size) as file:
-                    model = await session.upload(header, file)
+                async with self._places.take(client, header.size) as upload:
+                    await session.receive(header, upload)
                     self._metrics.received(header.size)
                     try:
-                        claim = await session.claim(header, model, self.worker.submit)
+                        claim = await session.claim(header, upload.path, self.worker.submit)
                     except Refused as refused:
                         await self._on_disk(
-                            self.worker.record, model, header.model_sha256, header.message.derivation,
+                            self.worker.record, upload.path, header.model_sha256, header.message.derivation,
                             refused.network_digest, client, header.context,
                         )  # fmt: skip
                         raise
@@ -266,21 +266,6 @@ class Servicer(pb_grpc.ProverServicer):
             fields = {"cause": answer.cause, "client": client}
             log.log(logging.DEBUG if flood else logging.INFO, "call ended", extra={"fields": fields})
             await context.abort(answer.code, answer.text or str(error)[:MAX_REASON])
-
-    @asynccontextmanager
-    async def _place(self, client: str, size: int) -> AsyncIterator[Any]:
-        """A place for an upload, and its file, which is removed unless it was taken over."""
-        if self._uploads >= self._limits.uploads:
-            raise Busy
-        self._uploads += 1
-        try:
-            with self.jobs.uploading(client, size), self._prover.state.new_upload() as file:
-                try:
-                    yield file
-                finally:
-                    path_of(file).unlink(missing_ok=True)
-        finally:
-            self._uploads -= 1
 
     def _own(self, name: bytes, client: str) -> Job:
         job = self._find(name)

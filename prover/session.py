@@ -16,7 +16,8 @@ from protocol.argument import Cancelled
 from protocol.errors import DecodingError
 from protocol.transcript import COIN_BYTES, InteractiveProver
 from prover.jobs import Prover
-from prover.upload import Header, Limits, check_header, path_of, read, receive
+from prover.places import Upload
+from prover.upload import Header, Limits, check_header, read, receive
 from zkmark.v1 import zkmark_pb2 as pb
 
 CHUNK = 1 << 20
@@ -39,15 +40,14 @@ class Session:
         message = await read(self._call, pb.ProveRequest, "header", self._limits.message_s)
         return check_header(message.header, self._prover, self._limits)
 
-    async def upload(self, header: Header, file: Any) -> Path:
-        """Receive the model into `file`."""
+    async def receive(self, header: Header, upload: Upload) -> None:
+        """The model."""
 
         async def chunk() -> bytes:
             message = await read(self._call, pb.ProveRequest, "model_chunk", self._limits.message_s)
             return bytes(message.model_chunk)
 
-        await receive(chunk, file, header, self._limits.upload_s, self._disk)
-        return path_of(file)
+        await receive(chunk, upload, header, self._limits.upload_s, self._disk)
 
     async def claim(self, header: Header, model: Path, submit: Submit) -> bytes:
         """Have the claim made by the worker, and report meanwhile."""

@@ -8,8 +8,7 @@ import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -17,6 +16,7 @@ from ml.quantise import Derivation
 from protocol.argument import Context
 from protocol.errors import DecodingError, ParameterError
 from prover.jobs import Prover
+from prover.places import Pace, Upload
 from prover.queue import Quota
 from zkmark.v1 import zkmark_pb2 as pb
 
@@ -26,7 +26,8 @@ MAX_HEADER_BYTES = 1 << 16
 @dataclass(frozen=True)
 class Limits:
     """upload: bytes of a model.  uploads: at once.  waiting: interactive sessions beside the one that is served.
-    calls: of one client at once; per_minute, burst: calls that it may begin.  quota: of the queue.
+    calls: of one client at once; per_minute, burst: calls that it may begin.  quota: of the queue.  pace: of uploads
+    while others wait for their places.
 
     Seconds: for one message, for the upload, for all coins of a proof together, for a proof, and to stop.
     """
@@ -38,6 +39,7 @@ class Limits:
     per_minute: float = 120.0
     burst: int = 60
     quota: Quota = field(default_factory=Quota)
+    pace: Pace = field(default_factory=Pace)
     message_s: float = 30.0
     upload_s: float = 300.0
     coins_s: float = 300.0
@@ -82,30 +84,27 @@ def check_header(message: pb.ProveHeader, prover: Prover, limits: Limits) -> Hea
 
 
 async def receive(
-    chunk: Callable[[], Awaitable[bytes]], file: IO[bytes], header: Header, seconds: float, disk: Executor
+    chunk: Callable[[], Awaitable[bytes]], upload: Upload, header: Header, seconds: float, disk: Executor
 ) -> None:
-    """The model, synced in `file`.  Raises DecodingError unless it is the announced one, TimeoutError."""
+    """The model, synced in its file.  Raises DecodingError unless it is the announced one, TimeoutError, Stalled."""
     have, digest, loop = 0, hashlib.sha256(), asyncio.get_running_loop()
 
     def take(data: bytes) -> None:
-        file.write(data)
+        upload.file.write(data)
         digest.update(data)
 
     def sync() -> None:
-        file.flush()
-        os.fsync(file.fileno())
+        upload.file.flush()
+        os.fsync(upload.file.fileno())
 
-    async with asyncio.timeout(seconds):
+    async with upload.receiving(), asyncio.timeout(seconds):
         while have < header.size:
             data = await chunk()
             have += len(data)
+            upload.took(len(data))
             if not data or have > header.size:
                 raise DecodingError("upload: empty chunk or more bytes than announced")
             await loop.run_in_executor(disk, take, data)
         await loop.run_in_executor(disk, sync)
     if digest.digest() != header.model_sha256:
         raise DecodingError("upload: not the announced model")
-
-
-def path_of(file: IO[bytes]) -> Path:
-    return Path(os.fsdecode(file.name))

@@ -25,7 +25,7 @@ from zkmark.terminal import Report, printable
 from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # bytes of a model in a message: a prover sees whole messages come, also over a slow line
 TIMEOUT_S = 900.0  # for a claim, with all waiting and all tries
 FIRST_DELAY_S = 0.5  # between two tries, doubled up to
 LAST_DELAY_S = 30.0

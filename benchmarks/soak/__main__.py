@@ -5,6 +5,7 @@
 - N clients that follow jobs, all of which see the end.
 - N uploads at once: the memory of the server.
 - Clients that stall and clients that send garbage: how much they delay jobs of others.
+- Uploads that stall on all places: how long another waits for one.
 
 Figures go to benchmarks/results/soak.json.  Proofs are real, of a small network, unless --fake says how many seconds
 one pretends to take.
@@ -23,7 +24,7 @@ from typing import Any
 from benchmarks import results
 from benchmarks.soak.clients import small_world
 from benchmarks.soak.kills import kill
-from benchmarks.soak.load import followers, stalling, uploads
+from benchmarks.soak.load import crowded, followers, stalling, uploads
 
 
 def main() -> int:
@@ -44,6 +45,7 @@ def main() -> int:
         found: dict[str, Any] = {}
         stages: dict[str, Callable[[], dict[str, Any]]] = {
             "stalling": lambda: stalling(world, options.rounds, options.jobs, options.fake),
+            "crowded": lambda: crowded(world, options.jobs, options.fake),
             "followers": lambda: followers(world, options.followers, options.fake),
             "uploads": lambda: uploads(world, options.uploads, options.megabytes),
             "kill -9": lambda: kill(world, options.kills, options.fake, options.servers),

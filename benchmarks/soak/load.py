@@ -18,11 +18,13 @@ import grpc
 
 from benchmarks.soak.clients import Asker, World
 from benchmarks.soak.servers import WAIT_S, serving
+from prover.upload import Limits
 from zkmark.v1 import zkmark_pb2 as pb
 from zkmark.v1 import zkmark_pb2_grpc as pb_grpc
 
 FOLLOWED = 20  # jobs of a crowd
 MEMORY_CAP = 1 << 30  # bytes of a server, whatever is uploaded
+PLACES = Limits().uploads
 STALLED, GARBAGE, SOCKETS = 48, 4, 16  # uploads, clients, and connections that stall or send what is no HTTP
 PAUSE_S = 0.05  # between two calls of a client of garbage
 NICE = 10  # other people's machines do not compete with the server for its cores
@@ -146,6 +148,60 @@ def stalling(world: World, rounds: int, jobs: int, fake: float | None) -> dict[s
         "seconds_beside": round(beside_them, 2), "delay_percent": round(100 * (beside_them / alone - 1), 1),
         "call_ms_alone": calls[False], "call_ms_beside": calls[True],
     }  # fmt: skip
+
+
+def crowded(world: World, tries: int, fake: float | None) -> dict[str, Any]:
+    """Seconds until a job is acknowledged while uploads of a byte a second hold all places, the longest of `tries`."""
+    with serving(world.folder, fake) as servers, apart(_crowd, world, servers.target) as crowd:
+        asker = Asker(world, servers.target)
+        asker.key_ms(1)
+        crowd.send("begin")
+        crowd.recv()
+        while len(list((world.folder / "owner.state" / "uploads").iterdir())) < PLACES:
+            time.sleep(0.05)
+        seconds = []
+        for _ in range(tries):
+            began, header = time.monotonic(), asker.header()
+            while not _acknowledged(asker, header):
+                time.sleep(PAUSE_S)
+            seconds.append(time.monotonic() - began)
+        crowd.send("end")
+    return {"stalled_uploads": PLACES, "tries": tries, "seconds_until_a_place": round(max(seconds), 1)}
+
+
+def _acknowledged(asker: Asker, header: pb.ProveHeader) -> bool:
+    try:
+        asker.submit(header)
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
+            raise
+        return False
+    return True
+
+
+def _crowd(pipe: Connection, world: World, target: str) -> None:
+    """As many as there are places; one that loses its own comes back, until it is told to end."""
+    os.nice(NICE)
+    stop = threading.Event()
+    pipe.recv()
+    asker = Asker(world, target)
+
+    def hold() -> None:
+        while not stop.is_set():
+            with suppress(grpc.RpcError):
+                asker.stub.Submit(_stalled(asker, world, stop), timeout=WAIT_S)
+            stop.wait(1.0)
+
+    work = [threading.Thread(target=hold) for _ in range(PLACES)]
+    for thread in work:
+        thread.start()
+    pipe.send("here")
+    with suppress(EOFError):
+        pipe.recv()
+    stop.set()
+    asker.channel.close()
+    for thread in work:
+        thread.join()
 
 
 def _lap(asker: Asker, jobs: int) -> float:

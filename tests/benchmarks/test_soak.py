@@ -69,6 +69,11 @@ def test_stalling_and_garbage_delay_nobody_much(world):
     assert found["delay_percent"] < 100 and found["garbage_per_s"] > 0
 
 
+def test_uploads_that_stall_on_all_places_give_way(world):
+    """Three seconds, on a machine that does nothing else; an upload may take a hundred times as long."""
+    assert load.crowded(world, tries=3, fake=0.1)["seconds_until_a_place"] < 60
+
+
 def test_a_cap_on_memory_that_is_broken(world, monkeypatch):
     monkeypatch.setattr(load, "MEMORY_CAP", 1 << 20)
     with pytest.raises(RuntimeError, match="MiB"):
@@ -82,7 +87,8 @@ def test_the_figures_are_said():
         "uploads": {"uploads": 50, "megabytes": 51, "mib_before": 100, "peak_mib": 140, "cap_mib": 1024},
         "stalling": {"stalled_uploads": 48, "stalled_connections": 32, "garbage_per_s": 70.2, "delay_percent": -3.0,
                      "rounds": 10},
+        "crowded": {"stalled_uploads": 64, "tries": 10, "seconds_until_a_place": 3.21},
     })  # fmt: skip
     words = ("1,000", "2,345", "11 while one was uploading", "0 while one was deriving", "200", "2.5 ms", "50", "51 MB",
-             "140 MiB", "1024", "48", "32", "70 calls", "by 0 %")  # fmt: skip
+             "140 MiB", "1024", "48", "32", "70 calls", "by 0 %", "64 such uploads", "3.2 s")  # fmt: skip
     assert all(word in said for word in words)
