@@ -1,8 +1,12 @@
 """Who a client is, and how often it may ask.
 
-A client is the subject of its TLS certificate, else the name of its token, else the address it calls from (of IPv6 the
-first 64 bits, which is what one customer gets).  A list of tokens holds their SHA-256 only, so that a copy of it opens
-nothing; it is read again when it changes, and a list that cannot be read lets nobody in.
+A client is the subject of its TLS certificate under the key that signed it, else the name of its token, else the
+address from which it calls (of IPv6 the first 64 bits, which is what one customer gets).  Nobody can borrow that key,
+while two authorities may issue the same subject, and have the same name, too.  A certificate that an authority renews
+stays the same client, whatever its own key; an authority that signs with another key has other clients.
+
+A list of tokens holds their SHA-256 only, so that a copy of it opens nothing; it is read again when it changes, and a
+list that cannot be read lets nobody in.
 """
 
 from __future__ import annotations
@@ -18,12 +22,17 @@ import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from protocol.errors import DecodingError, ParameterError
 from prover.keys import read_capped
@@ -37,6 +46,8 @@ MAX_FILES = 1 << 16
 HANDSHAKE_S = 10.0  # for what comes before the first call
 IDLE_S = 300.0  # after which a connection without a call is closed
 MAX_SUBJECT = 200  # characters of the subject of a certificate that are shown
+MAX_CHAIN = 8  # certificates between a client's and an authority
+SIGNER_DIGITS = 32  # hexadecimal: 128 bits, and whoever wants to be another client has to meet them all
 LINE = re.compile(r"([A-Za-z0-9._@-]{1,64}):([0-9a-f]{64})")
 log = logging.getLogger("zkmark.prover")
 
@@ -130,7 +141,7 @@ class Listening:
 def read_listening(certificate: Path | None, key: Path | None, authorities: Path | None) -> Listening | None:
     """The PEM files that options name; None for a plain server.
 
-    Raises ParameterError for a half of a pair, OSError for a file that cannot be read or used.
+    Raises ParameterError for a half of a pair, OSError or DecodingError for a file that cannot be read or used.
     """
     if certificate is None and key is None and authorities is None:
         return None
@@ -140,6 +151,10 @@ def read_listening(certificate: Path | None, key: Path | None, authorities: Path
     context.load_cert_chain(certificate, key, password="")  # raises if the key is encrypted; never prompts
     if authorities is not None:
         context.load_verify_locations(authorities)
+        try:
+            x509.load_pem_x509_certificates(authorities.read_bytes())
+        except ValueError as error:  # this reader is the stricter one
+            raise DecodingError(f"{authorities.name}: {error}") from None
     return Listening(
         certificate.read_bytes(), key.read_bytes(), None if authorities is None else authorities.read_bytes()
     )
@@ -182,8 +197,11 @@ def split_address(listen: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def client(call: grpc.aio.ServicerContext[Any, Any], tokens: Tokens | None) -> str:
-    """The name of the client of a call.  Raises Unauthenticated if `tokens` are asked for and it has none."""
+def client(call: grpc.aio.ServicerContext[Any, Any], tokens: Tokens | None, authorities: bytes | None) -> str:
+    """The name of the client of a call.  Raises Unauthenticated if `tokens` are asked for and it has none.
+
+    authorities: PEM of those whose certificates TLS lets in, None if it asks for no certificate.
+    """
     name = None
     if tokens is not None:
         given = [value for key, value in call.invocation_metadata() or () if key == "authorization"]
@@ -191,14 +209,44 @@ def client(call: grpc.aio.ServicerContext[Any, Any], tokens: Tokens | None) -> s
         name = tokens.name(token) if scheme.lower() == "bearer" else None
         if name is None:
             raise Unauthenticated
-    known = call.auth_context()
-    subjects = list(known.get("x509_subject") or known.get("x509_common_name") or ())
-    if subjects:
-        subject = subjects[0].decode("utf-8", "replace")
+    known = {key: next(iter(values), b"") for key, values in call.auth_context().items()}
+    full = known.get("x509_subject") or known.get("x509_common_name")
+    if full and authorities is not None:
+        subject = full.decode("utf-8", "replace")
         if len(subject) > MAX_SUBJECT:  # two that begin alike are two clients
-            subject = f"{subject[:MAX_SUBJECT]}... {hashlib.sha256(subjects[0]).hexdigest()}"
-        return f"certificate {subject}"
+            subject = f"{subject[:MAX_SUBJECT]}... {hashlib.sha256(full).hexdigest()}"
+        signer = _signer(known["x509_pem_cert"], known.get("x509_pem_cert_chain", b""), authorities)
+        return f"certificate {subject} signed by {signer}"
     return f"token {name}" if name is not None else f"address {address_of(call.peer())}"
+
+
+@lru_cache(64)
+def _signer(certificate: bytes, chain: bytes, authorities: bytes) -> str:
+    """The SHA-256 of the key that signed the certificate of a client, of which TLS has found that it may call.
+
+    That is an authority's, or one in the chain that leads to an authority: a client could make up others with which its
+    certificate verifies, to be many.  Where it sends no such chain, its own key takes that place.
+    """
+    path, trusted = [x509.load_pem_x509_certificate(certificate)], x509.load_pem_x509_certificates(authorities)
+    above: list[x509.Certificate] = []
+    with suppress(ValueError):  # none there, or one that cannot be read
+        above = x509.load_pem_x509_certificates(chain)[:MAX_CHAIN]
+    direct = [authority for authority in trusted if _signed(path[0], authority)]
+    for one in above:
+        if _signed(path[-1], one):
+            path.append(one)
+    through = path[1:2] if any(_signed(path[-1], authority) for authority in trusted) else []
+    key = [*direct, *through, path[0]][0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(key).hexdigest()[:SIGNER_DIGITS]
+
+
+def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether the issuer's key signed the certificate, in the issuer's name."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def address_of(peer: str) -> str:

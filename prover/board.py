@@ -79,8 +79,8 @@ class Access:
 class Servicer(pb_grpc.BoardServicer):
     """zkmark.v1.Board over a `Log`: one thread for the log, one to look at keys and signatures."""
 
-    def __init__(self, log: Log, access: Access) -> None:
-        self._log, self._access = log, access
+    def __init__(self, log: Log, access: Access, authorities: bytes | None) -> None:
+        self._log, self._access, self._authorities = log, access, authorities
         self._rate = Rate(access.writes_per_minute, max(int(access.writes_per_minute), 1))
         self._witnesses = {key.public: key for key in access.witnesses}
         self._reader, self._checker = ThreadPoolExecutor(1, "log"), ThreadPoolExecutor(1, "keys")
@@ -146,7 +146,7 @@ class Servicer(pb_grpc.BoardServicer):
     async def _admit(self, context: Any) -> None:
         """A client who may write now, or the end of the call."""
         try:
-            self._rate.spend(client(context, self._access.tokens))
+            self._rate.spend(client(context, self._access.tokens, self._authorities))
         except Unauthenticated:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is needed")
         except TooOften:
@@ -218,7 +218,7 @@ class Server:
     """A running board: `port` is the bound one, `stop` ends it."""
 
     def __init__(self, log: Log, listen: str, access: Access | None = None, tls: Listening | None = None) -> None:
-        self._servicer = Servicer(log, access or Access())
+        self._servicer = Servicer(log, access or Access(), tls.client_authorities if tls else None)
         options = [*OPTIONS, *connection_options()]
         self._server = grpc.aio.server(interceptors=[Strict()], maximum_concurrent_rpcs=MAX_RPCS, options=options)
         pb_grpc.add_BoardServicer_to_server(self._servicer, self._server)

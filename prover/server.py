@@ -121,8 +121,11 @@ UNFORESEEN = Answer(grpc.StatusCode.INTERNAL, "internal", "internal error")
 class Servicer(pb_grpc.ProverServicer):
     """zkmark.v1.Prover over a `Prover`, made in a running event loop."""
 
-    def __init__(self, prover: Prover, limits: Limits, tokens: Tokens | None, metrics: Metrics) -> None:
-        self._prover, self._limits, self._tokens, self._metrics = prover, limits, tokens, metrics
+    def __init__(
+        self, prover: Prover, limits: Limits, tokens: Tokens | None, authorities: bytes | None, metrics: Metrics
+    ) -> None:
+        self._prover, self._limits, self._metrics = prover, limits, metrics
+        self._tokens, self._authorities = tokens, authorities
         self.jobs, self._requests = JobQueue(prover.state, limits.quota), Requests(prover.state)
         self._requests.sweep()
         self.worker = Worker(prover, self.jobs, self._requests, metrics, limits.proof_s)
@@ -242,7 +245,7 @@ class Servicer(pb_grpc.ProverServicer):
         """One call: who calls, whether it may, and what the client gets for each error."""
         client = ""
         try:
-            client = client_of(context, self._tokens)
+            client = client_of(context, self._tokens, self._authorities)
             self._rate.spend(client)
             if self._calls[client] >= self._limits.calls:
                 raise TooOften
@@ -367,7 +370,8 @@ class Server:
         except RuntimeError:
             raise ParameterError(f"cannot listen on {listen}") from None
         self._exits.enter_context(prover.state.only_server())
-        self._servicer = Servicer(prover, self.limits, tokens, metrics or Metrics())
+        authorities = tls.client_authorities if tls else None
+        self._servicer = Servicer(prover, self.limits, tokens, authorities, metrics or Metrics())
         pb_grpc.add_ProverServicer_to_server(self._servicer, self._server)
 
     async def start(self) -> None:

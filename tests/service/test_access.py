@@ -54,8 +54,8 @@ class Pair:
     key: Path
 
 
-def issue(folder: Path, name: str, authority: Pair | None = None) -> Pair:
-    """A certificate for this machine; without an authority one that signs itself and others."""
+def issue(folder: Path, name: str, authority: Pair | None = None, between: bool = False) -> Pair:
+    """A certificate for this machine; without an authority one that signs itself, and others as those `between` do."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     issuer, signer = subject, key
@@ -69,7 +69,7 @@ def issue(folder: Path, name: str, authority: Pair | None = None) -> Pair:
     certificate = (
         x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
         .serial_number(x509.random_serial_number()).not_valid_before(now - day).not_valid_after(now + 5 * day)
-        .add_extension(names, False).add_extension(x509.BasicConstraints(authority is None, None), True)
+        .add_extension(names, False).add_extension(x509.BasicConstraints(between or authority is None, None), True)
         .sign(signer, hashes.SHA256())
     )  # fmt: skip
     pair = Pair(folder / f"{name}.crt", folder / f"{name}.key")
@@ -140,14 +140,74 @@ def test_clients_with_certificates(world, prover, pki):
     assert ["alice" in rows[0][0], "bob" in rows[1][0]] == [True, True] and rows[0][0].startswith("certificate ")
 
 
-def test_subjects_that_begin_alike_are_two_clients():
-    class Call:
-        def __init__(self, subject: str) -> None:
-            self.auth_context = lambda: {"x509_subject": [subject.encode()]}
+def folder_of(pair: Pair, name: str) -> Path:
+    """A new one beside its files, for another pair of the same name."""
+    folder = pair.key.parent / name
+    folder.mkdir()
+    return folder
 
-    names = {client(Call("O=" + "x" * 300 + end), None) for end in ("", ",CN=alice", ",CN=bob")}
-    assert len(names) == 3 and max(map(len, names)) < 300
-    assert client(Call("CN=alice"), None) == "certificate CN=alice"
+
+def test_one_subject_of_two_authorities_is_two_clients(world, prover, pki):
+    """And a certificate that is renewed, with a key of its own, is the same client."""
+    alice, authority, other = (pki[name] for name in ("alice", "authority", "stranger"))
+    renewed = issue(folder_of(alice, "renewed"), "alice", authority)
+    borrowed = issue(folder_of(alice, "borrowed"), "alice", other)
+    both = folder_of(alice, "both") / "authorities"
+    both.write_bytes(authority.certificate.read_bytes() + other.certificate.read_bytes())
+    tls = read_listening(pki["server"].certificate, pki["server"].key, both)
+    with running(prover, tls=tls) as target, ExitStack() as stack:
+        stubs = []
+        for pair in (alice, renewed, borrowed):
+            secure = read_tls(authority.certificate, pair.certificate, pair.key)
+            stubs.append(pb_grpc.ProverStub(stack.enter_context(connect(target, secure))))
+        job = ended(stubs[0], submit(stubs[0], header(world, world.marked), world.marked))
+        assert download(stubs[1], job) == b"a claim"
+        assert failure(lambda: download(stubs[2], job))[0] == Code.PERMISSION_DENIED
+
+
+def named(*path: Pair, authorities: tuple[Pair, ...], subject: str = "CN=alice") -> str:
+    """What a client is called that sends these certificates, its own first."""
+    own, *chain = (pair.certificate.read_bytes() for pair in path)
+
+    class Call:
+        def auth_context(self) -> dict[str, list[bytes]]:
+            more = {"x509_pem_cert_chain": [b"".join(chain)]} if chain else {}
+            return {"x509_subject": [subject.encode()], "x509_pem_cert": [own], **more}
+
+    return client(Call(), None, b"".join(pair.certificate.read_bytes() for pair in authorities))
+
+
+def test_a_client_is_named_by_the_key_that_signed_it(tmp_path):
+    """Of an authority, of one between them, and in neither case by a name or by what the client makes up."""
+
+    def made(folder: str, name: str, *more: object) -> Pair:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return issue(tmp_path / folder, name, *more)
+
+    root, twin = made("one", "root"), made("two", "root")  # of the same name
+    one, two = made("one", "alice", root), made("two", "alice", twin)
+    assert named(one, authorities=(root, twin)) == named(one, authorities=(twin, root))
+    assert named(one, authorities=(root, twin)) != named(two, authorities=(root, twin))
+    middle, again = made("three", "middle", root, True), made("four", "middle", root, True)
+    deep, renewed, moved = made("three", "alice", middle), made("five", "alice", middle), made("four", "alice", again)
+    names = [named(leaf, above, authorities=(twin, root)) for leaf, above in
+             ((deep, middle), (renewed, middle), (moved, again))]  # fmt: skip
+    assert names[0] == names[1] != names[2] and names[0] != named(one, authorities=(root,))
+    assert names[0] == named(deep, middle, root, authorities=(root,)) == named(deep, authorities=(middle,))
+    made_up = made("six", "root")
+    assert named(one, made_up, authorities=(root,)) == named(one, authorities=(root,))
+    broken = [(), (again,), (made_up,)]
+    lost = {named(leaf, *above, authorities=(root,)) for leaf in (deep, renewed) for above in broken}
+    assert len(lost) == 2 and not lost & set(names)  # each by its own key
+
+
+def test_subjects_that_begin_alike_are_two_clients(pki):
+    def of(subject: str) -> str:
+        return named(pki["alice"], authorities=(pki["authority"],), subject=subject)
+
+    names = {of("O=" + "x" * 300 + end) for end in ("", ",CN=alice", ",CN=bob")}
+    assert len(names) == 3 and max(map(len, names)) < 400
+    assert of("CN=alice").startswith("certificate CN=alice signed by ")
 
 
 def tokens_file(path: Path, **tokens: str) -> Path:
