@@ -17,6 +17,7 @@ from prover.options import (
     FILE,
     FOLDER,
     NEW_FILE,
+    approve,
     check_new,
     check_pair,
     json_option,
@@ -144,14 +145,14 @@ def keygen_command(
 @json_option
 @outcome
 def approve_command(
-    mk: Path, model: Path, calibration: Path | None, preprocess: Path | None, k_min: int | None,
+    mk: Path, model: Path, calibration: Path | None, preprocess: Path | None, k_min: int | None, yes: bool,
     passphrase_file: Path | None, key_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Allow a server of this key to prove claims about a model, with one k_min for ever.
 
     Spends one of the networks that a key may answer for in its life, also when no proof can be made.
     """
-    from prover.jobs import approve, state_folder, subject
+    from prover.jobs import state_folder, subject
     from prover.keys import load_owner, read_secret
     from prover.requests import Networks
     from prover.state import State
@@ -160,7 +161,7 @@ def approve_command(
     key = load_owner(mk, secret)[0].vk
     derivation, images = _derivation(calibration, preprocess, key.parameters.shape)
     about = subject(read(model, MAX_MODEL_BYTES, "model"), derivation, images, key)
-    approvals = approve(mk, secret, about, k_min)
+    approvals = approve(mk, secret, about, k_min, yes)
     if state_folder(mk).is_dir():  # of a server that runs with this key, which need not derive it
         Networks(State(state_folder(mk))).keep(about.network)
     k_min, left = approvals.k_min[about.network.digest], approvals.budget - len(approvals.k_min)
@@ -185,15 +186,16 @@ def approve_command(
 @json_option
 @outcome
 def prove_command(
-    mk: Path, vk: Path, model: Path, calibration: Path | None, preprocess: Path | None, k_min: int | None, nonce: str,
-    purpose: str, claimant: str, verifier: str, out: Path, memory_limit: float | None, device: str, engine: str,
-    address: str | None, self_check: bool, passphrase_file: Path | None, key_file: Path | None, as_json: bool,
+    mk: Path, vk: Path, model: Path, calibration: Path | None, preprocess: Path | None, k_min: int | None, yes: bool,
+    nonce: str, purpose: str, claimant: str, verifier: str, out: Path, memory_limit: float | None, device: str,
+    engine: str, address: str | None, self_check: bool, passphrase_file: Path | None, key_file: Path | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
-    """Write a claim about a model to a file.  Counts as an approval of the model."""
+    """Write a claim about a model to a file.  Counts as an approval of the model, with one k_min for ever."""
     nonce_bytes = _nonce(nonce)
     check_new(out)
     from protocol.argument import Context
-    from prover.jobs import approve, make_claim, subject
+    from prover.jobs import make_claim, subject
     from prover.keys import load_owner, read_secret, write_file
 
     context = Context(purpose, claimant, verifier, nonce_bytes)
@@ -206,7 +208,8 @@ def prove_command(
     with progress(as_json) as report:
         report("derive", 0.0)
         about = subject(read(model, MAX_MODEL_BYTES, "model"), derivation, images, key.vk, memory(memory_limit))
-        k_min = approve(mk, secret, about, k_min).k_min[about.network.digest]
+    k_min = approve(mk, secret, about, k_min, yes).k_min[about.network.digest]  # which may ask
+    with progress(as_json) as report:
         claim = make_claim(key, about, k_min, context, resources=use, progress=report)
     data = claim.to_bytes()
     write_file(out, data, 0o644)

@@ -26,7 +26,7 @@ from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.forks import Engine
 from protocol.keygen import LabelRule, MarkingKey, VerificationKey
 from protocol.network import Network
-from protocol.soundness import FALSE_CLAIM_TARGET
+from protocol.soundness import FALSE_CLAIM_TARGET, false_claim_bits
 from protocol.transcript import Channel, FiatShamir
 from prover.derive_worker import DeriveLimits, derive_apart
 from prover.keys import Approvals, load_owner, record_approval, write_file
@@ -113,6 +113,16 @@ def default_k_min(key: VerificationKey, freedom_bits: float) -> int:
             f"no k_min <= {key.h} reaches {FALSE_CLAIM_TARGET} bits with {freedom_bits:g} bits of freedom"
         )
     return k_min
+
+
+def below_default(key: VerificationKey, freedom_bits: float, k_min: int) -> str:
+    """What a claim with this k_min falls short of, in words; nothing if it does not, or if there is no bound at all."""
+    if key.parameters.label_rule is LabelRule.CHOSEN:
+        return ""
+    bits = false_claim_bits(key.h, key.parameters.classes, k_min, freedom_bits)
+    if bits >= FALSE_CLAIM_TARGET:
+        return ""
+    return f"the {FALSE_CLAIM_TARGET} bits of the false-claim bound, at {max(bits, 0.0):.1f}"
 
 
 @dataclass(frozen=True)

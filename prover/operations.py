@@ -16,8 +16,10 @@ from prover.options import (
     FILE,
     FOLDER,
     Command,
+    approve,
     check_pair,
     json_option,
+    k_min_options,
     memory,
     memory_option,
     options,
@@ -193,17 +195,20 @@ def show_command(number: int, mk: Path, state: Path | None, as_json: bool) -> No
 @mk_option
 @state_option
 @click.option("--calibration", type=FOLDER, help="The calibration images that the client names.")
-@click.option("--k-min", type=click.IntRange(min=1), help="Triggers to prove [default: fewest for 128 bits].")
+@k_min_options
 @secret_options
 @json_option
 @outcome
 def approve_request(
-    number: int, mk: Path, state: Path | None, calibration: Path | None, k_min: int | None,
+    number: int, mk: Path, state: Path | None, calibration: Path | None, k_min: int | None, yes: bool,
     passphrase_file: Path | None, key_file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Allow the server to prove claims about the model of a request.  Spends one of the networks of the key."""
+    """Allow the server to prove claims about the model of a request, with one k_min for ever.
+
+    Spends one of the networks of the key.
+    """
     from protocol.errors import VerificationError
-    from prover.jobs import Subject, approve
+    from prover.jobs import Subject
     from prover.keys import load_owner, read_secret
     from prover.requests import Networks
 
@@ -214,7 +219,7 @@ def approve_request(
     network, freedom = _derived(found.model(request), request, calibration, key.parameters.shape)
     about = Subject(network, request.model_sha256, _derivation(request).digest, freedom)
     try:
-        approvals = approve(mk, secret, about, k_min)
+        approvals = approve(mk, secret, about, k_min, yes)
     except VerificationError:
         found.settle(request)  # it was tried, and is on record
         raise

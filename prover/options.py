@@ -17,7 +17,8 @@ from zkmark.terminal import Number, one_line
 
 if TYPE_CHECKING:
     from protocol.keygen import VerificationKey
-    from prover.jobs import Resources
+    from prover.jobs import Resources, Subject
+    from prover.keys import Approvals
 
 P = ParamSpec("P")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -68,11 +69,17 @@ secret_options = options(
     click.option("--passphrase-file", type=FILE, help="File whose first line is the passphrase."),
     click.option("--key-file", type=FILE, help="File of random bytes instead of a passphrase."),
 )
+k_min_options = options(
+    click.option("--k-min", type=click.IntRange(min=1),
+                 help="Triggers to prove, for good: there is no second k_min for a network, nor a way back [default: "
+                      "fewest for 128 bits]."),
+    click.option("--yes", is_flag=True, help="Fix a --k-min below the default without asking."),
+)  # fmt: skip
 model_options = options(
     click.option("--model", required=True, type=FILE, help="The suspect's model, ONNX."),
     click.option("--calibration", type=FOLDER, help="Images to calibrate the integer network with, instead of noise."),
     click.option("--preprocess", type=FILE, help="JSON: scale, shift per channel, outputs that count, resize."),
-    click.option("--k-min", type=click.IntRange(min=1), help="Triggers to prove [default: fewest for 128 bits]."),
+    k_min_options,
 )
 memory_option = click.option(
     "--memory-limit", type=Number(min=0), metavar="GIB",
@@ -117,6 +124,37 @@ def warm_up() -> None:
     from protocol.warm_up import warm_up
 
     warm_up(lambda text: click.echo(f"{text} ...", err=True))
+
+
+def approve(mk: Path, secret: bytes, about: Subject, k_min: int | None, yes: bool) -> Approvals:
+    """As `prover.jobs.approve`, after a word on what a k_min that the owner names fixes.
+
+    One below the default is asked about first, on a terminal and unless `yes`.  Raises ParameterError if it is not
+    wanted, and as that does.
+    """
+    from prover import jobs
+    from prover.keys import load_owner
+
+    key, approvals = load_owner(mk, secret)
+    if k_min is not None and k_min <= key.vk.h and not approvals.k_min.get(about.network.digest):
+        click.echo(f"k_min {k_min} is for good: this network can never be proven with another", err=True)
+        if below := jobs.below_default(key.vk, about.freedom_bits, k_min):
+            click.echo(f"it is below {below}: a verifier who asks for as much, as by default, rejects it", err=True)
+            if not yes and on_a_terminal() and not _confirmed():
+                raise ParameterError("nothing was approved")
+    return jobs.approve(mk, secret, about, k_min)
+
+
+def on_a_terminal() -> bool:
+    """Whether somebody can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _confirmed() -> bool:
+    try:
+        return click.confirm("Approve it?", err=True)
+    except click.Abort:
+        return False
 
 
 def read_key(vk: Path) -> VerificationKey:

@@ -27,6 +27,7 @@ from protocol.keygen import VerificationKey
 from protocol.soundness import bits
 from prover import options as prover_options
 from prover.cli import cli as prover_cli
+from prover.keys import load_owner
 from tests.service.conftest import memorize, two_layers
 from verifier import options as verifier_options
 from verifier.cli import cli as verifier_cli
@@ -427,6 +428,40 @@ def test_approve(shop):
     assert result.exit_code == 0 and json.loads(result.stdout)["budget_left"] >= 60  # `prove` had approved it
     second = prover("approve", *owner(shop), "--model", folder / "marked.onnx", "--k-min", 80)
     assert second.exit_code == 2 and "second k_min" in second.output
+
+
+def test_a_k_min_that_is_named_is_said_to_be_for_good(world, owner_file, tmp_path, monkeypatch):
+    """Before it is; one below the default is asked about, where somebody can answer."""
+    fewest, model = world.key.vk.smallest_k_min(), ["--model", world.path("marked.onnx"), *world.secret_options()]
+    nonce = ["--vk", world.path("owner.vk"), "--nonce", NONCE, "--out", tmp_path / "claim.proof"]
+    sealed = owner_file.read_bytes()
+
+    def approved(*words: object, answer: str | None = None, command: str = "approve") -> tuple[Result, dict]:
+        """From a key that has approved nothing yet."""
+        owner_file.write_bytes(sealed)
+        monkeypatch.setattr(prover_options, "on_a_terminal", lambda: answer is not None)
+        arguments = [str(word) for word in (command, "--mk", owner_file, *model, *words, "--json")]
+        result = CliRunner().invoke(prover_cli, arguments, input=answer)
+        return result, load_owner(owner_file, PASSPHRASE.strip())[1].k_min
+
+    result, known = approved()
+    assert list(known.values()) == [fewest] and "for good" not in result.stderr
+    result, known = approved("--k-min", fewest, answer="")  # nothing to ask
+    assert list(known.values()) == [fewest] and "for good" in result.stderr and "below" not in result.stderr
+    result, known = approved("--k-min", fewest - 1)
+    assert list(known.values()) == [fewest - 1] and "below the 128 bits" in result.stderr
+    assert "Approve it?" not in result.stderr and json.loads(result.stdout)["done"]
+    for words, command in (([], "approve"), (nonce, "prove")):
+        for answer in ("n\n", ""):
+            result, known = approved("--k-min", fewest - 1, *words, answer=answer, command=command)
+            assert (result.exit_code, known) == (2, {}) and "Approve it?" in result.stderr
+            assert json.loads(result.stdout)["error"] == "nothing was approved"
+    assert not (tmp_path / "claim.proof").exists()
+    for words, answer in (([], "y\n"), (["--yes"], "")):
+        result, known = approved("--k-min", fewest - 1, *words, answer=answer)
+        assert list(known.values()) == [fewest - 1] and ("Approve it?" in result.stderr) == (not words)
+    again = prover("approve", "--mk", owner_file, *model, "--k-min", fewest - 1)
+    assert again.exit_code == 0 and "for good" not in again.stderr  # it is already
 
 
 def test_no_proof_for_an_unmarked_model(shop, tmp_path):
