@@ -32,7 +32,7 @@ from protocol.layers import Context as NodeContext
 from protocol.layout import Layout
 from protocol.matrix import Shape
 from protocol.multilinear import lg
-from protocol.network import GATHER_BYTES, Forward, Network
+from protocol.network import Forward, Network
 from protocol.pads import Form, Need, Party, System, Wire
 from protocol.soundness import LINK_REPETITIONS, SESSIONS, Counts, Ledger, argument_ledger, choose_parameters
 from protocol.transcript import Channel, FiatShamir, MaskedElements, Messages, Public, Transcript
@@ -137,7 +137,7 @@ class Statement:
         layout, shapes = self.layout, self.network.shapes
         entries = [prod(shape) * layout.h for shape in shapes]
         witness = 4 * layout.depth * layout.h + 12 * sum(entries[1:])
-        evaluation = 2 * GATHER_BYTES + 24 * max(entries)
+        evaluation = 24 * max(entries)
         tree = _TREE_BYTES * max(prod(layers.tree_shape(layout, index)[0]) for index in range(self.forks))
         block = max(ligero.BLOCK_BYTES, 4 * self.shape.columns * max(layout.h, self.shape.array_total))
         kept = min(ligero.KEPT_BYTES, 4 * self.shape.columns * self.shape.column_rows)

@@ -39,8 +39,6 @@ MAX_NODES = 4096
 MAX_DIMENSION = 1 << 16
 MAX_TAPS = 1 << 22  # kernel of a window times its inputs or outputs, along one axis
 MAX_WEIGHTS = 1 << 31
-GATHER_BYTES = 1 << 27  # of gathered taps that are held at a time
-CACHE_BYTES = 1 << 18  # of channels that are worked on together
 MAX_NETWORK_BYTES = 1 << 31
 
 _BLOCK = 1024  # table entries that share an extreme
@@ -513,15 +511,11 @@ def _check_bounds(net: Network) -> None:
 
 
 def sum_pool(x: Any, pool: tuple[Window, Window]) -> Any:
-    """Sum-pool float64 [C, H, W, h] over rows, then columns."""
-    k = kernels.of(x)
+    """Sum-pool [C, H, W, h], int32 or float64, over rows, then columns; float64."""
     for axis, window in ((1, pool[0]), (2, pool[1])):
-        line = x[:, :1] if axis == 1 else x[:, :, :1]
-        padded = k.join([x, 0 * line], axis)  # index -1 reads zero
-        taps = window.taps(x.shape[axis])
-        x = padded[:, taps[0]] if axis == 1 else padded[:, :, taps[0]]
-        for tap in taps[1:]:
-            x += padded[:, tap] if axis == 1 else padded[:, :, tap]
+        taps, whole = window.taps(x.shape[axis]), np.arange(x.shape[3 - axis])[None]
+        rows, columns = (taps, whole) if axis == 1 else (whole, taps)
+        x = _depthwise(np.ones((len(x), len(rows), len(columns)), np.int64), x, rows, columns)
     return x
 
 
@@ -538,14 +532,19 @@ def linear(node: Node, outputs: Sequence[Any] | Mapping[int, Any]) -> Any:
     """
     total: Any = None
     if node.product:
-        left, right = (_reals(outputs[k]) for k in (node.product.left, node.product.right))
-        total = left * right
+        left, right = (outputs[k] for k in (node.product.left, node.product.right))
+        total = kernels.of(left).as_reals(left) * right
     for edge in node.edges:
-        y = _depthwise(edge, outputs[edge.source]) if _is_depthwise(edge) else _convolution(edge, outputs[edge.source])
-        if total is None:
-            total = y
+        x = kernels.of(outputs[edge.source]).plain(outputs[edge.source])
+        if edge.pool:
+            x = sum_pool(x, edge.pool)
+        taps = edge.rows.taps(x.shape[1]), edge.columns.taps(x.shape[2])
+        if _is_depthwise(edge):
+            total = _depthwise(edge.weight[:, 0], x, *taps, total)
+        elif total is None:
+            total = _convolution(edge, x, *taps)
         else:
-            total += y
+            total += _convolution(edge, x, *taps)
     if total is None:
         raise ParameterError("node without edges")
     return total
@@ -555,55 +554,32 @@ def _is_depthwise(edge: Edge) -> bool:
     return edge.groups == len(edge.weight) and edge.weight.shape[1] == 1
 
 
-def _reals(x: Any, *shape: int) -> Any:
-    """The same values in float64, with zeros after each axis up to `shape`."""
-    out = kernels.of(x).reals(*(shape or x.shape))
-    out[: x.shape[0], : x.shape[1], : x.shape[2]] = x
-    return out
-
-
-def _taps(edge: Edge, x: Any) -> tuple[Any, Ints, Ints]:
-    """The source, with a row and a column of zeros at index -1 where taps read padding; taps of rows and columns."""
-    if edge.pool:
-        x = sum_pool(_reals(x), edge.pool)
-    c, height, width, h = x.shape
-    rows, columns = edge.rows.taps(height), edge.columns.taps(width)
-    more = int((rows < 0).any() or (columns < 0).any())
-    if more or not edge.pool:
-        x = _reals(x, c, height + more, width + more, h)
-    return x, rows, columns
-
-
-def _convolution(edge: Edge, x: Any) -> Any:
-    """[O, H', W', h]: a matrix product per group over gathered taps."""
-    x, ty, tx = _taps(edge, x)
+def _convolution(edge: Edge, x: Any, rows: Ints, columns: Ints) -> Any:
+    """[O, H', W', h]: a matrix product per group over gathered taps, for as many positions at once as fit a cache."""
     k = kernels.of(x)
     o, cg, kh, kw = edge.weight.shape
-    ph, pw, h = ty.shape[1], tx.shape[1], x.shape[3]
+    ph, pw, h = rows.shape[1], columns.shape[1], x.shape[3]
     weight = k.to_device(edge.weight.astype(np.float64).reshape(edge.groups, o // edge.groups, cg * kh * kw))
     y = k.reals(edge.groups, o // edge.groups, ph * pw * h)
-    step = max(1, GATHER_BYTES // (8 * cg * kh * kw * pw * h))
-    for g, first in product(range(edge.groups), range(0, ph, step)):
-        part, rows = x[g * cg : (g + 1) * cg], ty[:, first : first + step]
-        columns = k.reals(cg, kh, kw, rows.shape[1], pw, h)
-        for ky, kx in product(range(kh), range(kw)):
-            columns[:, ky, kx] = part[:, rows[ky]][:, :, tx[kx]]
-        block = slice(first * pw * h, (first + rows.shape[1]) * pw * h)
-        y[g][:, block] = weight[g] @ columns.reshape(cg * kh * kw, -1)
+    taps, many = (cg, kh, kw), max(1, k.GATHER_BYTES // (8 * cg * kh * kw * h))
+
+    def some(first: int, last: int) -> None:
+        buffer = k.reals(prod(taps) * min(many, last - first) * h)
+        for g, start in product(range(edge.groups), range(first, last, many)):
+            n = min(many, last - start)
+            part = buffer[: prod(taps) * n * h]
+            k.gather(x[g * cg : (g + 1) * cg], rows, columns, part.reshape(*taps, n, h), start)
+            k.matmul(weight[g], part.reshape(-1, n * h), y[g][:, start * h : (start + n) * h])
+
+    with k.single_blas():
+        k.parallel(some, ph * pw, prod(taps) * ph * pw * h)
     return y.reshape(o, ph, pw, h)
 
 
-def _depthwise(edge: Edge, x: Any) -> Any:
-    """[C, H', W', h] where every channel has its own kernel: tap after tap, as many channels at once as fit a cache."""
-    x, ty, tx = _taps(edge, x)
-    k = kernels.of(x)
-    c, _, kh, kw = edge.weight.shape
-    weight = k.to_device(edge.weight.astype(np.float64)[:, 0, :, :, None, None, None])
-    y = k.reals(c, ty.shape[1], tx.shape[1], x.shape[3])
-    step = max(1, CACHE_BYTES // (8 * prod(y.shape[1:])))
-    for first, ky in product(range(0, c, step), range(kh)):
-        channels = slice(first, first + step)
-        rows = x[channels, ty[ky]]
-        for kx in range(kw):
-            y[channels] += weight[channels, ky, kx] * rows[:, :, tx[kx]]
+def _depthwise(weight: Ints, x: Any, rows: Ints, columns: Ints, total: Any = None) -> Any:
+    """[C, H', W', h], added to `total` if there is one, where every channel has its own kernel; weight [C, kh, kw]."""
+    k, c = kernels.of(x), len(weight)
+    y = k.reals(c, rows.shape[1], columns.shape[1], x.shape[3]) if total is None else total
+    own = k.to_device(weight.astype(np.float64))
+    k.parallel(partial(k.depthwise, x, own, rows, columns, y), c, prod(y.shape) * prod(weight.shape[1:]))
     return y

@@ -51,6 +51,10 @@ def _run_all() -> None:
     field.combine(words.reshape(2, 4), field.embed(words[:4]))
     signed, reals = [np.empty((2, 4), np.int32) for _ in range(3)], np.zeros((2, 4))
     cpu.requantize(reals, np.zeros(2, np.int64), 0, 0, np.zeros(2, np.int64), *signed, 0, 2)
+    taps, image = np.zeros((1, 2), np.int64), reals.reshape(1, 2, 2, 2)
+    for x in (image, signed[0].reshape(image.shape)):
+        cpu.gather(x, taps, taps, np.empty((1, 1, 1, 4, 2)), 0)
+        cpu.depthwise(x, image[0, :1, :1], taps, taps, image.copy(), 0, 1)
     cpu.residues(signed[0].reshape(-1), words, 0, 8)
     cpu.histogram(signed[0].reshape(-1), 0, 1, 0, 8)
     matrix = np.ones((4, 2), np.uint32)

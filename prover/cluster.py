@@ -7,6 +7,7 @@ key, and Ray's own connections need its TLS settings (RAY_USE_TLS): the cluster 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,6 +30,8 @@ AHEAD = 2  # forks per worker that are sent before one is asked for: no worker w
 RETRIES = 8  # workers that one fork may lose
 POLL_S = 0.5  # between looks at whether the caller cancels
 
+Array = npt.NDArray[np.uint32]
+
 
 @cache
 def version() -> str:
@@ -39,19 +42,34 @@ def version() -> str:
     return digest.hexdigest()
 
 
-def prove_fork(shared: Shared, fork: Fork, part: Part, expected: str, threads: int) -> MaskedElements:
-    """In a worker: the messages of one fork.  Raises ParameterError in a worker with another version."""
+def prove_fork(
+    shared: Shared, fork: Fork, keys: list[tuple[str, Any]], expected: str, threads: int, *arrays: Array
+) -> MaskedElements:
+    """In a worker: the messages of one fork; keys: where its arrays belong in its part of the witness.
+
+    Raises ParameterError in a worker with another version.
+    """
     if version() != expected:
         raise ParameterError("a worker of the cluster runs another version of zkmark")
     cpu.THREADS = threads
-    shared = replace(shared, alpha=_own(shared.alpha), beta=_own(shared.beta), pads=_own(shared.pads))
-    columns, arrays = ({name: _own(a) for name, a in named.items()} for named in (part.columns, part.arrays))
-    return shared.prove(fork, Part(columns, arrays, {k: _own(a) for k, a in part.remainders.items()}))
+    part = Part({}, {}, {})
+    for (kind, key), array in zip(keys, arrays, strict=True):
+        getattr(part, kind)[key] = _writable(array)
+    shared = replace(
+        shared, alpha=_writable(shared.alpha), beta=_writable(shared.beta), pads=_writable(shared.pads))
+    return shared.prove(fork, part)
 
 
-def _own(array: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """A writable copy: what Ray shares is read-only, and kernels would be compiled once more for it."""
-    return np.array(array)
+def _writable(array: Array) -> Array:
+    """The same memory, not marked as read-only, as what Ray shares is: kernels are compiled for arrays that are not
+    marked, and none of them writes to what it is given to read."""
+    memory = (ctypes.c_uint32 * array.size).from_address(array.ctypes.data)
+    memory.owner = array  # type: ignore[attr-defined]  # for as long as it is used
+    return np.ctypeslib.as_array(memory).reshape(array.shape)
+
+
+def _place(array: Array) -> tuple[int, int]:
+    return array.ctypes.data, array.size
 
 
 def ray_engine(address: str | None = None, *, workers: int | None = None, threads: int = 1) -> Engine:
@@ -82,18 +100,24 @@ def ray_engine(address: str | None = None, *, workers: int | None = None, thread
         # A device is one worker's at a time; what a cluster has none of, no worker waits for.
         gpus = int(shared.device != "cpu" and resources.get("GPU", 0) >= 1)
         on, kept, done = task.options(num_gpus=gpus), ray.put(shared), 0
+        stored: dict[tuple[int, int], Any] = {}  # what several forks read is sent once; `forks` keeps the places taken
         running: dict[Any, int] = {}
         found: dict[int, MaskedElements] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < most:
                     fork, part = waiting.pop()
-                    running[on.remote(kept, fork, part, version(), threads)] = fork.index
+                    arrays = {(kind, key): a for kind, named in vars(part).items() for key, a in named.items()}
+                    for array in arrays.values():
+                        if _place(array) not in stored:
+                            stored[_place(array)] = ray.put(array)
+                    there = [stored[_place(array)] for array in arrays.values()]
+                    running[on.remote(kept, fork, [*arrays], version(), threads, *there)] = fork.index
                 report(done / sum(work.values()))
                 ready, _ = ray.wait(list(running), timeout=POLL_S)
                 for reference in ready:
                     index = running.pop(reference)
-                    found[index] = MaskedElements(_own(ray.get(reference)))
+                    found[index] = MaskedElements(np.array(ray.get(reference)))
                     done += work[index]
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from hashlib import sha256
 from itertools import pairwise
 from typing import Any
@@ -21,6 +22,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import numpy.typing as npt
 from numba import njit, uint32, uint64
+from threadpoolctl import ThreadpoolController
 
 from protocol.errors import ParameterError
 
@@ -39,6 +41,8 @@ _ONE = np.uint32(2**32 % int(P))  # 1 in Montgomery form
 _R2 = np.uint32(2**64 % int(P))
 _PHI = np.uint64(int(P) << 32)
 _0, _1, _2, _16, _32, _63 = (np.uint64(v) for v in (0, 1, 2, 16, 32, 63))
+
+GATHER_BYTES = 1 << 22  # of gathered taps that a thread works on at a time
 
 kernel: Any = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
 inline: Any = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", forceinline=True)
@@ -110,6 +114,16 @@ def integers(*shape: int) -> Array:
 def reals(*shape: int) -> Array:
     """float64 zeros."""
     return np.zeros(shape)
+
+
+def as_reals(array: Array) -> Array:
+    """In float64."""
+    return array.astype(np.float64, copy=False)
+
+
+def plain(array: Array) -> Array:
+    """The same integers as `gather` and `depthwise` read them: in one piece, int32 or float64."""
+    return np.ascontiguousarray(array if array.dtype == np.int32 else as_reals(array))
 
 
 def join(parts: Sequence[Array], axis: int) -> Array:
@@ -634,6 +648,55 @@ def encode(values, masks, inverse_roots, roots, shifts, wraps, out, first, last)
 
 
 # --- the witness ----------------------------------------------------------------------------------
+
+
+@kernel
+def gather(x, rows, columns, out, start):  # type: ignore[no-untyped-def]
+    """The taps of a convolution: out[c, ky, kx, j] = x[c, rows[ky, p], columns[kx, q]], 0 where one of these is -1.
+
+    x int32 or float64 [C, H, W, h]; rows int64 [kh, P], columns [kw, Q]; out float64; start + j = p Q + q.
+    """
+    wide = columns.shape[1]
+    for c, ky, kx, j in np.ndindex(out.shape[:4]):
+        to, row, column = out[c, ky, kx, j], rows[ky, (start + j) // wide], columns[kx, (start + j) % wide]
+        if row < 0 or column < 0:
+            to[:] = 0
+        else:
+            line = x[c, row, column]
+            for i in range(uint64(to.size)):
+                to[i] = line[i]
+
+
+def matmul(a: Array, b: Array, out: Array) -> None:
+    """The product of two float64 matrices."""
+    np.matmul(a, b, out=out)
+
+
+@contextmanager
+def single_blas() -> Iterator[None]:
+    """`matmul` keeps to the thread that calls it: threads of its own would spin on cores that `parallel` uses."""
+    with _blas().limit(limits=1, user_api="blas"):
+        yield
+
+
+_blas = cache(ThreadpoolController)
+
+
+@kernel
+def depthwise(x, weight, rows, columns, out, first, last):  # type: ignore[no-untyped-def]
+    """Each channel under a kernel of its own: out[c, p, q] += the sum of weight[c, ky, kx] x[c, rows[ky, p], ...].
+
+    As `gather`, with weight float64 [C, kh, kw] and out [C, P, Q, h].
+    """
+    for c in range(first, last):
+        for p, q in np.ndindex(rows.shape[1], columns.shape[1]):
+            to = out[c, p, q]
+            for ky, kx in np.ndindex(rows.shape[0], columns.shape[0]):
+                row, column, w = rows[ky, p], columns[kx, q], weight[c, ky, kx]
+                if row >= 0 and column >= 0:
+                    line = x[c, row, column]
+                    for i in range(uint64(to.size)):
+                        to[i] += w * line[i]
 
 
 @kernel

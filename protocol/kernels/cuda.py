@@ -11,7 +11,7 @@ torch and triton are imported here and nowhere else in `protocol`: a prover with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from protocol.kernels import cpu
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: without a device, for tests
 BLOCK = 8192 if INTERPRETED else 256  # output entries of one program
 ROWS, STEP = (512, 256) if INTERPRETED else (8, 64)  # of `combine`: rows of one program, entries at a time
+GATHER_BYTES = 1 << 27  # as in `cpu`
 
 _P = tl.constexpr(int(cpu.P))
 _INV = tl.constexpr(pow(int(cpu.P), -1, 2**32))
@@ -101,6 +102,16 @@ def integers(*shape: int) -> torch.Tensor:
 def reals(*shape: int) -> torch.Tensor:
     """float64 zeros."""
     return torch.zeros(shape, dtype=torch.float64, device=device())
+
+
+def as_reals(array: torch.Tensor) -> torch.Tensor:
+    """As `cpu.as_reals`."""
+    return array.double()
+
+
+def plain(array: torch.Tensor) -> torch.Tensor:
+    """As `cpu.plain`."""
+    return (array if array.dtype == torch.int32 else array.double()).contiguous()
 
 
 def join(parts: Sequence[Any], axis: int) -> torch.Tensor:
@@ -522,6 +533,56 @@ def encode(
 
 
 # --- the witness ----------------------------------------------------------------------------------
+
+
+@triton.jit
+def _gather(x, rows, columns, out, height, width, ph, pw, kh, kw, n, h, start, entries, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside, at = k < entries, k // h
+    kx, ky, c = at // n % kw, at // (n * kw) % kh, at // (n * kw * kh)
+    row = tl.load(rows + ky * ph + (start + at % n) // pw, mask=inside, other=-1)
+    column = tl.load(columns + kx * pw + (start + at % n) % pw, mask=inside, other=-1)
+    real = inside & (row >= 0) & (column >= 0)
+    value = tl.load(x + ((c * height + row) * width + column) * h + k % h, mask=real, other=0)
+    tl.store(out + k, value.to(tl.float64), mask=inside)
+
+
+def gather(x: torch.Tensor, rows: Any, columns: Any, out: torch.Tensor, start: int) -> None:
+    """As `cpu.gather`."""
+    sizes = *x.shape[1:3], rows.shape[1], columns.shape[1], *out.shape[1:]
+    _launch(_gather, out.numel(), x, rows, columns, out, *sizes, start)
+
+
+def matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    """As `cpu.matmul`."""
+    torch.matmul(a, b, out=out)
+
+
+def single_blas() -> AbstractContextManager[None]:
+    """As `cpu.single_blas`: there is nothing to limit."""
+    return nullcontext()
+
+
+@triton.jit
+def _depthwise(x, weight, rows, columns, out, height, width, kh, kw, ph, pw, h, entries, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside, at = k < entries, k // h
+    q, p, c = at % pw, at // pw % ph, at // (pw * ph)
+    total = tl.load(out + k, mask=inside, other=0)
+    for tap in range(kh * kw):
+        row = tl.load(rows + tap // kw * ph + p, mask=inside, other=-1)
+        column = tl.load(columns + tap % kw * pw + q, mask=inside, other=-1)
+        real = inside & (row >= 0) & (column >= 0)
+        value = tl.load(x + ((c * height + row) * width + column) * h + k % h, mask=real, other=0)
+        total += tl.load(weight + c * kh * kw + tap, mask=inside, other=0) * value.to(tl.float64)
+    tl.store(out + k, total, mask=inside)
+
+
+def depthwise(
+    x: torch.Tensor, weight: torch.Tensor, rows: Any, columns: Any, out: torch.Tensor, first: int, last: int
+) -> None:
+    """As `cpu.depthwise`."""
+    _launch(_depthwise, out.numel(), x, weight, rows, columns, out, *x.shape[1:3], *weight.shape[1:], *out.shape[1:])
 
 
 def requantize(

@@ -63,7 +63,7 @@ TARGETS = {
     "soundness": _target("test_soundness.py edges"),
     "network": _target(
         "edges honest test_network.py",
-        "IDENTITY GATHER_BYTES Network.activations Network.forward Network.classify Forward strict_argmax sum_pool "
+        "IDENTITY Network.activations Network.forward Network.classify Forward strict_argmax sum_pool "
         "affine linear",
     ),
     "log": _target(

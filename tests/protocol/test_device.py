@@ -53,6 +53,11 @@ def test_codes_on_the_device(size, masks, lanes):
     test_kernels.check_encode(cuda, size, masks, lanes)
 
 
+@pytest.mark.parametrize("dtype, window", test_kernels.TAPS)
+def test_taps_on_the_device(dtype, window):
+    test_kernels.check_taps(cuda, np.random.default_rng(1), dtype, window)
+
+
 @pytest.mark.parametrize("shift", [0, 1, 7, 24])
 def test_requantize_on_the_device(shift):
     test_kernels.check_requantize(cuda, np.random.default_rng(shift), shift)

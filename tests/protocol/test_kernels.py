@@ -1,5 +1,6 @@
 """Every kernel against a plain loop over Python integers; `test_device` has some of the checks, too."""
 
+import itertools
 from functools import partial, reduce
 from hashlib import sha256
 
@@ -297,6 +298,49 @@ def check_encode(k, size, masks, lanes):
 @pytest.mark.parametrize("lanes", [1, 33])
 def test_encode(size, masks, lanes):
     check_encode(cpu, size, masks, lanes)
+
+
+def check_taps(k, rng, dtype, window):
+    """Gathered taps, in two parts, their product with a matrix, and channels under kernels of their own."""
+    kernel, stride, dilation, before = window
+    x = rng.integers(-99, 99, (3, 5, 4, 2)).astype(dtype)
+    rows, columns = (
+        np.array([[i if 0 <= (i := stride * p + dilation * t - before) < n else -1 for p in range(2)]
+                  for t in range(kernel)]) for n in x.shape[1:3]
+    )  # fmt: skip
+    expected = np.zeros((3, kernel, kernel, 4, 2))
+    for c, ky, kx, j in np.ndindex(expected.shape[:4]):
+        row, column = rows[ky, j // 2], columns[kx, j % 2]
+        expected[c, ky, kx, j] = x[c, row, column] if min(row, column) >= 0 else 0
+    there = k.plain(k.to_device(x))
+    parts = [k.reals(3, kernel, kernel, n, 2) for n in (1, 3)]
+    for part, start in zip(parts, (0, 1), strict=True):
+        k.gather(there, rows, columns, part, start)
+    taps = k.join(parts, 3)
+    assert (as_reals(k, taps) == expected).all()
+
+    matrix, out = rng.integers(-9, 9, (6, 3 * kernel**2)).astype(float), k.reals(6, 8)
+    k.matmul(k.to_device(matrix), taps.reshape(len(matrix.T), 8), out)
+    assert (as_reals(k, out) == matrix @ expected.reshape(-1, 8)).all()
+
+    weight, total = rng.integers(-9, 9, (3, kernel, kernel)).astype(float), k.reals(3, 2, 2, 2)
+    total[:] = 1
+    for a, b in spans(k, 3):
+        k.depthwise(there, k.to_device(weight), rows, columns, total, a, b)
+    sums = (weight[..., None, None] * expected).sum(axis=(1, 2)).reshape(total.shape)
+    assert (as_reals(k, total) == 1 + sums).all()
+
+
+def as_reals(k, array):
+    return k.to_host(array).view(np.float64)
+
+
+TAPS = [*itertools.product((np.int32, np.int64, np.float64), [(1, 1, 1, 0), (3, 2, 1, 1), (2, 1, 3, 2)])]
+
+
+@pytest.mark.parametrize("dtype, window", TAPS)
+def test_taps(dtype, window):
+    check_taps(cpu, np.random.default_rng(1), dtype, window)
 
 
 def check_requantize(k, rng, shift):

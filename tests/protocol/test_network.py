@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import network as network_module
 from protocol.errors import DecodingError, ParameterError
+from protocol.kernels import cpu
 from protocol.network import (
     MAX_OUTPUT,
     MAX_TABLE_BITS,
@@ -108,7 +108,7 @@ def test_forward(case):
 def test_taps_are_gathered_in_blocks(case, limit):
     whole = case.network.forward(case.images)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network_module, "GATHER_BYTES", limit)
+        patch.setattr(cpu, "GATHER_BYTES", limit)
         parts = case.network.forward(case.images)
     assert (whole.logits == parts.logits).all()
     assert all((a == b).all() for a, b in zip(whole.units, parts.units, strict=True))
