@@ -240,19 +240,25 @@ def prove(
             progress(phase, fraction)
 
     with kernels.on(device).bounded():
-        report("evaluate", 0.0)
-        forward = statement.network.forward(np.ascontiguousarray(marking_key.hidden_images), device)
-        if int(witness.matches(forward, marking_key.hidden_labels).sum()) < statement.k_min:
-            raise VerificationError("prove.matches", "this network does not match enough of the key's triggers")
-        for _ in range(SESSIONS):
-            try:
-                body = _session(statement, marking_key, forward, channel, report, engine, device)
-            except Restart:
-                if channel.interactive:
-                    raise
-                continue
-            digest = hashlib.sha256(statement.digest + body).digest()
-            return body + identity.sign(marking_key.owner_secret_seed, SIGNATURE_LABEL, digest)
+        return _prove(statement, marking_key, channel, report, engine, device)
+
+
+def _prove(
+    statement: Statement, key: MarkingKey, channel: Channel, report: Progress, engine: Engine | None, device: str
+) -> bytes:
+    report("evaluate", 0.0)
+    forward = statement.network.forward(np.ascontiguousarray(key.hidden_images), device)
+    if int(witness.matches(forward, key.hidden_labels).sum()) < statement.k_min:
+        raise VerificationError("prove.matches", "this network does not match enough of the key's triggers")
+    for _ in range(SESSIONS):
+        try:
+            body = _session(statement, key, forward, channel, report, engine, device)
+        except Restart:
+            if channel.interactive:
+                raise
+            continue
+        digest = hashlib.sha256(statement.digest + body).digest()
+        return body + identity.sign(key.owner_secret_seed, SIGNATURE_LABEL, digest)
     raise RuntimeError(f"{SESSIONS} sessions were all rejected: the randomness of this machine is broken")
 
 

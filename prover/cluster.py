@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 import protocol
-from protocol import layers
+from protocol import heap, layers
 from protocol.errors import ParameterError
 from protocol.forks import Engine, Fork, Shared
 from protocol.kernels import cpu
@@ -52,6 +52,7 @@ def prove_fork(
     if version() != expected:
         raise ParameterError("a worker of the cluster runs another version of zkmark")
     cpu.THREADS = threads
+    heap.keep()
     part = Part({}, {}, {})
     for (kind, key), array in zip(keys, arrays, strict=True):
         getattr(part, kind)[key] = _writable(array)
