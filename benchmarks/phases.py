@@ -31,7 +31,8 @@ PHASES: tuple[tuple[Any, str, str, tuple[str, ...]], ...] = (
     (protocol.witness, "build", "evaluate", ()),
     (protocol.ligero.Committed, "__init__", "commit: rest", ()),
     (protocol.reed_solomon, "encode", "commit: encode", ("open",)),
-    (cpu.Leaves, "update", "commit: hash", ("open",)),
+    (cpu.Leaves, "update", "commit: hash", ("open",)),  # what is not hidden behind the encoding
+    (cpu.Leaves, "digests", "commit: hash", ("open",)),
     (protocol.layers, "run", "trees: build", ()),
     (TreeWitness, "open_layer", "trees: build", ()),
     (Sums, "round", "trees: rounds", ("affine",)),
@@ -55,6 +56,11 @@ def _encode(values: Any, masks: Any, *rest: Any) -> tuple[int, int, int, int]:
 def _transform(matrix: Any, *rest: Any) -> tuple[int, int, int, int]:
     size, lanes = len(matrix), rest[-1] - rest[-2]
     return 0, lanes * (_butterflies(size) + size), 0, 8 * lanes * size
+
+
+def _depthwise(x: Any, weight: Any, rows: Any, columns: Any, out: Any, *rest: Any) -> tuple[int, int, int, int]:
+    channels = rest[-1] - rest[-2]
+    return 0, 0, 0, channels * (16 * out[0].size + x.itemsize * x[0].size)
 
 
 def _rows(products: int, elements: int, inner: int) -> Callable[..., tuple[int, int, int, int]]:
@@ -83,6 +89,8 @@ COSTS: dict[str, Callable[..., tuple[int, int, int, int]]] = {
     "leaves": lambda *args: (0, 10 * (args[-1] - args[-2]), 0, 28 * (args[-1] - args[-2])),
     "transform": _transform,
     "encode": _encode,
+    "gather": lambda x, rows, columns, out, start: (0, 0, 0, 8 * out.size + x.itemsize * out.size // rows.shape[0]),
+    "depthwise": _depthwise,
     "requantize": lambda y, *args: (0, 0, 0, 20 * (args[-1] - args[-2]) * y.shape[1]),
     "residues": lambda *args: (0, 0, 0, 8 * (args[-1] - args[-2])),
     "histogram": lambda *args: (0, 0, 0, 4 * (args[-1] - args[-2])),

@@ -141,7 +141,7 @@ class Statement:
         tree = _TREE_BYTES * max(prod(layers.tree_shape(layout, index)[0]) for index in range(self.forks))
         block = max(ligero.BLOCK_BYTES, 4 * self.shape.columns * max(layout.h, self.shape.array_total))
         kept = min(ligero.KEPT_BYTES, 4 * self.shape.columns * self.shape.column_rows)
-        codeword = min(block, 4 * self.shape.columns * self.shape.column_rows) + 400 * self.shape.columns
+        codeword = 2 * min(block, 4 * self.shape.columns * self.shape.column_rows) + 400 * self.shape.columns
         return (_PROCESS_BYTES + witness + kept + max(evaluation, tree, codeword)) * 11 // 10
 
     @property

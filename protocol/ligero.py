@@ -35,7 +35,7 @@ from protocol.pads import System
 from protocol.transcript import BaseStream, Masked, MaskedElements, Messages, Transcript
 
 _BATCH = 16  # rows of K that are transformed together
-BLOCK_BYTES = 1 << 29  # of codewords that are hashed together: 2 KiB of a column, so that hashing uses all cores
+BLOCK_BYTES = 1 << 29  # of codewords that are hashed together: some 2 KiB of a column
 KEPT_BYTES = 1 << 28  # of codewords that are kept until columns are opened; more are encoded again
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
@@ -742,21 +742,33 @@ def histogram(values, offset, size, first, last):  # type: ignore[no-untyped-def
 
 
 class Leaves:
-    """SHA-256(prefix | column) of all columns at once, as the rows of the matrix arrive; a prefix per column."""
+    """SHA-256(prefix | column) of all columns at once, as the rows of the matrix arrive; a prefix per column.
+
+    Hashing takes the interpreter's lock for every column, so that one thread is as fast as several: it hashes a block
+    while others make the next.
+    """
 
     def __init__(self, prefixes: Sequence[bytes]) -> None:
         self._hashers = [sha256(prefix) for prefix in prefixes]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="zkmark-hash")
+        self._last: Future[None] | None = None
 
     def update(self, block: Array) -> None:
-        """Append to every column a row of the block [columns, words], uint32."""
-        data, width = np.ascontiguousarray(block, "<u4").data.cast("B"), 4 * block.shape[1]
-
-        def part(first: int, last: int) -> None:
-            for i in range(first, last):
-                self._hashers[i].update(data[i * width : (i + 1) * width])
-
-        # Long updates leave the interpreter to other threads.
-        parallel(part, len(self._hashers), len(data) if width >= 2048 else 0)
+        """Append to every column a row of the block [columns, words], uint32, which must not change any more."""
+        self._wait()
+        self._last = self._thread.submit(self._append, np.ascontiguousarray(block, "<u4").data.cast("B"))
 
     def digests(self) -> list[bytes]:
+        """Of all columns; nothing can be appended then."""
+        self._wait()
+        self._thread.shutdown()
         return [hasher.digest() for hasher in self._hashers]
+
+    def _append(self, data: memoryview) -> None:
+        width = len(data) // len(self._hashers)
+        for i, hasher in enumerate(self._hashers):
+            hasher.update(data[i * width : (i + 1) * width])
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
