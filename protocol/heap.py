@@ -6,9 +6,11 @@ The large arrays of a proof come and go, and a fresh page costs more than what i
 from __future__ import annotations
 
 import ctypes
+import os
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of mallopt(3)
-_libc = ctypes.CDLL(None)
+_libc: Any = ctypes.CDLL(None) if os.name == "posix" else None
 _known = hasattr(_libc, "mallopt")
 
 

@@ -85,7 +85,7 @@ def test_the_devices_offer_the_same():
 
     names = [name for name, f in vars(cuda).items() if inspect.isfunction(f) and f.__module__ == cuda.__name__]
     shared = [name for name in names if name != "device" and not name.startswith("_")]
-    assert len(shared) == 30
+    assert len(shared) == 36
     for name in [*shared, "Leaves"]:
         ours = getattr(cpu, name)
         assert [*inspect.signature(getattr(ours, "py_func", ours)).parameters] == [
@@ -145,7 +145,8 @@ def test_a_device_could_run_the_kernels(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
         "_k_mul", "_k_outer", "_f_scale", "_combine", "_fold", "_round_sums", "_tree_level", "_tree_level",
-        "_tree_open", "_tree_open", "_leaves", "_butterflies", "_butterflies", "_cosets", "_sha256",
+        "_tree_open", "_tree_open", "_leaves", "_butterflies", "_butterflies", "_cosets", "_gather", "_gather",
+        "_depthwise", "_depthwise", "_sha256",
     ]  # fmt: skip
 
 
@@ -163,11 +164,15 @@ for name, more in (
     ("_k_mul", {}), ("_k_outer", {}), ("_f_scale", {}), ("_combine", {"BLOCK": cuda.ROWS, "STEP": cuda.STEP}),
     ("_fold", {}), ("_round_sums", {}), ("_tree_level", {"ones": False}), ("_tree_level", {"ones": True}),
     ("_tree_open", {"ones": False}), ("_tree_open", {"ones": True}), ("_leaves", {}),
-    ("_butterflies", {"TIME": False}), ("_butterflies", {"TIME": True}), ("_cosets", {"BITS": 13}), ("_sha256", {}),
+    ("_butterflies", {"TIME": False}), ("_butterflies", {"TIME": True}), ("_cosets", {"BITS": 13}),
+    ("_gather", "*i32"), ("_gather", "*fp64"), ("_depthwise", "*i32"), ("_depthwise", "*fp64"), ("_sha256", {}),
 ):
+    of_x = {}  # of the kernels that read a tensor of either kind
+    if isinstance(more, str):
+        of_x, more = {"x": more, "rows": "*i64", "columns": "*i64", "out": "*fp64", "weight": "*fp64"}, {}
     kernel, fixed = getattr(cuda, name), {"BLOCK": 256, **more}
-    kinds = {a: "constexpr" if a in fixed else "*i32" if a in POINTERS else "*i64" if a == "sums" else "i32"
-             for a in kernel.arg_names}
+    kinds = {a: of_x[a] if a in of_x else "constexpr" if a in fixed else "*i32" if a in POINTERS
+             else "*i64" if a == "sums" else "i32" for a in kernel.arg_names}
     constants = {(kernel.arg_names.index(a),): value for a, value in fixed.items()}
     made = triton.compile(ASTSource(kernel, kinds, constants), target=GPUTarget("cuda", 90, 32))
     assert made.asm["cubin"]
