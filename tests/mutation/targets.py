@@ -31,7 +31,7 @@ def _target(suites: str, excluded: str = "") -> Target:
 TARGETS = {
     "argument": _target(
         "honest edges proofs cheats",
-        "Cancelled Progress _PROCESS_BYTES _TREE_BYTES Statement.memory_bytes prove _session _draw_pads",
+        "Cancelled Progress _PROCESS_BYTES _TREE_BYTES Statement.memory_bytes prove _prove _session _draw_pads",
     ),
     "ligero": _target(
         "honest edges proofs cheats",
