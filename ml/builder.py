@@ -7,7 +7,7 @@ nodes.  Only elementwise IEEE double operations in a fixed order are used, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 from math import prod
@@ -16,6 +16,7 @@ import numpy as np
 
 from ml.expressions import RELU, Expression, X
 from ml.real_network import Floats, Ints, RealEdge, RealNetwork, RealNode, Shape, Tensor, Value, Windows, diagonal
+from ml.rounding import Steps
 from ml.windows import along, behind, cropped, difference_edge, has_pads, inner_outputs, runs, some_taps, unit_edge
 from protocol.errors import ParameterError
 from protocol.network import IDENTITY, MAX_NODES, Product, Window
@@ -126,15 +127,18 @@ class Builder:
         scale, shift = edge.weight[:, 0, 0, 0], value.bias
         if self.input is None or self.input_affine is None:
             self.input_affine = scale, shift
-            self.input = self._resized(Value((diagonal(0, np.ones(len(scale))),), np.zeros(len(shift)), self.shape))
+            pixels = Value((diagonal(0, np.ones(len(scale))),), np.zeros(len(shift)), self.shape)
+            self.input = _normalized(self._resized(pixels), edge)
         first_scale, first_shift = self.input_affine
-        if np.array_equal(scale, first_scale) and np.array_equal(shift, first_shift):
+        same = np.array_equal(scale, first_scale) and np.array_equal(shift, first_shift)
+        if same and edge.way.like(self.input.edges[0].way):
             return self.input
         if not first_scale.all():
             raise ParameterError("ONNX model: the image enters with two normalizations, and one multiplies it by 0")
         if id(value) not in self.renormalized:
             ratio = scale / first_scale
-            self.renormalized[id(value)] = value, self.input.affine(ratio, shift - ratio * first_shift)
+            again = self.input.affine(ratio, shift - ratio * first_shift)
+            self.renormalized[id(value)] = value, _normalized(again, edge)
         return self.renormalized[id(value)][1]
 
     def _resized(self, image: Value) -> Value:
@@ -177,18 +181,25 @@ class Builder:
 
     # -- tensors --------------------------------------------------------------------------------------------------
 
-    def scaled(self, tensor: Tensor, scale: Floats | float, shift: Floats | float) -> Tensor:
-        """scale[c] * tensor + shift[c]; scale and shift are numbers, or have one number per channel."""
-        if (scale, shift) == (1.0, 0.0) if isinstance(scale, float) else False:
+    def scaled(self, tensor: Tensor, scale: Floats | float, shift: Floats | float, steps: Steps = ()) -> Tensor:
+        """scale[c] * tensor + shift[c]; scale and shift are numbers, or have one number per channel.
+
+        steps: those of the file that make it, if it has more than this one.
+        """
+        if (scale, shift) == (1.0, 0.0) and not steps if isinstance(scale, float) else False:
             return tensor
-        scales, shifts = (
-            tensor.spread(np.broadcast_to(np.asarray(v, np.float64), tensor.shape[:1]), fill=fill)
-            for v, fill in ((scale, 1.0), (shift, 0.0))
+        (scales, shifts), *known = (
+            [
+                tensor.spread(np.broadcast_to(np.asarray(v, np.float64), tensor.shape[:1]), fill=fill)
+                for v, fill in zip(step, (1.0, 0.0), strict=True)
+            ]
+            for step in ((scale, shift), *steps)
         )
         size = sum(e.weight.size for p in tensor.parts for e in p.edges)
         self.spend(size, MEMORY_WORK * size, "a chain of scales")
         pairs = zip(tensor.parts, tensor.slices(), strict=True)
-        return replace(tensor, parts=tuple(part.affine(scales[s], shifts[s]) for part, s in pairs))
+        parts = (part.affine(scales[s], shifts[s], tuple((a[s], b[s]) for a, b in known)) for part, s in pairs)
+        return replace(tensor, parts=tuple(parts))
 
     def single(self, tensor: Tensor) -> Value:
         """The tensor as one value: the edges of each part write its channels only."""
@@ -203,9 +214,7 @@ class Builder:
             for edge in value.edges:
                 size = edge.weight.size // len(edge.weight) * edge.groups
                 self.spend(total * size, 0, "a concatenation")
-                dense = np.zeros((total, edge.weight.shape[1] * edge.groups, *edge.weight.shape[2:]))
-                dense[rows] = edge.dense(chosen.tolist())
-                edges.append(replace(edge, weight=dense, groups=1))
+                edges.append(edge.chosen(chosen.tolist(), rows.tolist(), total))
         return Value(tuple(edges), bias, (total, *tensor.parts[0].shape[1:]))
 
     def complete(self, tensor: Tensor) -> Tensor:
@@ -248,8 +257,8 @@ class Builder:
             for index in sorted((0, 1), key=lambda k: -len(terms[k].edges)):
                 if len(terms[0].edges) + len(terms[1].edges) > MAX_TERMS:
                     terms[index] = self.commit(terms[index], name)
-            a, b = terms
-            parts.append(replace(a, edges=a.edges + b.edges, bias=a.bias + b.bias))
+            bias = terms[0].bias + terms[1].bias
+            parts.append(Value(_summed(terms, bias), bias, terms[0].shape))
         return replace(left, parts=tuple(parts))
 
     def product(self, left: Tensor, right: Tensor, name: str) -> Tensor:
@@ -260,7 +269,7 @@ class Builder:
             factor, sources = np.ones(a.shape[0]), []
             for value in (a, b):
                 edge, _ = self.plain(value, name, unshifted=True, unpooled=True, positive=True)
-                if edge.rows != IDENTITY or edge.columns != IDENTITY:
+                if edge.rows != IDENTITY or edge.columns != IDENTITY or not edge.way.plain(edge.weight):
                     edge = self.commit(value, name).edges[0]
                 factor = factor * edge.weight[:, 0, 0, 0]
                 sources.append(edge.source)
@@ -305,7 +314,8 @@ class Builder:
         ]
         for value in values:
             bias = bias + value.bias
-        return Tensor((Value(tuple(e for v in values for e in v.edges), bias, values[0].shape),))
+        meeting = (e.way.after for v in values for e in v.edges)
+        return Tensor((Value(_summed(values, bias, *meeting), bias, values[0].shape),))
 
     def dense(self, fail: Fail, name: str, tensor: Tensor, weight: Floats, bias: Floats) -> Tensor:
         """A matrix [O, features] times the flattened tensor."""
@@ -320,7 +330,8 @@ class Builder:
             start += c * h * w
             values.append(self._convolve(fail, name, part, kernel, (Window(h), Window(w)), 1))
             bias = bias + values[-1].bias
-        return Tensor((Value(tuple(e for v in values for e in v.edges), bias, values[0].shape),), rank=2)
+        meeting = (e.way.after for v in values for e in v.edges)
+        return Tensor((Value(_summed(values, bias, *meeting), bias, values[0].shape),), rank=2)
 
     def _convolve(
         self, fail: Fail, name: str, value: Value, weight: Floats, windows: Windows, groups: int
@@ -337,13 +348,15 @@ class Builder:
         if max(shape) > 1 << 16 or prod(shape[1:]) * kh * kw * c > MAX_TAPS:
             raise fail(TOO_LARGE)
         source = (np.arange(o) // (o // groups))[:, None] * cg + np.arange(cg)[None, :]  # [O, cg] channel of the value
-        bias = np.zeros(o)
+        bias = after = np.zeros(o)
         if value.bias.any():
-            shifts = weight * value.bias[source][:, :, None, None]
-            bias = np.add.accumulate(shifts.reshape(o, -1), axis=1)[:, -1]  # left to right, unlike np.sum
+            shifts = (weight * value.bias[source][:, :, None, None]).reshape(o, -1)
+            bias = np.add.accumulate(shifts, axis=1)[:, -1]  # left to right, unlike np.sum
+            after = np.add.accumulate(np.abs(shifts), axis=1)[:, -1]
         weight = weight * edge.weight[:, 0, 0, 0][source][:, :, None, None]
         rows, columns = behind(edge, windows)
-        return Value((RealEdge(edge.source, weight, rows, columns, groups, edge.pool),), bias, shape)
+        way = edge.way.into(edge.weight, weight, after)
+        return Value((RealEdge(edge.source, weight, rows, columns, groups, edge.pool, way),), bias, shape)
 
     def pad(self, fail: Fail, name: str, value: Value, pads: tuple[int, int, int, int]) -> Value:
         """The value with zeros around it: top, left, bottom, right."""
@@ -380,12 +393,10 @@ class Builder:
         """The tensor with channels of zeros before and after its own."""
         value = self.settled(self.single(tensor))
         channels, *area = value.shape
-        own, total, edges = slice(before, before + channels), before + channels + after, []
+        own, total, edges = range(before, before + channels), before + channels + after, []
         for edge in value.edges:
             self.spend(total * edge.weight.size // channels * edge.groups, 0, name)
-            dense = np.zeros((total, edge.weight.shape[1] * edge.groups, *edge.weight.shape[2:]))
-            dense[own] = edge.dense(range(channels))
-            edges.append(replace(edge, weight=dense, groups=1))
+            edges.append(edge.chosen(range(channels), own, total))
         bias = np.zeros(total)
         bias[own] = value.bias
         return Tensor((Value(tuple(edges), bias, (total, area[0], area[1])),))
@@ -417,7 +428,8 @@ class Builder:
             scale = edge.weight[:, 0, 0, 0] / float(counts[0][top] * counts[1][left])
             pool = inner_outputs(over[0], top, shape[1] - bottom), inner_outputs(over[1], left, shape[2] - right)
             around = Window(1, 1, top, shape[1] - bottom), Window(1, 1, left, shape[2] - right)
-            edges.append(replace(diagonal(edge.source, scale, pool), rows=around[0], columns=around[1]))
+            weight = scale[:, None, None, None]
+            edges.append(replace(edge, weight=weight, rows=around[0], columns=around[1], pool=pool))
         mean = Value(tuple(edges), value.bias, shape)
         large = LARGE_POOL * prod(shape) <= prod(value.shape)
         return self.commit(mean, name) if large else mean
@@ -462,7 +474,8 @@ class Builder:
         self._append(RealNode(units, np.zeros(c), shape, X, name, exact=True, lift=lift, origin=edge.source))
         if edge.source in self.nonnegative:
             self.nonnegative.add(len(self.nodes))
-        return replace(self._output().affine(edge.weight[:, 0, 0, 0], 0.0), bias=value.bias)
+        most = replace(edge, source=len(self.nodes), rows=IDENTITY, columns=IDENTITY)
+        return replace(self._output(), edges=(most,), bias=value.bias)
 
     def _pooled(self, fail: Fail, value: Value, windows: Windows) -> Shape:
         c, h, w = value.shape
@@ -472,3 +485,17 @@ class Builder:
         if min(shape) < 1 or max(shape) > 1 << 16 or prod(shape) > MAX_ACTIVATIONS or self.work > MAX_WORK:
             raise fail(f"the window does not fit its input {value.shape}, or is too large")
         return shape
+
+
+def _summed(values: Sequence[Value], *shifts: Floats) -> tuple[RealEdge, ...]:
+    """The edges of a sum of values, in which their biases and some other shifts meet."""
+    steps = [(1.0, shift) for shift in (*shifts, *(v.bias for v in values))]
+    return tuple(e.then(*steps) for v in values for e in v.edges)
+
+
+def _normalized(image: Value, edge: RealEdge) -> Value:
+    """The image as the network sees it, with the way of an edge from raw pixels: the input table itself is exact."""
+    (own,) = image.edges
+    least, most = np.abs(edge.weight).min(initial=np.inf, where=edge.weight != 0), np.abs(own.weight).max()
+    way = replace(edge.way, peak=edge.way.peak * float(most / least))
+    return replace(image, edges=(replace(own, way=way),))

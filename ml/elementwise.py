@@ -64,10 +64,11 @@ def combine(scope: Scope, operator: Operator) -> Tensor | Trace:
         raise operator.fail("only a division by a constant other than zero is supported")
     if a.root == b.root and a.expression.size + b.expression.size < MAX_SIZE:
         other = b.expression.affine(-1.0, 0.0) if kind == "Sub" else b.expression
-        (e, scale, shift), (f, factor, offset) = a.expression.split(), other.split()
+        (e, scale, shift, _), (f, factor, offset, _) = a.expression.split(), other.split()
         if kind == "Mul":
             return replace(a, expression=a.expression.mul(other))
-        if e == f:
+        alike = e == f and max(len(x.steps) for x in (a.expression, b.expression)) < 2
+        if alike and min(scale * factor, shift * offset) >= 0:  # what cancels is rounded in float32
             return replace(a, expression=e.affine(scale + factor, shift + offset))
         return replace(a, expression=a.expression.add(other))
     expanded = [name for name in operator.inputs if name in scope.pixels]

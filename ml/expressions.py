@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ml.rounding import Steps
 from protocol.errors import ParameterError
 
 Floats = npt.NDArray[np.float64]
+Reals = npt.NDArray[Any]  # float64 or float32
 
 MAX_SIZE = 64  # operators in one expression
 LN2 = 0.6931471805599453
@@ -27,11 +30,12 @@ SQRT_TWO_OVER_PI = 0.7978845608028654
 @dataclass(frozen=True)
 class Expression:
     """kind: x | affine a e + b | add e f | mul e f | relu e | leaky e, slope | clip e, low, high | exp, erf, sigmoid,
-    softplus, tanh e.  parameters: a, b; the slope; low, high."""
+    softplus, tanh e.  parameters: a, b; the slope; low, high.  steps: those of the file that make an affine map."""
 
     kind: str
     arguments: tuple[Expression, ...] = ()
     parameters: tuple[float, ...] = ()
+    steps: tuple[tuple[float, float], ...] = ()
 
     @property
     def size(self) -> int:
@@ -41,6 +45,7 @@ class Expression:
     def cost(self) -> int:
         """Elementwise operations of an evaluation, about."""
         own = {"exp": 50, "sigmoid": 60, "softplus": 130, "tanh": 65, "erf": 450}.get(self.kind, 3)
+        own += 3 * len(self.steps[1:])
         return own + sum(e.cost for e in self.arguments)
 
     @property
@@ -54,10 +59,14 @@ class Expression:
         """a * self + b.  Raises ParameterError for numbers that overflow."""
         if not (isfinite(a) and isfinite(b)):
             raise ParameterError("ONNX model: a chain of scalar operators overflows")
+        if (a, b) == (1.0, 0.0):
+            return self
         if self.kind == "affine":
             c, d = self.parameters
-            return self.arguments[0].affine(a * c, a * d + b)
-        return self if (a, b) == (1.0, 0.0) else Expression("affine", (self,), (a, b))
+            if not (isfinite(a * c) and isfinite(a * d + b)):
+                raise ParameterError("ONNX model: a chain of scalar operators overflows")
+            return Expression("affine", self.arguments, (a * c, a * d + b), (*self.steps, (a, b)))
+        return Expression("affine", (self,), (a, b), ((a, b),))
 
     def add(self, other: Expression) -> Expression:
         return Expression("add", (self, other))
@@ -71,17 +80,17 @@ class Expression:
     def clip(self, low: float, high: float) -> Expression:
         return self.relu() if (low, high) == (0.0, np.inf) else Expression("clip", (self,), (low, high))
 
-    def split(self) -> tuple[Expression, float, float]:
-        """(e, a, b) with self = a e + b: the linear end of an expression needs no table."""
+    def split(self) -> tuple[Expression, float, float, Steps]:
+        """(e, a, b, steps) with self = a e + b: the linear end of an expression needs no table."""
         if self.kind != "affine":
-            return self, 1.0, 0.0
-        return self.arguments[0], self.parameters[0], self.parameters[1]
+            return self, 1.0, 0.0, ()
+        return self.arguments[0], self.parameters[0], self.parameters[1], self.steps
 
-    def rebased(self) -> tuple[Expression, float, float]:
-        """(f, a, b) with self(x) = f(a x + b): the linear start of an expression needs no table either."""
+    def rebased(self) -> tuple[Expression, float, float, Steps]:
+        """(f, a, b, steps) with self(x) = f(a x + b): the linear start of an expression needs no table either."""
         starts = set(self._starts())
         if len(starts) != 1:
-            return self, 1.0, 0.0
+            return self, 1.0, 0.0, ()
         (start,) = starts
         return self._replace(start, X), *start.split()[1:]
 
@@ -93,16 +102,18 @@ class Expression:
     def _replace(self, old: Expression, new: Expression) -> Expression:
         if self == old:
             return new
-        return Expression(self.kind, tuple(e._replace(old, new) for e in self.arguments), self.parameters)
+        return Expression(self.kind, tuple(e._replace(old, new) for e in self.arguments), self.parameters, self.steps)
 
-    def __call__(self, x: Floats) -> Floats:
-        """Its values at x, at most 2^40 in size."""
+    def __call__(self, x: Reals) -> Reals:
+        """Its values at x.  float64: exactly, about, and at most 2^40 in size; float32: as a runtime rounds them."""
         values = [e(x) for e in self.arguments]
         match self.kind:
             case "x":
                 result = x
             case "affine":
-                result = self.parameters[0] * values[0] + self.parameters[1]
+                result = values[0]
+                for a, b in self.steps if x.dtype == np.float32 else [self.parameters]:
+                    result = a * result + b
             case "add":
                 result = values[0] + values[1]
             case "mul":
@@ -115,10 +126,12 @@ class Expression:
                 result = np.minimum(np.maximum(values[0], self.parameters[0]), self.parameters[1])
             case _:
                 result = _FUNCTIONS[self.kind](values[0])
+        if x.dtype == np.float32:
+            return result
         return np.minimum(np.maximum(result, -(2.0**40)), 2.0**40)  # nothing overflows
 
 
-def exponential(x: Floats) -> Floats:
+def exponential(x: Reals) -> Reals:
     """e^x to about 15 digits, for x up to 27; beyond, its value there."""
     x = np.minimum(np.maximum(x, -700.0), 27.0)
     k = np.rint(x / LN2)
@@ -131,17 +144,17 @@ def exponential(x: Floats) -> Floats:
     return np.ldexp(series, k.astype(np.int32))
 
 
-def sigmoid(x: Floats) -> Floats:
+def sigmoid(x: Reals) -> Reals:
     """1 / (1 + e^-x)."""
     e = exponential(-np.abs(x))
     return np.where(x < 0, e, 1.0) / (1.0 + e)
 
 
-def tanh(x: Floats) -> Floats:
+def tanh(x: Reals) -> Reals:
     return 2.0 * sigmoid(2.0 * x) - 1.0
 
 
-def softplus(x: Floats) -> Floats:
+def softplus(x: Reals) -> Reals:
     """ln(1 + e^x) = max(x, 0) + 2 artanh(e / (2 + e)) with e = e^-|x|, whose series has a ratio of 1/9 at most."""
     e = exponential(-np.abs(x))
     t = e / (2.0 + e)
@@ -151,7 +164,7 @@ def softplus(x: Floats) -> Floats:
     return np.maximum(x, 0.0) + 2.0 * t * total
 
 
-def erf(x: Floats) -> Floats:
+def erf(x: Reals) -> Reals:
     """The error function: 2 / sqrt(pi) e^(-x^2) sum_n 2^n x^(2n+1) / (1 3 5 ... (2n+1)), Abramowitz & Stegun 7.1.6."""
     y = np.minimum(np.abs(x), 6.0)  # 1 - erf(6) < 2^-55
     square = y * y

@@ -9,9 +9,10 @@ Activations with f(c x) = c f(x) have units t[o] of their own per channel, on th
 independent of a rescaling of one channel that the next layer undoes (cross-layer equalization, Nagel et al. 2019,
 without a pass of its own).  t[o] is the larger of two numbers: the range that the channel shows on the calibration
 images, times a headroom, over the largest z; and the range that it can reach at all, over the largest u.  The second
-keeps |y| within the static bounds of `protocol.network`.  Other activations have one power of 2 for all channels, as
-fine as the bounds allow, and another one for their values.  Maxima keep the scales of what they compare; the unit of a
-product is the product of the units, times 2^shift.
+keeps |y| within the static bounds of `protocol.network`.  (A third one matters in files made to that end only: t[o] is
+not finer than float32, in which a runtime adds the terms; `single`.)  Other activations have one power of 2 for all
+channels, as fine as the bounds allow, and another one for their values.  Maxima keep the scales of what they compare;
+the unit of a product is the product of the units, times 2^shift.
 
 Calibration runs on the integer network itself, node by node, with provisional weights of some 25 bits: integer sums
 below 2^53 are exact in any order, so no machine, thread count or BLAS can change a bit.  Real numbers appear only in
@@ -29,6 +30,7 @@ import numpy.typing as npt
 
 from ml.expressions import RELU, Expression, X
 from ml.real_network import RealEdge, RealNetwork, RealNode
+from ml.single import check_product, heard, spacing
 from protocol.errors import ParameterError
 from protocol.network import (
     MAX_OUTPUT,
@@ -53,6 +55,7 @@ MAX_INPUT = 4095  # |x0|: one step of a pixel is about 16 units
 Z_BITS = range(5, 13)  # the largest z of a node is 2^k - 1
 FINE_BITS = 12  # a wider table is taken where z would have fewer bits
 TABLE_SHARE = 8  # ... of at most so many rows for every activation of the network: it is read some 500 times as often
+COARSE = 1 << 12  # spacings of float32 that logits have room for at least, if their unit does not follow them
 COMMON = 4  # times that all logits together may move further than each of them against the others
 FINER_BITS = range(12, 15)  # of the z of a curve or a product, whose channels share a scale
 WEIGHT_BITS = 6  # that the weights of the next layer keep on average
@@ -133,13 +136,14 @@ class _Quantiser:
         nodes, largest = [], []
         for number, real_node in enumerate(self.real.nodes, 1):
             where = f"node {number} {real_node.name!r}"
+            real_node = heard(real_node, where, self.ranges, self.scales)
             if real_node.expression is None:
                 nodes.append(self.output(real_node, where))
                 break
             if real_node.exact:
                 node = self.maximum(real_node, where)
             elif real_node.product is not None:
-                node = self.product(real_node, real_node.product)
+                node = self.product(real_node, real_node.product, where)
             elif real_node.expression.homogeneous:
                 node = self.homogeneous(real_node, where)
             else:
@@ -161,9 +165,9 @@ class _Quantiser:
             self.outputs[k] = self.outputs[k][..., :0]
         return int(np.abs(table.values).max())
 
-    def observe(self, node: RealNode, where: str) -> tuple[Floats, Floats, Floats]:
+    def observe(self, node: RealNode, where: str) -> tuple[Floats, Floats, Floats, Floats]:
         """Per channel: the largest |y| on the calibration images, the largest possible |y|, both in units of a power
-        of 2, and that unit."""
+        of 2, that unit, and the spacing of float32 there."""
         top, terms = np.abs(node.bias), 1
         for edge in node.edges:
             top = np.maximum(top, np.abs(self.weighted(edge)).max(axis=(1, 2, 3)))
@@ -180,13 +184,14 @@ class _Quantiser:
         provisional = self.node(node, unit, 0, None)
         low, high = affine_bounds(provisional, self.ranges)
         seen = np.max([np.abs(y).max(axis=(1, 2, 3)) for y in self.evaluate(provisional)], axis=0)
-        return seen.astype(np.float64), np.maximum(-low, high).astype(np.float64), unit
+        reach = np.maximum(-low, high).astype(np.float64)
+        return seen.astype(np.float64), reach, unit, spacing(node, provisional, unit, self.ranges, self.scales)
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
     def homogeneous(self, real_node: RealNode, where: str) -> Node:
         """ReLU, leaky ReLU or none: units per channel."""
-        seen, reach, unit = self.observe(real_node, where)
+        seen, reach, unit, gap = self.observe(real_node, where)
         ends = _expression(real_node)(np.array([-1.0, 1.0]))
         wanted = np.minimum(seen * self.headroom, reach * max(1.0, float(np.abs(ends).max())))
         live = wanted > 0
@@ -195,8 +200,8 @@ class _Quantiser:
         # As many bits of z as leave the median channel its wanted scale in spite of its reach.
         most = _limit(width) >> _shift(width)
         ceiling = max([_max(k) for k in Z_BITS if _max(k) * ratio <= most], default=_max(Z_BITS.start))
-        table = self.table(_expression(real_node), width, 1.0, 1.0, ceiling)
-        steps = grid_above(np.maximum(wanted / ceiling, reach / most) * unit)
+        table = self.table(_expression(real_node), width, 1.0, 1.0, ceiling, where)
+        steps = grid_above(np.maximum(np.maximum(wanted / ceiling, reach / most) * unit, gap))
         while True:
             node = self.node(real_node, grid(steps), _shift(width), table)
             over = self.over(node, _limit(width))  # rounding of the weights may exceed it by little
@@ -207,10 +212,10 @@ class _Quantiser:
 
     def curve(self, real_node: RealNode, where: str) -> Node:
         """Any other function: one power of 2 as the unit of all channels, another one for the values."""
-        seen, reach, unit = self.observe(real_node, where)
+        seen, reach, unit, gap = self.observe(real_node, where)
         largest, shown = float((reach * unit).max()), float((seen * unit).max())
         for width in self.widths:
-            exponent = _above(largest / (_limit(width) >> _shift(width)))
+            exponent = _above(max(largest / (_limit(width) >> _shift(width)), float(gap.max())))
             if np.ldexp(float(STEPS), exponent) <= shown:
                 break
         while True:
@@ -230,7 +235,7 @@ class _Quantiser:
             scale = float(np.ldexp(1.0, max(finest, min(_above(step), finest + 3))))
             if scale * STEPS <= within:
                 break
-        table = self.table(expression, width, t, scale, _max(bits))
+        table = self.table(expression, width, t, scale, _max(bits), where)
         self.scales.append(np.full(len(unit), scale))
         return Node(node.edges, node.bias, node.shift, table, real_node.name)
 
@@ -257,10 +262,11 @@ class _Quantiser:
         self.scales.append(self.scales[source])
         return Node(edges, bias, 0, self.shared[key], real_node.name)
 
-    def product(self, real_node: RealNode, product: Product) -> Node:
+    def product(self, real_node: RealNode, product: Product, where: str) -> Node:
         """A product: its unit is that of the integers, times the shift that leaves FINER_BITS to values to expect."""
         node = Node((), np.zeros(len(real_node.bias), np.int64), 0, None, real_node.name, product)
-        largest = max(int(np.abs(bound).max()) for bound in affine_bounds(node, self.ranges))
+        bounds = np.abs(np.stack(affine_bounds(node, self.ranges))).max(axis=0)  # [C]
+        largest = int(bounds.max())
         seen = max(int(np.abs(y).max()) for y in self.evaluate(node))
         for bits in self.finer_bits():
             shift = max(0, min(seen * self.headroom, largest).bit_length() - bits)
@@ -269,19 +275,24 @@ class _Quantiser:
         while (width := ((largest + rounding_offset(shift)) >> shift).bit_length() + 1) > self.widths[-1]:
             shift += 1
         factor = np.ones(1) if real_node.factor is None else real_node.factor
-        self.scales.append(factor * self.scales[product.left] * self.scales[product.right] * float(1 << shift))
-        table = self.table(X, width, 1.0, 1.0, _max(bits))
+        scale = factor * self.scales[product.left] * self.scales[product.right] * float(1 << shift)
+        check_product(product, scale, bounds, where, self.ranges, self.scales)
+        self.scales.append(scale)
+        table = self.table(X, width, 1.0, 1.0, _max(bits), where)
         return Node((), node.bias, shift, table, real_node.name, product)
 
     def output(self, real_node: RealNode, where: str) -> Node:
         """The output node: one scale for all logits, so that their order is that of the real ones.
 
         What is added to all of them alike changes no class.  Where it would take most of the precision, it is left out.
+        Logits are finer than float32 as a rule; they are as coarse where that would round most of them away.
         """
-        reach, reduced = self.reach(real_node, where), _without_common(real_node)
-        if (less := self.reach(reduced, where)) * COMMON < reach:
-            real_node, reach = reduced, less
-        steps = grid_above(np.full(len(real_node.bias), reach / MAX_OUTPUT))
+        reduced = _without_common(real_node)
+        (reach, gap), (less, finer) = self.reach(real_node, where), self.reach(reduced, where)
+        if less * COMMON < reach:
+            real_node, reach, gap = reduced, less, finer
+        step = max(reach / MAX_OUTPUT, gap if gap * COARSE > reach else 0.0)
+        steps = grid_above(np.full(len(real_node.bias), step))
         while True:
             node = self.node(real_node, grid(steps), 0, None)
             if not self.over(node, MAX_OUTPUT).any():
@@ -295,10 +306,10 @@ class _Quantiser:
 
     # -- pieces ---------------------------------------------------------------------------------------------------
 
-    def reach(self, node: RealNode, where: str) -> float:
-        """The largest possible |y| of a node."""
-        _, reach, unit = self.observe(node, where)
-        return float((reach * unit).max())
+    def reach(self, node: RealNode, where: str) -> tuple[float, float]:
+        """The largest possible |y| of a node, and the coarsest spacing of float32 there."""
+        _, reach, unit, gap = self.observe(node, where)
+        return float((reach * unit).max()), float(gap.max())
 
     def over(self, node: Node, limit: int) -> npt.NDArray[np.bool_]:
         """Channels whose |y| may exceed a limit."""
@@ -307,11 +318,9 @@ class _Quantiser:
 
     def weighted(self, edge: RealEdge) -> Floats:
         """w * s of one edge; 0 where the source channel is always 0."""
-        o, cg = edge.weight.shape[:2]
-        source = (np.arange(o) // (o // edge.groups))[:, None] * cg + np.arange(cg)[None, :]
         low, high = self.ranges[edge.source]
         scale = np.where((low == 0) & (high == 0), 0.0, self.scales[edge.source])
-        weight: Floats = edge.weight * scale[source][:, :, None, None]
+        weight: Floats = edge.weight * scale[edge.sources][:, :, None, None]
         return weight
 
     def node(self, real_node: RealNode, scale: Floats, shift: int, table: Table | None) -> Node:
@@ -323,12 +332,21 @@ class _Quantiser:
             edges.append(Edge(e.source, weight, e.rows, e.columns, e.groups, e.pool))
         return Node(tuple(edges), np.rint(real_node.bias * factor).astype(np.int64), shift, table, real_node.name)
 
-    def table(self, expression: Expression, width: int, unit: float, scale: float, ceiling: int) -> Table:
-        """expression(unit * u) / scale, clipped to +-ceiling; nodes with the same one share it."""
+    def table(self, expression: Expression, width: int, unit: float, scale: float, ceiling: int, where: str) -> Table:
+        """expression(unit * u) / scale, clipped to +-ceiling; nodes with the same one share it.
+
+        Where float32 is off by more than one of its steps, the table is what float32 finds.
+        """
         key = expression, width, unit, scale, ceiling
         if key not in self.shared:
-            values = np.rint(self.evaluate_curve(expression, self.units(width) * unit) / scale).clip(-ceiling, ceiling)
-            self.shared[key] = Table(width, values.astype(np.int64))
+            x = self.units(width) * unit
+            values = self.evaluate_curve(expression, x) / scale
+            with np.errstate(all="ignore"):
+                single = expression(x.astype(np.float32)).astype(np.float64) / scale
+            if not np.isfinite(single).all():
+                raise ParameterError(f"{where}: its activation function overflows float32")
+            values = np.where(np.abs(values - single) <= 1.0, values, single)
+            self.shared[key] = Table(width, np.rint(values).clip(-ceiling, ceiling).astype(np.int64))
         return self.shared[key]
 
     def units(self, width: int) -> Ints:

@@ -26,11 +26,12 @@ def conv(scope: Scope, operator: Operator) -> Tensor:
 
 def dense(scope: Scope, operator: Operator) -> Tensor:
     tensor = scope.view(operator)
-    weight = scope.weight(operator, 1, 2)
+    weight, alpha = scope.weight(operator, 1, 2), 1.0
     if operator.kind == "Gemm":
         if operator.integer("transA", 0):
             raise operator.fail("transA is not supported")
-        weight = (weight if operator.integer("transB", 0) else weight.T) * operator.real("alpha", 1.0)
+        alpha = operator.real("alpha", 1.0)
+        weight = (weight if operator.integer("transB", 0) else weight.T) * alpha
     else:
         weight = weight.T
     o, features = weight.shape
@@ -42,7 +43,9 @@ def dense(scope: Scope, operator: Operator) -> Tensor:
         if constant is None or constant.size not in (1, o) or constant.shape[-1:] != (constant.size,):
             raise operator.fail(f"bias must have {o} elements")
         bias = bias + constant.reshape(-1) * operator.real("beta", 1.0)
-    return scope.builder.dense(operator.fail, operator.name, tensor, weight, bias)
+    (value,) = (result := scope.builder.dense(operator.fail, operator.name, tensor, weight, bias)).parts
+    edges = tuple(replace(e, way=e.way.times(alpha)) for e in value.edges)
+    return replace(result, parts=(replace(value, edges=edges),))
 
 
 def pool(scope: Scope, operator: Operator) -> Tensor:
@@ -137,7 +140,13 @@ def normalize(scope: Scope, operator: Operator) -> Tensor:
     if (variance < 0).any() or not (variance + operator.real("epsilon", 1e-5) > 0).all():
         raise operator.fail("the variance must be positive")
     scale = gamma / np.sqrt(variance + operator.real("epsilon", 1e-5))
-    return scope.builder.scaled(tensor, scale, beta - mean * scale)
+    shift = beta - mean * scale
+    # onnxruntime subtracts in float32, which makes another number of what cancels.
+    with np.errstate(over="ignore", invalid="ignore"):
+        a, b, m = (array.astype(np.float32) for array in (scale, beta, mean))
+        single = (b - m * a).astype(np.float64)
+        shift = np.where(np.abs(shift - single) > np.abs(shift) / 16, single, shift)
+    return scope.builder.scaled(tensor, scale, shift)
 
 
 def _windows(operator: Operator, kernel: tuple[int, ...], lengths: tuple[int, ...]) -> Windows:

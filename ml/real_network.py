@@ -6,7 +6,7 @@ Nodes and edges are those of `protocol.network`, with float64 weights and withou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml.expressions import Expression
+from ml.rounding import Steps, Way
 from protocol.errors import ParameterError
 from protocol.network import IDENTITY, Product, Window
 
@@ -35,6 +36,24 @@ class RealEdge:
     columns: Window = IDENTITY
     groups: int = 1
     pool: Windows | None = None
+    way: Way = field(default_factory=Way)
+
+    @property
+    def sources(self) -> Ints:
+        """[O, C // groups] the channel of the source that each weight reads."""
+        o, cg = self.weight.shape[:2]
+        return np.asarray((np.arange(o) // (o // self.groups))[:, None] * cg + np.arange(cg)[None, :])
+
+    def then(self, *steps: tuple[Floats | float, Floats | float]) -> RealEdge:
+        """The edge with more steps on its way; its weights stay."""
+        return replace(self, way=self.way.then(self.weight, steps))
+
+    def chosen(self, rows: Sequence[int], at: Sequence[int], outputs: int) -> RealEdge:
+        """The edge without groups whose outputs `at` of so many are the given rows of this one; the others are 0."""
+        _, cg, kh, kw = self.weight.shape
+        weight = np.zeros((outputs, cg * self.groups, kh, kw))
+        weight[list(at)] = self.dense(rows)
+        return replace(self, weight=weight, groups=1, way=self.way.chosen(rows, at, outputs))
 
     def dense(self, rows: Sequence[int]) -> Floats:
         """Chosen rows of the weight without groups: [len(rows), C, KH, KW]."""
@@ -108,10 +127,11 @@ class Value:
         single = all((w.kernel, w.stride) == (1, 1) for w in (edge.rows, edge.columns))
         return edge if len(self.edges) == 1 and same and single else None
 
-    def affine(self, scale: Floats | float, shift: Floats | float) -> Value:
-        """scale[c] * value + shift[c]."""
+    def affine(self, scale: Floats | float, shift: Floats | float, steps: Steps = ()) -> Value:
+        """scale[c] * value + shift[c].  steps: those of the file that make it, if it has more than this one."""
         scales = np.broadcast_to(np.asarray(scale, np.float64), self.bias.shape)
-        edges = tuple(replace(e, weight=e.weight * scales[:, None, None, None]) for e in self.edges)
+        known = (e.then(*(steps or ((scales, shift),))) for e in self.edges)
+        edges = tuple(replace(e, weight=e.weight * scales[:, None, None, None]) for e in known)
         return replace(self, edges=edges, bias=self.bias * scales + shift)
 
 
@@ -192,6 +212,6 @@ def select_outputs(real: RealNetwork, outputs: tuple[int, ...]) -> RealNetwork:
         raise ParameterError(f"output map names logit {max(outputs)} of {len(last.bias)}")
     if len(outputs) * max(prod(e.weight.shape[1:]) * e.groups for e in last.edges) > MAX_SELECTED:
         raise ParameterError("output map: the last layer is too large")
-    edges = tuple(replace(edge, weight=edge.dense(outputs), groups=1) for edge in last.edges)
+    edges = tuple(edge.chosen(outputs, range(len(outputs)), len(outputs)) for edge in last.edges)
     last = replace(last, edges=edges, bias=last.bias[list(outputs)], shape=(len(outputs), 1, 1))
     return replace(real, nodes=(*real.nodes[:-1], last))

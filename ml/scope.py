@@ -70,17 +70,17 @@ class Scope:
         """The linear value of a tensor; a curved one becomes nodes."""
         if name not in self.tensors:
             trace = self.traces[name]
-            curve, a, b = trace.expression.split()
+            curve, a, b, end = trace.expression.split()
             root = self.tensors[trace.root]
             if curve != X:
                 key = replace(trace, expression=curve)
                 if key not in self.curves:
-                    function, c, d = curve.rebased()
-                    inner = self.builder.scaled(self.builder.complete(root), c, d)
+                    function, c, d, start = curve.rebased()
+                    inner = self.builder.scaled(self.builder.complete(root), c, d, start)
                     nodes = tuple(self.builder.node(p, function, self.names[name]) for p in inner.parts)
                     self.curves[key] = replace(inner, parts=nodes)
                 root = self.curves[key]
-            self.tensors[name] = self.builder.scaled(root, a, b)
+            self.tensors[name] = self.builder.scaled(root, a, b, end)
         return self.tensors[name]
 
     def trace(self, operator: Operator, index: int = 0) -> Trace:

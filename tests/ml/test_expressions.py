@@ -62,8 +62,8 @@ EXPRESSIONS = st.recursive(
 @given(EXPRESSIONS)
 def test_linear_ends_move_out(e: Expression) -> None:
     x = np.linspace(-3, 3, 21)
-    inner, a, b = e.split()
-    core, c, d = inner.rebased()
+    inner, a, b, _ = e.split()
+    core, c, d, _ = inner.rebased()
     assert np.allclose(a * core(c * x + d) + b, e(x), rtol=1e-9, atol=1e-9)
     if e.homogeneous:
         assert np.allclose(e(4 * x), 4 * e(x), rtol=1e-9, atol=1e-9)
