@@ -251,11 +251,12 @@ def test_nor_is_it_where_the_image_enters(onnx_model: Build, name: str, start: s
     assert agreement(model, noise_images(SHAPE, 200)) >= 0.98
 
 
-@pytest.mark.parametrize("kinds", ["products", "a convolution", "a square"])
+@pytest.mark.parametrize("kinds", ["products", "a convolution", "a square", "a factor of a product"])
 def test_a_branch_that_overflows_is_refused(onnx_model: Build, kinds: str) -> None:
     """Nobody can say what a runtime makes of infinity, and no image that a verifier has gets there."""
     huge, tiny = np.array(1e30), np.array(1e-30)
-    constants = UNIT | {"huge": huge, "tiny": tiny, "more": np.eye(2).reshape(2, 2, 1, 1) * 1e30}
+    constants = UNIT | {"huge": huge, "tiny": tiny, "more": np.eye(2).reshape(2, 2, 1, 1) * 1e30,
+                        "most": np.full((2 * AREA * AREA, CLASSES), 1e38)}  # fmt: skip
     nodes = {
         "products": [("Mul", ["d", "huge"], "t", {}), ("Mul", ["t", "huge"], "u", {}),
                      ("Mul", ["u", "tiny"], "v", {}), ("Mul", ["v", "tiny"], "y", {})],
@@ -263,6 +264,8 @@ def test_a_branch_that_overflows_is_refused(onnx_model: Build, kinds: str) -> No
                           ("Mul", ["u", "tiny"], "v", {}), ("Mul", ["v", "tiny"], "y", {})],
         "a square": [("Mul", ["d", "huge"], "t", {}), ("Mul", ["t", "t"], "u", {}), ("Mul", ["u", "tiny"], "v", {}),
                      ("Mul", ["v", "tiny"], "y", {})],
+        "a factor of a product": [("Flatten", ["d"], "f", {}), ("Gemm", ["f", "most"], "g", {"alpha": 1e-38}),
+                                  ("Add", ["public", "g"], "logits", {})],
     }[kinds]  # fmt: skip
     with pytest.raises(ParameterError, match="overflow"):
         derive(hiding(onnx_model, nodes, constants))
