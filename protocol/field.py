@@ -28,7 +28,6 @@ Base = npt.NDArray[np.uint32]  # [n] of F
 Vector = npt.NDArray[np.uint32]  # [5, n] of K
 
 _P, _16 = np.uint32(P), np.uint32(16)
-_R = 2**32 % P
 _R2 = np.uint32(2**64 % P)
 _FROM = np.uint32(1)  # mont(a R, 1) = a
 
@@ -156,7 +155,7 @@ def inverse(a: Vector) -> Vector:
         conjugates.append(mul_rows(conjugates[-1], _FROBENIUS))
     rest = mul(mul(conjugates[1], conjugates[2]), mul(conjugates[3], conjugates[4]))
     norm = to_base(mul(a, rest))[0]
-    inverted = np.array([pow(int(v), -1, P) if v else 0 for v in norm], np.uint32)
+    inverted = np.array([pow(int(v), P - 2, P) for v in norm], np.uint32)
     return mul(rest, embed(inverted))
 
 
@@ -166,7 +165,7 @@ def mul_rows(a: Vector, factors: npt.NDArray[np.uint32]) -> Vector:
 
 
 # Frobenius: (sum a_i x^i)^p = sum a_i x^(ip), and x^p = 2^((p-1)/5) x because x^5 = 2.
-_FROBENIUS = np.array([pow(2, (P - 1) // 5 * i, P) * _R % P for i in range(DEGREE)], np.uint32)
+_FROBENIUS = embed([pow(2, (P - 1) // 5 * i, P) for i in range(DEGREE)])[0]
 
 
 def powers(a: Vector, count: int) -> Vector:

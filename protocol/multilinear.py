@@ -29,7 +29,7 @@ def eq_table(coordinates: Vector, n: int) -> Vector:
     table = field.ONE
     for bit in range(coordinates.shape[1]):
         high = field.mul(table, coordinates[:, bit : bit + 1])
-        table = np.concatenate([field.sub(table, high), high], axis=1)[:, : max(n, 1)]
+        table = np.concatenate([field.sub(table, high), high], axis=1)[:, :n]
     return table[:, :n]
 
 
