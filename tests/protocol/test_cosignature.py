@@ -136,6 +136,35 @@ def test_keys_that_add_up_to_nothing_sign_nothing():
         bls.is_signed([public, opposite], b"anything", INFINITY_2)
 
 
+def test_infinity_is_neither_a_key_nor_a_signature(monkeypatch: pytest.MonkeyPatch):
+    """Each of the two is refused by itself: together they would hold under every message."""
+    public, infinity = KEYS[0].public, bls.G2Point.identity()
+    opposite = bytes([public[0] ^ 0x20]) + public[1:]
+    monkeypatch.setattr(bls, "_signature", lambda data: infinity)
+    assert not bls.is_signed([public, opposite], b"anything", INFINITY_2)
+
+
+def test_a_signature_has_one_encoding_whatever_the_library_takes(monkeypatch: pytest.MonkeyPatch):
+    """Bytes that are read as a point without being what the point is written as are malformed."""
+    good = cosigned(0).signature
+    point = bls.G2Point.from_compressed_bytes(good)
+
+    class Lenient:
+        identity = bls.G2Point.identity
+        hash_to_curve = bls.G2Point.hash_to_curve
+
+        @staticmethod
+        def from_compressed_bytes(data: bytes) -> bls.G2Point:
+            return point
+
+    monkeypatch.setattr(bls, "G2Point", Lenient)
+    message = signed_bytes(LOG, CHECKPOINT)
+    assert bls.is_signed([KEYS[0].public], message, good)
+    for other in (good + b"\0", good[:-1], bytes([good[0] ^ 0x80]) + good[1:]):
+        with pytest.raises(DecodingError):
+            bls.is_signed([KEYS[0].public], message, other)
+
+
 def outside(count: int) -> bytes:
     """A point of the curve that is not in the group, in 48 or 96 bytes."""
     kind = {48: G1Point, 96: bls.G2Point}[count]

@@ -1,5 +1,7 @@
 """BLS12-381 G1: published vectors, the independent implementation py_ecc, and encodings that must not decode."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -146,6 +148,17 @@ BAD_POINTS = {
 def test_decode_refuses(name):
     with pytest.raises(DecodingError):
         group.decode(BAD_POINTS[name])
+
+
+def test_a_point_has_one_encoding_whatever_the_library_takes(monkeypatch):
+    """Bytes that are read as a point without being what the point is written as are malformed."""
+    point = group.decode(GENERATOR)
+    lenient = SimpleNamespace(from_compressed_bytes=lambda data: point, identity=group.Point.identity)
+    monkeypatch.setattr(group, "Point", lenient)
+    assert group.decode(GENERATOR) == point
+    for other in (GENERATOR + b"\0", GENERATOR[:-1], bytes([GENERATOR[0] ^ 0x80]) + GENERATOR[1:]):
+        with pytest.raises(DecodingError):
+            group.decode(other)
 
 
 def test_a_bit_flip_gives_an_error_or_another_point():

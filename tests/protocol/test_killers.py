@@ -16,6 +16,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from Crypto.PublicKey import ECC
+from Crypto.Signature import eddsa
 
 from protocol import argument, field, identity, keygen, layers, link, soundness, timestamp
 from protocol import network as network_module
@@ -466,10 +468,14 @@ def test_outputs_and_taps_of_a_window():
     assert Window(1, 1, 0, 2, 1, 2).taps(2).tolist() == [[0, 0, 1, 1, 1, 1]]
 
 
-@pytest.mark.parametrize("cost", [0, 1 << 40])
-def test_extremes_of_a_table(cost, monkeypatch):
+def test_extremes_of_a_table():
     """Of any range of units, with and without whole blocks in between: one range alone, and many at once."""
-    monkeypatch.setattr(network_module, "_RANGE", cost)
+    for cost in (0, 1 << 40):
+        with put(network_module, "_RANGE", cost):
+            extremes_of_a_table()
+
+
+def extremes_of_a_table():
     for bits in (1, 9, 12):
         half, rng = 1 << (bits - 1), np.random.default_rng(bits)
         table = Table(bits, rng.integers(-(1 << 29), 1 << 29, 2 * half))
@@ -813,6 +819,16 @@ def test_signatures_are_on_labelled_digests():
         identity.check_text(owner, "texu\n", identity.sign_text(seed, "text\n"), "log.signature")
     with fails("signature"):
         identity.check_text(owner, "texu\n", identity.sign_text(seed, "text\n"))
+
+
+def test_what_is_signed():
+    """The bytes of SPEC section 2, for a verifier who has nothing of ours."""
+    seed, digest = bytes(range(32)), bytes(range(100, 132))
+    key = eddsa.import_public_key(identity.public_key(seed))
+    message = b"zkmark signature 1" + b"\0" + b"proof" + b"\0" + digest
+    eddsa.new(key, "rfc8032").verify(message, identity.sign(seed, "proof", digest))
+    theirs = eddsa.new(ECC.construct(curve="Ed25519", seed=seed), "rfc8032").sign(message)
+    identity.check_signature(identity.public_key(seed), "proof", digest, theirs)
 
 
 def test_owners_of_small_order():

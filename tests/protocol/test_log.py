@@ -337,6 +337,20 @@ def test_an_anchor():
     assert Anchor.from_bytes(longest.to_bytes()) == longest and len(longest.to_bytes()) <= MAX_ANCHOR_BYTES
 
 
+def test_bytes_of_an_anchor():
+    """Field by field as in SPEC section 4, at the largest size of a log."""
+    def number(value: int) -> bytes:
+        return value.to_bytes(8, "little")
+
+    path = bytes(range(64))
+    data = b"zkmark anchor 1\n" + len(KEY.name).to_bytes(4, "little") + KEY.name.encode() + KEY.public
+    data += number(7) + number(1_700_000_000) + b"\2" + path + number(1 << 62) + DIGEST + bytes(range(64))
+    found = Anchor.from_bytes(data)
+    assert found == Anchor(
+        KEY, 7, 1_700_000_000, (path[:32], path[32:]), 1 << 62, DIGEST, bytes(range(64)))
+    assert found.to_bytes() == data
+
+
 def test_no_other_anchor_holds():
     good = anchor_of(anchor_receipt(), KEY, DIGEST)
     later, at_five = sign_checkpoint(SEED, LOGGED.checkpoint(9)), LOGGED.checkpoint(5)
@@ -385,6 +399,23 @@ def test_a_checkpoint_anchors_for_a_while():
             with pytest.raises(VerificationError) as caught:
                 anchor_of(found, KEY, DIGEST)
             assert caught.value.check == "log.window"
+
+
+def test_how_far_an_anchor_is_counts_from_its_entry():
+    """However many entries the log had before."""
+    size, entry, path = 1 << 13, leaf_hash(ANCHORED.to_bytes()), (bytes(32),) * 13
+    for index, good in ((size - 1, True), (size - WINDOW, True), (size - WINDOW - 1, False)):
+        root = entry
+        for level in range(13):
+            root = node_hash(path[0], root) if index >> level & 1 else node_hash(root, path[0])
+        note = sign_checkpoint(SEED, Checkpoint(KEY.name, size, root))
+        signature = base64.b64decode(note.split()[-1])[4:]
+        anchor = Anchor(KEY, index, ANCHORED.unix_time, path, size, root, signature)
+        if good:
+            anchor.check(DIGEST)
+        else:
+            with pytest.raises(VerificationError, match=r"log\.window"):
+                anchor.check(DIGEST)
 
 
 def test_malformed_anchors():
