@@ -63,6 +63,27 @@ def test_the_cache_is_used_and_extended(empty_cache, monkeypatch):
     assert Generators().points(1024)[:5] == first
 
 
+def test_the_longest_stored_prefix_is_taken(empty_cache, monkeypatch):
+    """Only what lacks is computed; as many points as are asked for, up to the largest prefix."""
+    computed, generator = [], pedersen.generator
+    first = [generator(k) for k in range(8)]
+
+    def recorded(k):
+        computed.append(k)
+        return generator(k)
+
+    monkeypatch.setattr(pedersen, "generator", recorded)
+    monkeypatch.setattr(pedersen, "MAX_GENERATORS", 8)
+    digests = {n: hashlib.sha256(b"".join(p.to_xy_bytes_be() for p in first[:n])).hexdigest() for n in (4, 8)}
+    monkeypatch.setattr(pedersen, "PREFIX_DIGESTS", digests)
+    for count, missing in ((3, [0, 1, 2, 3]), (4, []), (5, [4, 5, 6, 7]), (8, []), (0, []), (4, [])):
+        assert Generators().points(count) == first[:count] and computed == missing
+        computed.clear()
+    with pytest.raises(ParameterError):
+        Generators().points(9)
+    assert sorted(p.name for p in empty_cache.iterdir()) == ["generators-4", "generators-8"]
+
+
 @pytest.mark.parametrize("damage", ["swapped", "truncated", "junk"])
 def test_a_damaged_cache_is_not_believed(empty_cache, damage):
     good = Generators().points(3)

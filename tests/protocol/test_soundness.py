@@ -74,6 +74,12 @@ def test_smallest_k_min_is_the_smallest(h, classes, target, freedom):
     assert soundness.smallest_k_min(h, classes, target, freedom - 0.5, 3) == min(enough, default=None)  # rounded up
 
 
+def test_a_threshold_is_at_least_one_match():
+    """Also where nothing is asked for: no claim is about no trigger."""
+    found = [soundness.smallest_k_min(5, 2, target, 0, 0) for target in (-9, -1, 0, 1, 2, 5, 6)]
+    assert found == [1, 1, 1, 3, 4, 5, None]
+
+
 def test_false_claim_bits():
     assert abs(soundness.false_claim_bits(256, 10, 118) - (bits(tail(256, 10, 118)) - 32)) < 1e-9
     assert soundness.false_claim_bits(256, 10, 118) >= 128 > soundness.false_claim_bits(256, 10, 117)
@@ -88,7 +94,7 @@ def test_smallest_ell():
         assert soundness.smallest_ell(classes) == ell
         assert soundness.smallest_k_min(soundness.window(ell)[0], classes) is not None
         assert soundness.smallest_k_min(soundness.window(ell - 1)[0], classes) is None
-    assert soundness.smallest_ell(2, limit=300) is None
+    assert [soundness.smallest_ell(2, limit=limit) for limit in (300, 377, 378)] == [None, None, 378]
 
 
 @given(st.integers(0, 300), st.integers(2, 100))
@@ -103,6 +109,7 @@ def test_void_limit(opened, classes):
 
 def test_window():
     assert soundness.window(512) == (223, 289) and soundness.window(256) == (104, 152)
+    assert [soundness.window(ell) for ell in (1, 2, 3, 9, 10, 16)] == [(0, 1), (0, 2), (0, 3), (0, 8), (1, 9), (2, 14)]
     for ell in range(1, 2000):
         low, high = soundness.window(ell)
         assert 0 <= low <= high <= ell
@@ -191,6 +198,14 @@ def test_parameters_under_the_target_cannot_be_constructed():
             Parameters(*bad)
 
 
+def test_the_quadratic_polynomial_fits():
+    """2 t <= N, even where the queries would have the bits."""
+    assert query_error(8, 4, 150)[0] < Fraction(1, 2**120)
+    with pytest.raises(ParameterError, match="twice"):
+        Parameters(8, 4, 150)
+    assert 2 * Parameters(9, 3, 255).queries <= 512
+
+
 def terms(counts=RESNET, parameters=Parameters(14)):  # noqa: B008
     return {t.name: bits(t.error) for t in argument_ledger(counts, parameters, False).terms}
 
@@ -235,6 +250,9 @@ def test_ledger_terms_from_first_principles():
     assert ledger.bits == bits(ledger.total) < bits(query)
     assert argument_ledger(replace(small, triples=0), p, True).terms[5].error == 0
     assert str(ledger.terms[7]) == "column queries: 2^-124.0"
+    for pixels, coordinates in ((1, 0), (2, 1), (3, 2), (1024, 10), (1025, 11)):
+        linked = argument_ledger(replace(small, link_coordinates=pixels), p, False).terms[8]
+        assert linked.error == Fraction(1, P**5) + Fraction(5 * coordinates, size)
 
 
 def test_every_count_matters():
@@ -248,7 +266,11 @@ def test_every_count_matters():
 
 def test_assumptions_are_named():
     interactive, file = (argument_ledger(RESNET, Parameters(14), i).assumptions for i in (True, False))
-    assert any("discrete log" in a for a in interactive) and len(file) == len(interactive) + 1
+    assert interactive[0].startswith("discrete logarithms in BLS12-381 G1 are hard")
+    assert interactive[1].startswith("SHA-256 and cSHAKE256 behave as random oracles")
+    assert file[:2] == interactive and len(interactive) == 2
+    assert file[2:] == ("Fiat-Shamir: W hashes of work multiply the statistical error by W",)
+    assert soundness.NO_BOUND.startswith("the owner chose the images and their labels")
 
 
 def test_too_many_rows():
@@ -263,7 +285,12 @@ def test_chosen_parameters_are_the_smallest_proof():
         return -(-elements // 2**a) + 40
 
     chosen = choose_parameters(RESNET, rows)
-    sizes = {a: soundness.opening_bytes(Parameters(a, 3, soundness._queries(a, 3)), rows(a)) for a in range(9, 19)}
+    sizes = {}
+    for a in range(9, 19):
+        t = smallest_queries(a, 3, 124)
+        n, k = 8 << a, (1 << a) + t
+        sizes[a] = 4 * t * rows(a) + 32 * t * (1 + n.bit_length() - t.bit_length()) + 20 * (k + (1 << a) + k + 2 * k)
+        assert soundness.opening_bytes(Parameters(a, 3, t), rows(a)) == sizes[a]
     assert chosen.log2_row == min(sizes, key=sizes.get) and chosen.log2_rate_inverse == 3
     assert chosen.queries == smallest_queries(chosen.log2_row, 3, 124)
     assert choose_parameters(RESNET, rows, 4).log2_rate_inverse == 4
@@ -273,3 +300,13 @@ def test_chosen_parameters_are_the_smallest_proof():
 def test_no_parameters_for_too_much_work():
     with pytest.raises(ParameterError):
         choose_parameters(replace(RESNET, leaves=2**40), lambda a: 10)
+
+
+def test_parameters_have_to_do_for_all_sessions():
+    """8 times the sum of all errors is at most 2^-120; once the sum is not enough."""
+    many = replace(RESNET, leaves=10**9)
+    once = argument_ledger(replace(many, rows=1000), Parameters(14), False)
+    assert 120 < once.bits < 123
+    with pytest.raises(ParameterError):
+        choose_parameters(many, lambda a: 1000)
+    choose_parameters(replace(RESNET, leaves=4 * 10**8), lambda a: 1000)
