@@ -21,7 +21,7 @@ def last_seen(path: Path, key: LogKey) -> Checkpoint:
     """The checkpoint in the file, of 0 entries if there is no file.  Raises as `open_checkpoint` does, or OSError."""
     try:
         with open(path, "rb") as file:
-            data = file.read(4 * MAX_NOTE_BYTES + 1)
+            data = file.read(MAX_NOTE_BYTES + 1)
     except FileNotFoundError:
         return Checkpoint(key.name, 0, EMPTY_ROOT)
     try:

@@ -255,7 +255,7 @@ def open_note(note: str, key: LogKey) -> tuple[Checkpoint, bytes]:
     the log.
     """
     text, found, signatures = note.rpartition("\n\n")
-    if len(note) > MAX_NOTE_BYTES or not found or not signatures.endswith("\n"):
+    if len(note.encode()) > MAX_NOTE_BYTES or not found or not signatures.endswith("\n"):
         raise DecodingError("checkpoint: not a signed note")
     text += "\n"
     lines = text.split("\n")

@@ -911,10 +911,14 @@ def test_notes_at_their_edges():
     assert open_checkpoint(note(*good), key) == Checkpoint("log", 5, bytes(32))
     assert open_checkpoint(note(*good, "extension"), key).size == 5
     assert open_checkpoint(note("log", str(1 << 62), root), key).size == 1 << 62
-    room = (1 << 16) - len(note(*good)) - 1
-    assert open_checkpoint(note(*good, "x" * room), key).size == 5
+    room = (1 << 16) - len(note(*good).encode()) - 1
+    for last in ("x", "\u00e9", "\U0001fae8"):  # bytes count, and not characters
+        many, rest = divmod(room, len(last.encode()))
+        assert open_checkpoint(note(*good, "x" * rest + last * many), key).size == 5
+        with pytest.raises(DecodingError):
+            open_checkpoint(note(*good, "x" * (rest + 1) + last * many), key)
     for bad in (
-        note(*good, "x" * (room + 1)), note(*good, end=""), note(*good, "", "extension"), note(*good, ""),
+        note(*good, end=""), note(*good, "", "extension"), note(*good, ""),
         note("log", "5"),
         note("", "5", root), note("log", "05", root), note("log", "+5", root), note("log", str((1 << 62) + 1), root),
         note("log", "5", base64.b64encode(bytes(31)).decode()), note("log", "5", base64.b64encode(bytes(33)).decode()),
