@@ -641,36 +641,6 @@ def test_a_product_has_factors_of_one_shape():
         network(Product(1, 1), Product(1, 1))
 
 
-def test_claims_about_columns_are_at_points_of_their_axes():
-    """Of products, too: of two tensors of one shape, and of a tensor and one value per channel."""
-    one, rows, columns, table = Window(1), Window(2), Window(3), Table(9, np.zeros(512, np.int64))
-
-    def edge(source, *weight):
-        across = (one, one) if weight[2] == 1 else (rows, columns)
-        return (Edge(source, np.ones(weight, np.int64), *across),)
-
-    bias, h = np.zeros(3, np.int64), 5
-    nodes = (
-        Node(edge(0, 3, 1, 1, 1), bias, 0, table), Node(edge(0, 3, 1, 2, 3), bias, 0, table),
-        Node((), bias, 0, table, product=Product(1, 2)), Node((), bias, 0, table, product=Product(3, 1)),
-        Node(edge(4, 3, 3, 2, 3), bias),
-    )  # fmt: skip
-    layout = Layout(Network((1, 2, 3), np.arange(256)[None] % 2, nodes), h, 2)
-    context = layers.Context(layout, field.constant(3), field.constant(5), None)
-    claimed = set()
-    for index in range(len(nodes) + 2):
-        need = layers.need(layout, index)
-        fork = party(need, field.embed(range(1, need.sent + 1)))
-        layers.run(fork, context, index)
-        fork.finish()
-        for claim in (claim for form in fork.system.forms for claim in form.images):
-            axes = layout.columns[claim.column][1]
-            assert [coordinates.shape[1] for coordinates in claim.point] == [lg(n) for n in axes]
-            assert fork.system.groups[claim.group].shape == (field.DEGREE, h)
-            claimed.add(claim.column)
-    assert claimed == {*layout.columns}
-
-
 # The link
 
 
