@@ -345,18 +345,10 @@ def _bias(node: Node, rho: Point, shape: Shape, h: int) -> Vector:
     return field.mul(per_channel, real(rho[1:], (*shape[1:], h)))
 
 
-def _axis_table(window: Window, pool: Window | None, point: Vector, outputs: int, length: int) -> Vector:
-    """[5, kernel, length]: E_k(q) = sum over outputs p that read input q by tap k of eq(point, p), through the pool."""
-    eq = eq_table(point, outputs)
-    inner = pool.outputs(length) if pool else length
-    taps = window.taps(inner)
-    table = np.stack([_scattered(eq, taps[k], inner, window.repeat > 1) for k in range(window.kernel)], axis=1)
-    if pool is None:
-        return table
-    spread = np.zeros((field.DEGREE, window.kernel, length), np.uint32)
-    for positions in pool.taps(length):
-        spread = field.add(spread, _scattered(table, positions, length, pool.repeat > 1))
-    return spread
+def _axis_table(window: Window, point: Vector, outputs: int, length: int) -> Vector:
+    """[5, kernel, length]: E_k(q) = sum over outputs p that read input q by tap k of eq(point, p)."""
+    eq, taps = eq_table(point, outputs), window.taps(length)
+    return np.stack([_scattered(eq, taps[k], length, window.repeat > 1) for k in range(window.kernel)], axis=1)
 
 
 def _scattered(values: Vector, positions: npt.NDArray[np.int64], length: int, repeated: bool) -> Vector:
@@ -375,26 +367,31 @@ def _scattered(values: Vector, positions: npt.NDArray[np.int64], length: int, re
 
 
 def _axis_at(window: Window, pool: Window | None, rho: Vector, outputs: int, point: Vector, length: int) -> Vector:
-    """[5, kernel] of E_k(point), the extensions of `_axis_table`; of it and a pool's inputs no table is made."""
+    """[5, kernel] of E_k(point), the extensions of `_pooled_table`, of which no table is made."""
     eq = eq_table(point, length)
     if pool is not None:  # sums of 2^16 residues stay below 2^64
         read = field.concat([eq, field.ZERO])[:, pool.taps(length)]  # index -1 reads zero
         eq = np.ascontiguousarray((read.sum(axis=1, dtype=np.uint64) % P).astype(np.uint32))
-    table = _axis_table(window, None, rho, outputs, eq.shape[1])
+    table = _axis_table(window, rho, outputs, eq.shape[1])
     return field.concat([field.dot(np.ascontiguousarray(table[:, k]), eq) for k in range(window.kernel)])
 
 
-def _axis_tables(edge: Edge, rho: Point, source: Shape, shape: Shape) -> tuple[Vector, Vector]:
-    rows, columns = edge.pool if edge.pool else (None, None)
-    return (
-        _axis_table(edge.rows, rows, rho[1], shape[1], source[1]),
-        _axis_table(edge.columns, columns, rho[2], shape[2], source[2]),
-    )
+def _pooled_table(window: Window, pool: Window | None, point: Vector, outputs: int, length: int) -> Vector:
+    """[5, kernel, length]: the same as `_axis_table`, of the inputs of the pool."""
+    if pool is None:
+        return _axis_table(window, point, outputs, length)
+    table = _axis_table(window, point, outputs, pool.outputs(length))
+    spread = np.zeros((field.DEGREE, window.kernel, length), np.uint32)
+    for positions in pool.taps(length):
+        spread = field.add(spread, _scattered(table, positions, length, pool.repeat > 1))
+    return spread
 
 
 def transposed_weights(edge: Edge, rho: Point, source: Shape, shape: Shape) -> Vector:
     """W'(c, q) = sum_{o, k} eq(rho_channel, o) w[o, c, k] E_k(q_row) E_k(q_column) as [5, C H W] of the source."""
-    rows, columns = _axis_tables(edge, rho, source, shape)
+    pools = edge.pool or (None, None)
+    rows = _pooled_table(edge.rows, pools[0], rho[1], shape[1], source[1])
+    columns = _pooled_table(edge.columns, pools[1], rho[2], shape[2], source[2])
     o, cg, kh, kw = edge.weight.shape
     eq = eq_table(rho[0], o)
     per_group = o // edge.groups
@@ -423,7 +420,7 @@ def weight_at(edge: Edge, rho: Point, point: Point, source: Shape, shape: Shape)
     eq_out, eq_in = eq_table(rho[0], o), eq_table(point[0], source[0])
     taps = field.outer(a_rows, a_columns)
     if edge.groups == 1:
-        inner = field.combine(field.residues(edge.weight).reshape(o, -1), field.outer(eq_in, taps))
+        inner = field.combine(field.residues(edge.weight).reshape(o, cg * kh * kw), field.outer(eq_in, taps))
         return field.dot(inner, eq_out)
     # All groups at once: a depthwise convolution has as many as channels.
     inner = field.combine(field.residues(edge.weight).reshape(o * cg, kh * kw), taps)
@@ -480,7 +477,5 @@ def _output(party: Party, context: Context) -> Wire:
     indicator = field.zeros(classes * h)
     indicator[:, :h] = field.ONE
     count = Form().add_array("m", indicator).add_constant(field.constant(-layout.k_min))
-    if layout.count_bits:
-        count.add_array("count", field.embed([-(1 << j) for j in range(layout.count_bits)]))
-    party.system.append(count)
+    party.system.append(count.add_array("count", field.embed([-(1 << j) for j in range(layout.count_bits)])))
     return end.total
