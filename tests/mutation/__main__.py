@@ -2,8 +2,9 @@
 
 Every mutant is judged in a fork of this process, which holds all libraries and compiled kernels: it imports the
 package anew, with one module changed, and runs the suites of targets.py until one fails.  What was found is kept in
-build/mutation/MODULE.json: a mutant that was killed is not run again while its module stays as it is.  Writes
-REPORT.md; survivors.json says why a survivor is no hole.
+build/mutation/MODULE.json: a mutant that was killed is not run again while its module stays as it is.  The counts go
+into outcomes.json, where they replace those that the module had, and REPORT.md is written from there; survivors.json
+says why a survivor is no hole.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ import pytest
 from hypothesis import Phase
 
 from tests.mutation.operators import mutants
-from tests.mutation.report import render
-from tests.mutation.targets import CHEATS, EDGES, HONEST, KEYS, PROOFS, TARGETS, path_of
+from tests.mutation.report import dumps, merged, render, summary
+from tests.mutation.targets import CHEATS, EDGES, EQUATIONS, HONEST, KEYS, PROOFS, TARGETS, path_of
 
 HERE, OUT = Path(__file__).parent, Path("build/mutation")
+OUTCOMES = HERE / "outcomes.json"
 LIMIT_S = 20  # of processor time: one case of the corpus, or one file of tests.  What takes longer is killed.
 PYTEST = ["-x", "-q", "-p", "no:cacheprovider", "-o", "timeout=0", "--hypothesis-profile=mutation"]
 MEMORY_BYTES = 8 << 30
@@ -110,7 +112,7 @@ def _judge(swapped: Swapped, suites: tuple[str, ...]) -> int:
             from tests.mutation import killers
 
             getattr(killers, suite)(OUT / "corpus", lambda: signal.setitimer(signal.ITIMER_PROF, LIMIT_S))
-        elif suite in (EDGES, PROOFS):
+        elif suite in (EDGES, EQUATIONS, PROOFS):
             for name, test in vars(importlib.import_module(suite)).items():
                 if name.startswith("test_"):
                     test()
@@ -174,6 +176,15 @@ def run(module: str, share: float, jobs: int) -> None:
     found.keep(len(names))
     counts = dict(Counter(found.mutants.values()))
     print(f"{module}: {len(names)} mutants, {counts}, {time.monotonic() - began:.0f} s", flush=True)
+    known = json.loads(OUTCOMES.read_text())
+    OUTCOMES.write_text(dumps(merged(known, module, summary(digest(text), len(names), found.mutants))))
+
+
+def report() -> None:
+    """Write REPORT.md from what is known of every module."""
+    reasons = json.loads((HERE / "survivors.json").read_text())
+    digests = {module: digest(source(module)) for module in TARGETS}
+    (HERE / "REPORT.md").write_text(render(json.loads(OUTCOMES.read_text()), reasons, digests))
 
 
 def main() -> None:
@@ -181,15 +192,14 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(TARGETS)}; all when none is named")
     parser.add_argument("--share", type=float, default=1, help="of the mutants that are judged, always the same ones")
     parser.add_argument("--jobs", type=int, default=1, help="mutants that are judged at a time")
+    parser.add_argument("--render", action="store_true", help="only write the report")
     arguments = parser.parse_args()
-    warm_up()
-    for module in arguments.modules or TARGETS:
-        run(module, arguments.share, arguments.jobs)
-    files = {module: OUT / f"{module}.json" for module in TARGETS}
-    found = {module: kept for module, path in files.items()
-             if path.exists() and (kept := json.loads(path.read_text()))["all"]}  # fmt: skip
-    reasons = json.loads((HERE / "survivors.json").read_text())
-    (HERE / "REPORT.md").write_text(render(found, reasons, {module: digest(source(module)) for module in TARGETS}))
+    if not arguments.render:
+        warm_up()
+        for module in arguments.modules or TARGETS:
+            run(module, arguments.share, arguments.jobs)
+            report()
+    report()
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ always or never true, an operand of a condition is dropped, and arithmetic in K,
 Its "argument or value becomes None" is left out: in typed code such a mutant ends in a TypeError.  mutmut itself cannot
 be used, as it passes over everything under a decorator: all records, properties and decoders.
 
-Left alone: annotations, decorators, docstrings, messages of errors, the `strict` of a zip, and the branches that only a
-prover takes.
+Left alone: annotations, decorators, docstrings, messages of errors, the `strict` of a zip, `__all__`, and the branches
+that only a prover takes.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ def _places(node: ast.AST, scope: str, statement: ast.AST, excluded: set[str], l
                 yield from _places(child, scope, child, excluded, left_out)  # dropped by the condition
                 continue
             if isinstance(child, (ast.Import, ast.ImportFrom, ast.JoinedStr)) or _is_text(child):
+                continue
+            if _assigned(child) == "__all__":
                 continue
             named = isinstance(child, (ast.FunctionDef, ast.ClassDef))
             inner = f"{scope}.{child.name}".lstrip(".") if named else scope or _assigned(child)

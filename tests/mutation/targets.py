@@ -7,6 +7,7 @@ from pathlib import Path
 
 HONEST, KEYS, CHEATS = "honest", "keys", "cheats"  # of tests.mutation.killers
 EDGES, PROOFS = "tests.protocol.test_killers", "tests.protocol.test_killers_of_proofs"
+EQUATIONS = "tests.protocol.test_killers_of_equations"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Target:
     excluded: frozenset[str] = frozenset()
 
 
-KNOWN = {"honest": HONEST, "keys": KEYS, "cheats": CHEATS, "edges": EDGES, "proofs": PROOFS}
+KNOWN = {"honest": HONEST, "keys": KEYS, "cheats": CHEATS, "edges": EDGES, "proofs": PROOFS,
+         "equations": EQUATIONS}  # fmt: skip
 
 
 def _target(suites: str, excluded: str = "") -> Target:
@@ -34,16 +36,19 @@ TARGETS = {
         "Cancelled Progress _PROCESS_BYTES _TREE_BYTES Statement.memory_bytes prove _prove _session _draw_pads",
     ),
     "ligero": _target(
-        "honest edges proofs cheats",
+        "honest edges equations proofs cheats",
         "_BATCH BLOCK_BYTES KEPT_BYTES Expander Committed _values_at _coefficients_at _five prove",
     ),
     "forks": _target("honest", "Shared Engine"),
     "link": _target("honest edges proofs cheats", "Masks Answer.to_bytes answer"),
     "pads": _target("honest edges proofs cheats", "Party.proving"),
-    "matrix": _target("honest edges proofs cheats", "Shape.proof_bytes"),
+    "matrix": _target("honest edges equations proofs cheats", "Shape.proof_bytes"),
     "lookup": _target("honest edges proofs cheats", "copied_triples TreeWitness _Level"),
     "sumcheck": _target("honest edges proofs cheats", "Sums _fold"),
-    "layers": _target("honest edges proofs cheats", "Witness Part Context.column _leaves work transposed_weights"),
+    "layers": _target(
+        "honest edges equations proofs cheats",
+        "Witness Part Context.column Context.leaves _leaves work _pooled_table transposed_weights",
+    ),
     "layout": _target("honest edges proofs cheats", "Tables.start"),
     "multilinear": _target("honest edges proofs cheats test_multilinear.py", "evaluate"),
     "merkle": _target("honest edges test_merkle.py cheats", "Tree"),
@@ -58,19 +63,20 @@ TARGETS = {
     "keygen": _target("edges keys honest test_keygen.py", "MarkingKey generate_key _uniform"),
     "pedersen": _target("edges keys honest test_pedersen.py", "commit commit_share commit_images"),
     "encoding": _target("test_encoding.py edges"),
-    "group": _target("edges keys honest test_group.py"),
+    "group": _target("edges keys honest test_group.py", "multiply"),
     "field": _target("edges honest test_field.py"),
     "soundness": _target("test_soundness.py edges"),
     "network": _target(
         "edges honest test_network.py",
-        "IDENTITY Network.activations Network.forward Network.classify Forward strict_argmax sum_pool "
-        "affine linear",
+        "IDENTITY Network.activations Network.forward Network.classify Forward strict_argmax "
+        "sum_pool affine linear _is_depthwise _convolution _depthwise",
     ),
     "log": _target(
         "test_log.py edges",
         "appended root_hash inclusion_path consistency_path _subtree _split _check_range sign_checkpoint",
     ),
     "anchor": _target("test_log.py edges", "Anchor.to_bytes anchor_of"),
+    "history": _target("test_history.py"),
     "cosignature": _target(
         "test_cosignature.py test_primitives.py edges", "WitnessKey.of cosign Cosignature.join"),
     "bls": _target(

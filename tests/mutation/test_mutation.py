@@ -1,17 +1,21 @@
 """The operators on a few lines, the list of targets against the code, and the report against the reasons it gives."""
 
 import ast
+import importlib
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 
 from tests.mutation.operators import mutants
-from tests.mutation.targets import KNOWN, TARGETS, path_of
+from tests.mutation.report import CHANGED, dumps, merged, render, summary
+from tests.mutation.targets import EDGES, EQUATIONS, KNOWN, PROOFS, TARGETS, path_of
 
-ROOT = Path(__file__).parents[2]
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 SOURCE = '''
 """Text."""
+__all__ = ["check"]
 CAP: int = 3
 
 @cache
@@ -87,10 +91,34 @@ def _names(node, scope):
             yield getattr(target, "id", "")
 
 
-def test_every_survivor_of_the_report_is_explained():
-    here = Path(__file__).parent
-    report = (here / "REPORT.md").read_text()
-    assert "Not explained" not in report
-    for reasons in json.loads((here / "survivors.json").read_text()).values():
-        for reason in reasons.values():
-            assert reason in report
+def test_tests_that_a_mutant_calls_take_no_argument():
+    for suite in (EDGES, EQUATIONS, PROOFS):
+        tests = {name: test for name, test in vars(importlib.import_module(suite)).items() if name.startswith("test_")}
+        assert tests and not [name for name, test in tests.items() if inspect.signature(test).parameters]
+
+
+def test_a_run_of_one_module_leaves_the_others():
+    """What was known of it is replaced, also when it is less now."""
+    found = {"a: `x` → `y`": "killed", "a: `x` → `z`": "timeout", "a: `y` → `x`": "survived"}
+    first = merged({}, "log", summary("1" * 64, 9, found))
+    both = merged(first, "link", summary("2" * 64, 5, {"b: `1` → `2`": "killed"}))
+    assert [*both] == ["link", "log"] and both["log"] == first["log"]
+    assert both["log"] == {"digest": "1" * 64, "all": 9, "killed": 1, "timeout": 1, "survived": ["a: `y` → `x`"]}
+    again = merged(json.loads(dumps(both)), "log", summary("3" * 64, 8, {}))
+    assert again["link"] == both["link"] and again["log"]["killed"] == 0
+
+    report = render(both, {"log": {"a: `y` → `x`": "The same."}}, {"log": "1" * 64, "link": "4" * 64})
+    assert "| log | 11111111 | 9 | 3 | 2 | 1 | 1 | 66.7 |" in report and "| 14 | 4 | 3 | 1 | 1 | 75.0 |" in report
+    assert "- a: `y` → `x`  \n  The same.\n" in report and f"{CHANGED}: link.\n" in report
+    assert "**Not explained.**" in render(both, {}, {"log": "1" * 64, "link": "2" * 64})
+
+
+def test_the_report_is_that_of_the_outcomes():
+    """Every module was judged and every survivor explained; which modules changed since is left open."""
+    known, reasons = (json.loads((HERE / f"{name}.json").read_text()) for name in ("outcomes", "survivors"))
+    lines = [line for line in (HERE / "REPORT.md").read_text().split("\n") if line and not line.startswith(CHANGED)]
+    rendered = render(known, reasons, {module: result["digest"] for module, result in known.items()})
+    assert lines == [*filter(None, rendered.split("\n"))]
+    assert [*known] == [*TARGETS] and "Not explained" not in rendered
+    assert {module: {*why} for module, why in reasons.items()} == {
+        module: {*result["survived"]} for module, result in known.items() if result["survived"]}
