@@ -184,7 +184,27 @@ def test_indices_look_uniform():
     assert set(seen) == set(range(32)) and all(50 < n < 150 for n in seen.values())
 
 
+def test_a_stream_that_is_mostly_skipped():
+    """Words of p or more, and elements of K whose first coordinate is 0, however many there are in a row."""
+    words = np.random.default_rng(1).integers(0, P, 1 << 14)
+    skipped = np.random.default_rng(2).random(len(words)) < 0.9
+    words[skipped] = 2**31 - 1
+    left = [int(w) for w in words if w < P]
+    elements = transcript.BaseStream(io.BytesIO(words.astype("<u4").tobytes()).read).take(1000)
+    assert elements.tolist() == left[:1000]
+
+    heads = np.random.default_rng(3).integers(0, P, (2000, 5))
+    heads[np.random.default_rng(4).random(len(heads)) < 0.9, 0] = 0
+    found = transcript.BaseStream(io.BytesIO(heads.astype("<u4").tobytes()).read).take_heads(100)
+    assert found.T.tolist() == heads[heads[:, 0] != 0][:100].tolist()
+
+
 # The interactive channel
+
+
+def test_who_can_try_again_counts_differently():
+    """The ledger asks the channel: no prover grinds challenges in one where a verifier draws them."""
+    assert InteractiveProver.interactive and InteractiveVerifier.interactive and not FiatShamir.interactive
 
 
 def coins(name=b"coins"):
