@@ -80,9 +80,19 @@ def _cast(operator: Operator, value: Array) -> Array:
     if kind is not None:
         with np.errstate(all="ignore"):
             cast = value.astype(kind)
-            if np.array_equal(cast.astype(value.dtype), value):
+            # What is out of range becomes another integer on another machine.
+            fits = all(_fits(a, b) for a, b in ((value, cast), (cast, value)))
+            if fits and np.array_equal(cast.astype(value.dtype), value):
                 return cast.astype(np.int64 if cast.dtype.kind == "i" else np.float64)
     raise operator.fail("only a cast that keeps the values of a constant is supported")
+
+
+def _fits(value: Array, other: Array) -> bool:
+    """Whether a conversion to the type of the other array is one to integers that has them all, or to real numbers."""
+    if other.dtype.kind != "i" or value.dtype.kind == "i":
+        return True
+    limit = 2.0 ** (8 * other.dtype.itemsize - 1)
+    return bool(((-limit <= value) & (value < limit)).all())
 
 
 def _arithmetic(operator: Operator, a: Array, b: Array) -> Array:
@@ -97,4 +107,6 @@ def _arithmetic(operator: Operator, a: Array, b: Array) -> Array:
         case "Mul":
             return np.asarray(a * b)
         case _:
-            return np.asarray(np.trunc(a / b).astype(np.int64))
+            if any((n == np.iinfo(n.dtype).min).any() for n in (a, b)):  # which has no absolute value
+                raise operator.fail("a constant is too large")
+            return np.asarray(np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b)))
