@@ -97,14 +97,15 @@ async def receive(
         upload.file.flush()
         os.fsync(upload.file.fileno())
 
-    async with upload.receiving(), asyncio.timeout(seconds):
-        while have < header.size:
-            data = await chunk()
-            have += len(data)
-            upload.took(len(data))
-            if not data or have > header.size:
-                raise DecodingError("upload: empty chunk or more bytes than announced")
-            await loop.run_in_executor(disk, take, data)
-        await loop.run_in_executor(disk, sync)
+    async with asyncio.timeout(seconds):
+        async with upload.receiving():
+            while have < header.size:
+                data = await chunk()
+                have += len(data)
+                upload.took(len(data))
+                if not data or have > header.size:
+                    raise DecodingError("upload: empty chunk or more bytes than announced")
+                await loop.run_in_executor(disk, take, data)
+        await loop.run_in_executor(disk, sync)  # however long: the client has done its part
     if digest.digest() != header.model_sha256:
         raise DecodingError("upload: not the announced model")

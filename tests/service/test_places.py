@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from prover.places import Busy, Pace, Places, Stalled, Upload
 from prover.queue import Full, JobQueue, Quota
 from prover.server import ANSWERS
 from prover.state import State
+from prover.upload import Header, receive
 from tests.service.serving import (
     QUICK,
     SECRET,
@@ -188,6 +191,39 @@ def test_one_that_ends_by_itself_is_not_called_stalled(tmp_path):
             with pytest.raises(TimeoutError):  # of what reads, and not of the place
                 async with late.receiving(), asyncio.timeout(0.01):
                     await asyncio.sleep(WAIT_S)
+
+    asyncio.run(look())
+
+
+def test_who_waits_for_our_disk_does_not_stall(tmp_path):
+    """All bytes came: that they are synced slowly is not the client's doing."""
+
+    async def look() -> None:
+        asked, synced = threading.Event(), threading.Event()
+
+        class Disk(ThreadPoolExecutor):
+            def submit(self, work, /, *arguments, **named):
+                def slowly():
+                    if work.__name__ == "sync":
+                        asked.set()
+                        assert synced.wait(WAIT_S)
+                    return work(*arguments, **named)
+
+                return super().submit(slowly)
+
+        async def chunk() -> bytes:
+            return b"model"
+
+        digest = hashlib.sha256(b"model").digest()
+        with open(tmp_path / "file", "wb") as file, Disk(1) as disk:
+            upload = Upload(file, Pace(0.0))
+            whole = Header(pb.ProveHeader(), None, None, 5, digest)
+            received = asyncio.create_task(receive(chunk, upload, whole, WAIT_S, disk))
+            await asyncio.to_thread(asked.wait, WAIT_S)
+            stalled = upload.stalls()
+            synced.set()
+            await received
+            assert asked.is_set() and not stalled
 
     asyncio.run(look())
 
