@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 from itertools import pairwise
+from traceback import clear_frames
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -74,8 +75,11 @@ def bounded() -> Iterator[None]:
     heap.keep()
     try:
         yield
-    except MemoryError:
-        raise ParameterError("this machine has too little memory for this network") from None
+    except BaseException as error:
+        clear_frames(error.__traceback__)  # whose arrays would be freed when nobody gives memory back any more
+        if isinstance(error, MemoryError):
+            raise ParameterError("this machine has too little memory for this network") from None
+        raise
     finally:
         heap.give_back()
 
