@@ -16,7 +16,7 @@ import numpy as np
 
 from ml.expressions import RELU, Expression, X
 from ml.real_network import Floats, Ints, RealEdge, RealNetwork, RealNode, Shape, Tensor, Value, Windows, diagonal
-from ml.rounding import Steps
+from ml.rounding import Steps, single
 from ml.windows import along, behind, cropped, difference_edge, has_pads, inner_outputs, runs, some_taps, unit_edge
 from protocol.errors import ParameterError
 from protocol.network import IDENTITY, MAX_NODES, Product, Window
@@ -67,7 +67,7 @@ class Builder:
     def network(self, logits: Tensor, name: str) -> RealNetwork:
         """The network that ends in these logits."""
         value = self.settled(self.single(logits))
-        self._append(RealNode(value.edges, value.bias, value.shape, None, name))
+        self._append(RealNode(value.edges, value.constant, value.shape, None, name))
         scale, shift = self.input_affine or (np.ones(self.shape[0]), np.zeros(self.shape[0]))
         return RealNetwork(self.shape, scale, shift, tuple(self.nodes))
 
@@ -78,9 +78,9 @@ class Builder:
         value = self.settled(value)
         edge = value.plain
         if expression == RELU and edge is not None and edge.source in self.nonnegative:
-            if (edge.weight >= 0).all() and (value.bias >= 0).all():
+            if (edge.weight >= 0).all() and (value.constant >= 0).all():
                 return value
-        self._append(RealNode(value.edges, value.bias, value.shape, expression, name))
+        self._append(RealNode(value.edges, value.constant, value.shape, expression, name))
         low = min(expression.parameters, default=0.0)
         if expression.kind in ("relu", "sigmoid") or (expression.kind == "clip" and low >= 0):
             self.nonnegative.add(len(self.nodes))
@@ -138,6 +138,7 @@ class Builder:
         if id(value) not in self.renormalized:
             ratio = scale / first_scale
             again = self.input.affine(ratio, shift - ratio * first_shift)
+            again = replace(again, stepwise=again.bias + (value.rounded - value.bias))
             self.renormalized[id(value)] = value, _normalized(again, edge)
         return self.renormalized[id(value)][1]
 
@@ -172,7 +173,7 @@ class Builder:
         """
         value = self.settled(value)
         edge = value.plain
-        if edge is None or (unshifted and value.bias.any()) or (unpooled and edge.pool) or (
+        if edge is None or (unshifted and (value.bias.any() or value.rounded.any())) or (unpooled and edge.pool) or (
             positive and not (edge.weight > 0).all()
         ) or ((unshifted or uncropped) and cropped(edge)):
             value = self.commit(value, name)
@@ -206,16 +207,16 @@ class Builder:
         if len(tensor.parts) == 1 and tensor.order is None:
             return tensor.parts[0]
         places, total = tensor.places(), tensor.shape[0]
-        edges, bias = [], np.zeros(total)
+        edges, bias, rounded = [], np.zeros(total), np.zeros(total)
         for part, at in zip(tensor.parts, tensor.slices(), strict=True):
             rows = np.flatnonzero((at.start <= places) & (places < at.stop))
             value, chosen = self.settled(part), places[rows] - at.start
-            bias[rows] = value.bias[chosen]
+            bias[rows], rounded[rows] = value.bias[chosen], value.rounded[chosen]
             for edge in value.edges:
                 size = edge.weight.size // len(edge.weight) * edge.groups
                 self.spend(total * size, 0, "a concatenation")
                 edges.append(edge.chosen(chosen.tolist(), rows.tolist(), total))
-        return Value(tuple(edges), bias, (total, *tensor.parts[0].shape[1:]))
+        return Value(tuple(edges), bias, (total, *tensor.parts[0].shape[1:]), rounded)
 
     def complete(self, tensor: Tensor) -> Tensor:
         """The tensor with all channels of its parts, in whatever order."""
@@ -258,7 +259,8 @@ class Builder:
                 if len(terms[0].edges) + len(terms[1].edges) > MAX_TERMS:
                     terms[index] = self.commit(terms[index], name)
             bias = terms[0].bias + terms[1].bias
-            parts.append(Value(_summed(terms, bias), bias, terms[0].shape))
+            rounded = single(terms[0].rounded + terms[1].rounded)
+            parts.append(Value(_summed(terms, bias), bias, terms[0].shape, rounded))
         return replace(left, parts=tuple(parts))
 
     def product(self, left: Tensor, right: Tensor, name: str) -> Tensor:
@@ -312,10 +314,7 @@ class Builder:
             self._convolve(fail, name, p, weight[:, s] if groups == 1 else weight, windows, groups)
             for p, s in zip(tensor.parts, tensor.slices(), strict=True)
         ]
-        for value in values:
-            bias = bias + value.bias
-        meeting = (e.way.after for v in values for e in v.edges)
-        return Tensor((Value(_summed(values, bias, *meeting), bias, values[0].shape),))
+        return Tensor((_joined(values, bias),))
 
     def dense(self, fail: Fail, name: str, tensor: Tensor, weight: Floats, bias: Floats) -> Tensor:
         """A matrix [O, features] times the flattened tensor."""
@@ -329,9 +328,7 @@ class Builder:
             kernel = weight[:, start : start + c * h * w].reshape(len(weight), c, h, w)
             start += c * h * w
             values.append(self._convolve(fail, name, part, kernel, (Window(h), Window(w)), 1))
-            bias = bias + values[-1].bias
-        meeting = (e.way.after for v in values for e in v.edges)
-        return Tensor((Value(_summed(values, bias, *meeting), bias, values[0].shape),), rank=2)
+        return Tensor((_joined(values, bias),), rank=2)
 
     def _convolve(
         self, fail: Fail, name: str, value: Value, weight: Floats, windows: Windows, groups: int
@@ -348,15 +345,17 @@ class Builder:
         if max(shape) > 1 << 16 or prod(shape[1:]) * kh * kw * c > MAX_TAPS:
             raise fail(TOO_LARGE)
         source = (np.arange(o) // (o // groups))[:, None] * cg + np.arange(cg)[None, :]  # [O, cg] channel of the value
-        bias = after = np.zeros(o)
-        if value.bias.any():
+        bias = after = rounded = np.zeros(o)
+        if value.bias.any() or value.rounded.any():
+            terms = single(single(weight) * value.rounded[source][:, :, None, None]).reshape(o, -1)
+            rounded = single(np.add.accumulate(terms, axis=1, dtype=np.float32)[:, -1])
             shifts = (weight * value.bias[source][:, :, None, None]).reshape(o, -1)
             bias = np.add.accumulate(shifts, axis=1)[:, -1]  # left to right, unlike np.sum
             after = np.add.accumulate(np.abs(shifts), axis=1)[:, -1]
         weight = weight * edge.weight[:, 0, 0, 0][source][:, :, None, None]
         rows, columns = behind(edge, windows)
         way = edge.way.into(edge.weight, weight, after)
-        return Value((RealEdge(edge.source, weight, rows, columns, groups, edge.pool, way),), bias, shape)
+        return Value((RealEdge(edge.source, weight, rows, columns, groups, edge.pool, way),), bias, shape, rounded)
 
     def pad(self, fail: Fail, name: str, value: Value, pads: tuple[int, int, int, int]) -> Value:
         """The value with zeros around it: top, left, bottom, right."""
@@ -397,9 +396,9 @@ class Builder:
         for edge in value.edges:
             self.spend(total * edge.weight.size // channels * edge.groups, 0, name)
             edges.append(edge.chosen(range(channels), own, total))
-        bias = np.zeros(total)
-        bias[own] = value.bias
-        return Tensor((Value(tuple(edges), bias, (total, area[0], area[1])),))
+        bias, rounded = np.zeros(total), np.zeros(total)
+        bias[own], rounded[own] = value.bias, value.rounded
+        return Tensor((Value(tuple(edges), bias, (total, area[0], area[1]), rounded),))
 
     def average(self, fail: Fail, name: str, value: Value, windows: Windows) -> Value:
         """The mean over windows; padding counts as zeros."""
@@ -430,7 +429,7 @@ class Builder:
             around = Window(1, 1, top, shape[1] - bottom), Window(1, 1, left, shape[2] - right)
             weight = scale[:, None, None, None]
             edges.append(replace(edge, weight=weight, rows=around[0], columns=around[1], pool=pool))
-        mean = Value(tuple(edges), value.bias, shape)
+        mean = Value(tuple(edges), value.bias, shape, value.stepwise)
         large = LARGE_POOL * prod(shape) <= prod(value.shape)
         return self.commit(mean, name) if large else mean
 
@@ -475,7 +474,7 @@ class Builder:
         if edge.source in self.nonnegative:
             self.nonnegative.add(len(self.nodes))
         most = replace(edge, source=len(self.nodes), rows=IDENTITY, columns=IDENTITY)
-        return replace(self._output(), edges=(most,), bias=value.bias)
+        return replace(self._output(), edges=(most,), bias=value.bias, stepwise=value.stepwise)
 
     def _pooled(self, fail: Fail, value: Value, windows: Windows) -> Shape:
         c, h, w = value.shape
@@ -491,6 +490,15 @@ def _summed(values: Sequence[Value], *shifts: Floats) -> tuple[RealEdge, ...]:
     """The edges of a sum of values, in which their biases and some other shifts meet."""
     steps = [(1.0, shift) for shift in (*shifts, *(v.bias for v in values))]
     return tuple(e.then(*steps) for v in values for e in v.edges)
+
+
+def _joined(values: Sequence[Value], bias: Floats) -> Value:
+    """The sum of values that one operator adds up, and its bias."""
+    exact, rounded = bias, np.zeros(len(bias))
+    for value in values:
+        exact, rounded = exact + value.bias, single(rounded + value.rounded)
+    meeting = (e.way.after for v in values for e in v.edges)
+    return Value(_summed(values, exact, *meeting), exact, values[0].shape, single(rounded + single(bias)))
 
 
 def _normalized(image: Value, edge: RealEdge) -> Value:

@@ -206,6 +206,7 @@ class _Quantiser:
             node = self.node(real_node, grid(steps), _shift(width), table)
             over = self.over(node, _limit(width))  # rounding of the weights may exceed it by little
             if not over.any():
+                self.check_scales(_expression(real_node), table, ceiling, grid(steps), where)
                 self.scales.append(grid(steps))
                 return node
             steps = steps + over
@@ -349,6 +350,22 @@ class _Quantiser:
             self.shared[key] = Table(width, np.rint(values).clip(-ceiling, ceiling).astype(np.int64))
         return self.shared[key]
 
+    def check_scales(self, expression: Expression, table: Table, ceiling: int, scale: Floats, where: str) -> None:
+        """Raise ParameterError unless float32 finds the table at the scales of all channels, the table's own being 1.
+
+        The least and the largest are enough: what underflows or overflows does so there.
+        """
+        if expression.arguments in ((), (X,)):  # one operation, which cannot be taken back
+            return
+        for unit in (float(scale.min()), float(scale.max())):
+            x = np.arange(-len(table.values) // 2, len(table.values) // 2) * unit
+            self.spend(expression, x)
+            with np.errstate(all="ignore"):
+                single = expression(x.astype(np.float32)).astype(np.float64) / unit
+            close = np.abs(single.clip(-ceiling, ceiling) - table.values) <= 2.0
+            if not (np.isfinite(single) & close).all():
+                raise ParameterError(f"{where}: its activation function underflows or overflows float32")
+
     def units(self, width: int) -> Ints:
         """The arguments of one more table."""
         self.table_rows += 1 << width
@@ -356,10 +373,14 @@ class _Quantiser:
             raise ParameterError(TOO_MANY_TABLES)
         return np.arange(-(1 << (width - 1)), 1 << (width - 1))
 
-    def evaluate_curve(self, expression: Expression, x: npt.NDArray[np.floating]) -> Floats:
+    def spend(self, expression: Expression, x: npt.NDArray[np.floating] | Ints) -> None:
+        """Count an evaluation before it is made; ParameterError over the cap."""
         self.table_work += expression.cost * len(x)
         if self.table_work > TABLE_WORK:
             raise ParameterError(TOO_MANY_TABLES)
+
+    def evaluate_curve(self, expression: Expression, x: npt.NDArray[np.floating] | Ints) -> Floats:
+        self.spend(expression, x)
         return expression(x.astype(np.float64))
 
     def evaluate(self, node: Node) -> Iterator[Ints]:

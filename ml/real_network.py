@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml.expressions import Expression
-from ml.rounding import Steps, Way
+from ml.rounding import ALIKE, Steps, Way, single
 from protocol.errors import ParameterError
 from protocol.network import IDENTITY, Product, Window
 
@@ -113,11 +113,26 @@ class RealNetwork:
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A linear map of committed tensors: the sum of its edges, plus a bias per channel."""
+    """A linear map of committed tensors: the sum of its edges, plus a bias per channel.
+
+    stepwise: the bias as float32 finds it step by step; None if it has one step.
+    """
 
     edges: tuple[RealEdge, ...]
     bias: Floats
     shape: Shape
+    stepwise: Floats | None = None
+
+    @property
+    def rounded(self) -> Floats:
+        """The bias as float32 finds it."""
+        return single(self.bias) if self.stepwise is None else self.stepwise
+
+    @property
+    def constant(self) -> Floats:
+        """The bias, or what float32 makes of it where that is another number."""
+        rounded = self.rounded
+        return np.where(np.abs(self.bias - rounded) <= ALIKE * np.abs(self.bias), self.bias, rounded)
 
     @property
     def plain(self) -> RealEdge | None:
@@ -130,9 +145,12 @@ class Value:
     def affine(self, scale: Floats | float, shift: Floats | float, steps: Steps = ()) -> Value:
         """scale[c] * value + shift[c].  steps: those of the file that make it, if it has more than this one."""
         scales = np.broadcast_to(np.asarray(scale, np.float64), self.bias.shape)
-        known = (e.then(*(steps or ((scales, shift),))) for e in self.edges)
+        taken, rounded = steps or ((scales, shift),), self.rounded
+        for a, b in taken:
+            rounded = single(single(rounded * single(a)) + single(b))
+        known = (e.then(*taken) for e in self.edges)
         edges = tuple(replace(e, weight=e.weight * scales[:, None, None, None]) for e in known)
-        return replace(self, edges=edges, bias=self.bias * scales + shift)
+        return replace(self, edges=edges, bias=self.bias * scales + shift, stepwise=rounded)
 
 
 @dataclass(frozen=True, eq=False)

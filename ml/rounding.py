@@ -24,13 +24,20 @@ LARGEST = 2.0**127  # number, about
 MOST = 2.0**107  # a shift may be: as many as a file can have, and what they are added to, do not overflow
 PLAIN_SHIFT = 2.0**-100  # in units of the source, and
 PLAIN_PEAK = 2.0**20  # of a weight: what factors of products may have had on the way without being committed
+ALIKE = 2.0**-14  # relative to it, of a constant: integers do not tell more apart
 TRACKED = 2.0**900  # sizes beyond it count as it: all are far beyond float32
+
+
+def single(x: Floats | float) -> Floats:
+    """Rounded to float32; so is a sum or a product of two such numbers, once, as float64 holds enough of it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(x).astype(np.float32).astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class Way:
     """before: float64 [C] or [1], the largest shift per channel of the source, in its units.  after: [O] or [1], the
-    same per output.  peak: the largest size that any weight had on the way."""
+    same per output.  peak: the largest size that any weight had on the way, infinite where a shift may overflow."""
 
     before: Floats = field(default_factory=lambda: np.zeros(1))
     after: Floats = field(default_factory=lambda: np.zeros(1))
@@ -44,7 +51,7 @@ class Way:
                 top = np.minimum(top * np.abs(scale), TRACKED)
                 after = np.maximum(np.abs(scale) * np.maximum(after, SMALLEST), np.abs(shift))
                 after = np.minimum(after, TRACKED)
-                peak = max(peak, float(top.max()), TRACKED if after.max() > MOST else 0.0)
+                peak = max(peak, float(top.max()), np.inf if after.max() > MOST else 0.0)
         return replace(self, after=np.broadcast_to(after, top.shape), peak=peak)
 
     def like(self, other: Way) -> bool:

@@ -27,7 +27,7 @@ def heard(node: RealNode, where: str, ranges: Ranges, scales: list[Floats]) -> R
     for e in node.edges:
         size = _size(ranges[e.source]) * scales[e.source]
         terms = prod(e.weight.shape[1:]) * (e.pool[0].kernel * e.pool[1].kernel if e.pool else 1)
-        if not e.way.peak * float(size.max()) * terms < LARGEST:
+        if not e.way.peak * float(size.max()) * terms < LARGEST:  # nor is 0 times infinity
             raise ParameterError(f"{where}: its inputs overflow float32 on the way; scale the weights down")
         lost = (size < LOST * e.way.before)[e.sources][:, :, None, None]
         largest = np.abs(e.weight * size[e.sources][:, :, None, None]).max(axis=(1, 2, 3))

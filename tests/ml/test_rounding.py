@@ -116,6 +116,24 @@ CHAINS: dict[str, tuple[Nodes, dict[str, np.ndarray]]] = {
          ("Mul", ["v", "more"], "w", {}), ("Mul", ["w", "gate"], "q", {}), ("Mul", ["q", "sixteen"], "y", {})],
         UNIT | {"less": np.array(1e-30), "more": np.array(1e30)}
     ),
+    "a constant beside a larger one": (
+        [*DARK, ("Add", ["dark", "S"], "t", {}), ("Add", ["t", "six"], "u", {}), ("Sub", ["u", "S"], "v", {}),
+         ("Relu", ["v"], "c", {}), ("Add", ["d", "c"], "w", {}), ("Sub", ["w", "six"], "q", {}),
+         ("Relu", ["q"], "y", {})],
+        UNIT | {"six": np.array(6.0)},
+    ),
+    "a constant that is rounded up": (
+        [*DARK, ("Add", ["dark", "S"], "t", {}), ("Add", ["t", "half"], "u", {}), ("Sub", ["u", "S"], "v", {}),
+         ("Mul", ["v", "less"], "w", {}), ("Relu", ["w"], "c", {}), ("Sub", ["d", "c"], "q", {}),
+         ("Relu", ["q"], "y", {})],
+        UNIT | {"half": np.array(33000.0), "less": np.array(1e-4)},
+    ),
+    "a constant in a convolution": (
+        [("Mul", ["x", "zero"], "z", {}), ("Add", ["z", "S"], "t", {}), ("Add", ["t", "six"], "u", {}),
+         ("Conv", ["u", "each", "-S2"], "v", {"strides": [3, 3]}), ("Relu", ["v"], "c", {}),
+         ("Add", ["d", "c"], "w", {}), ("Sub", ["w", "six"], "q", {}), ("Relu", ["q"], "y", {})],
+        UNIT | {"zero": np.array(0.0), "six": np.array(6.0)},
+    ),
     "sums around a concatenation": (
         [("Add", ["d", "S"], "t", {}), ("Concat", ["t", "d"], "u", {"axis": 1}), ("Sub", ["u", "S"], "v", {}),
          ("Slice", ["v", "start", "end", "axis"], "y", {})],
@@ -282,6 +300,38 @@ def test_products_that_float32_does_not_hold_are_refused(onnx_model: Build, firs
         nodes += [("Mul", [f"t{i}" if i else "d", f"{name}3"], f"t{i + 1}" if i < 3 else "y", {})]
     constants = UNIT | {"a": np.full((2, 1, 1), first), "b": np.full((2, 1, 1), 1 / first)}
     with pytest.raises(ParameterError, match="a product that float32 does not hold"):
+        derive(hiding(onnx_model, nodes, constants))
+
+
+TINY: Nodes = [("Conv", ["d", "tiny"], "a", {}), ("LeakyRelu", ["a"], "b", {})]
+LARGE: Nodes = [("Conv", ["d", "huge"], "a", {}), ("LeakyRelu", ["a"], "b", {})]
+
+
+@pytest.mark.parametrize("before, factors", [(TINY, (1e-15, 1e-15, 1e15, 1e15)), (LARGE, (1e15, 1e15, 1e-15, 1e-15))])
+def test_functions_of_any_scale_are_looked_at_in_their_own(
+    onnx_model: Build, before: Nodes, factors: tuple[float, ...]
+) -> None:
+    """f(c x) = c f(x) has one table for all c; in float32 it does not hold for all of them."""
+    nodes, constants = steps(*(("Mul", factor) for factor in factors))
+    renamed = [(kind, ["b" if n == "d" else n for n in ins], out, more) for kind, ins, out, more in nodes[:-1]]
+    last = ("Mul", [nodes[-1][1][0], nodes[-1][1][1]], "e", {})
+    chain: Nodes = [*before, *renamed, last, ("Relu", ["e"], "f", {}), ("Conv", ["f", "back"], "y", {})]
+    eye = np.eye(2).reshape(2, 2, 1, 1)
+    more = {"tiny": eye * 1e-20, "huge": eye * 1e15, "back": eye * (1e20 if before is TINY else 1e-15)}
+    with pytest.raises(ParameterError, match="underflows or overflows"):
+        derive(hiding(onnx_model, chain, constants | more))
+
+
+def test_a_constant_that_overflows_beside_nothing_is_refused(onnx_model: Build) -> None:
+    """Infinity is clipped to 6, which hides the branch from a runtime; its exact sum is 0."""
+    constants = UNIT | {"huge": np.array(3e38), "low": np.array(0.0), "six": np.array(6.0), "minus": np.full(2, -1.0)}
+    nodes: Nodes = [
+        ("Conv", ["x", "none", "minus"], "dark", {"strides": [3, 3]}), ("Relu", ["dark"], "r", {}),
+        ("Conv", ["r", "eye"], "t", {}), ("Add", ["t", "huge"], "u", {}), ("Add", ["u", "huge"], "v", {}),
+        ("Sub", ["v", "huge"], "w", {}), ("Sub", ["w", "huge"], "z", {}), ("Clip", ["z", "low", "six"], "c", {}),
+        ("Sub", ["d", "c"], "q", {}), ("Relu", ["q"], "y", {}),
+    ]  # fmt: skip
+    with pytest.raises(ParameterError, match="bias of inf"):
         derive(hiding(onnx_model, nodes, constants))
 
 
