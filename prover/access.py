@@ -227,17 +227,24 @@ def _signer(certificate: bytes, chain: bytes, authorities: bytes) -> str:
     That is an authority's, or one in the chain that leads to an authority: a client could make up others with which its
     certificate verifies, to be many.  Where it sends no such chain, its own key takes that place.
     """
-    path, trusted = [x509.load_pem_x509_certificate(certificate)], x509.load_pem_x509_certificates(authorities)
+    own, trusted = x509.load_pem_x509_certificate(certificate), x509.load_pem_x509_certificates(authorities)
     above: list[x509.Certificate] = []
     with suppress(ValueError):  # none there, or one that cannot be read
-        above = x509.load_pem_x509_certificates(chain)[:MAX_CHAIN]
-    direct = [authority for authority in trusted if _signed(path[0], authority)]
-    for one in above:
-        if _signed(path[-1], one):
-            path.append(one)
-    through = path[1:2] if any(_signed(path[-1], authority) for authority in trusted) else []
-    key = [*direct, *through, path[0]][0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        above = [one for one in x509.load_pem_x509_certificates(chain)[:MAX_CHAIN] if _may_sign(one)]
+    known = [*trusted]
+    for _ in above:  # they come in any order
+        known += [one for one in above if one not in known and any(_signed(one, issuer) for issuer in known)]
+    signers = (issuer for issuer in known if _signed(own, issuer))
+    key = next(signers, own).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(key).hexdigest()[:SIGNER_DIGITS]
+
+
+def _may_sign(certificate: x509.Certificate) -> bool:
+    """Whether it is one of an authority: a client's signs nothing that counts, though its owner could."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return False
 
 
 def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

@@ -11,6 +11,7 @@ import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import grpc
@@ -194,6 +195,11 @@ def test_a_client_is_named_by_the_key_that_signed_it(tmp_path):
              ((deep, middle), (renewed, middle), (moved, again))]  # fmt: skip
     assert names[0] == names[1] != names[2] and names[0] != named(one, authorities=(root,))
     assert names[0] == named(deep, middle, root, authorities=(root,)) == named(deep, authorities=(middle,))
+    low = made("seven", "low", middle, True)
+    last = made("seven", "alice", low)
+    assert len({named(last, *order, authorities=(root,)) for order in permutations((low, middle, again, root))}) == 1
+    below = [made(folder, "below", one) for folder in ("eight", "nine")]  # a client is no authority
+    assert len({named(leaf, one, authorities=(root,)) for leaf in below}) == 2
     made_up = made("six", "root")
     assert named(one, made_up, authorities=(root,)) == named(one, authorities=(root,))
     broken = [(), (again,), (made_up,)]
