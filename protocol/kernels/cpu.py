@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 from itertools import pairwise
+from threading import Lock
 from traceback import clear_frames
 from typing import Any
 
@@ -683,11 +684,19 @@ def matmul(a: Array, b: Array, out: Array) -> None:
 @contextmanager
 def single_blas() -> Iterator[None]:
     """`matmul` keeps to the thread that calls it: threads of its own would spin on cores that `parallel` uses."""
-    with _blas().limit(limits=1, user_api="blas"):
+    with _lock:
+        _limits.append(_limits[-1] if _limits else _blas().limit(limits=1, user_api="blas"))
+    try:
         yield
+    finally:
+        with _lock:
+            limit = _limits.pop()
+            if not _limits:
+                limit.restore_original_limits()
 
 
 _blas = cache(ThreadpoolController)
+_lock, _limits = Lock(), list[Any]()  # one limit, as often as there are threads under it
 
 
 @kernel

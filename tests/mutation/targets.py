@@ -60,7 +60,7 @@ TARGETS = {
     "transcript": _target("honest edges test_transcript.py cheats", "InteractiveProver Messages"),
     "claim": _target("edges", "Claim.to_bytes"),
     "identity": _target("edges test_log.py", "public_key sign sign_text _secret_key"),
-    "keygen": _target("edges keys honest test_keygen.py", "MarkingKey generate_key _uniform"),
+    "keygen": _target("edges keys honest test_keygen.py", "MarkingKey PendingKey commit_key generate_key _uniform"),
     "pedersen": _target("edges keys honest test_pedersen.py", "commit commit_share commit_images"),
     "encoding": _target("test_encoding.py edges"),
     "group": _target("edges keys honest test_group.py", "multiply"),

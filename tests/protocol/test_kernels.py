@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from protocol import field, reed_solomon
 from protocol.kernels import cpu
@@ -341,6 +342,20 @@ TAPS = [*itertools.product((np.int32, np.int64, np.float64), [(1, 1, 1, 0), (3, 
 @pytest.mark.parametrize("dtype, window", TAPS)
 def test_taps(dtype, window):
     check_taps(cpu, np.random.default_rng(1), dtype, window)
+
+
+def test_blas_has_its_threads_again_when_nobody_limits_it():
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    with threadpool_limits(2, user_api="blas"):
+        before, first, second = threads(), cpu.single_blas(), cpu.single_blas()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert threads() == [1] * len(before)
+        second.__exit__(None, None, None)
+        assert threads() == before
 
 
 def check_requantize(k, rng, shift):

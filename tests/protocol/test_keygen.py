@@ -403,6 +403,8 @@ def test_a_beacon_is_part_of_the_key(mk):
 def test_window(mk, monkeypatch):
     monkeypatch.setattr(keygen, "window", lambda ell: (mk.vk.h + 1, ell))
     rejected(mk.vk, "key.window")
+    monkeypatch.setattr(keygen, "window", lambda ell: (mk.vk.h, mk.vk.h))
+    check_key(mk.vk)
     monkeypatch.setattr(keygen, "window", lambda ell: (0, mk.vk.h - 1))
     rejected(mk.vk, "key.window")
 
