@@ -399,6 +399,13 @@ def test_a_beacon_is_part_of_the_key(mk):
     assert vk.seed != mk.vk.seed
 
 
+def test_combinations_of_images_of_any_length():
+    rng = np.random.default_rng(1)
+    rows, weights = rng.integers(0, 256, (3, 40000), dtype=np.uint8), [2**128 - 1, 2**127 + 3, 5]
+    expected = [sum(w * int(v) for w, v in zip(weights, column, strict=True)) for column in rows.T]
+    assert keygen._combination(weights, rows) == expected
+
+
 @pytest.mark.reaches("key.window")
 def test_window(mk, monkeypatch):
     monkeypatch.setattr(keygen, "window", lambda ell: (mk.vk.h + 1, ell))
