@@ -82,6 +82,12 @@ def test_the_longest_stored_prefix_is_taken(empty_cache, monkeypatch):
     with pytest.raises(ParameterError):
         Generators().points(9)
     assert sorted(p.name for p in empty_cache.iterdir()) == ["generators-4", "generators-8"]
+    assert len(pedersen._prefix(4)) == 4 * 96
+    kept = Generators()
+    monkeypatch.setattr(pedersen.cache, "store", None)  # what is stored is not stored again
+    assert kept.points(4) == first[:4]
+    monkeypatch.setattr(pedersen, "_prefix", None)  # what is held is not read again
+    assert kept.points(4) == first[:4] and kept.points(3) == first[:3]
 
 
 @pytest.mark.parametrize("damage", ["swapped", "truncated", "junk"])

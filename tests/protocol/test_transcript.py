@@ -285,6 +285,30 @@ def test_the_number_of_coins_is_limited():
     assert error.value.check == "channel.coin"
 
 
+def test_a_session_has_at_most_65536_coins():
+    verifier = InteractiveVerifier(bytes)
+    for k in range(1 << 16):
+        verifier.answer(k.to_bytes(32, "little"))
+    with pytest.raises(VerificationError) as error:
+        verifier.answer(bytes([255]) * 32)
+    assert error.value.check == "channel.coin"
+
+
+@pytest.mark.reaches("channel.unused_coin")
+def test_a_proof_uses_every_coin():
+    verifier = InteractiveVerifier(coins())
+    states = [bytes([k]) * 32 for k in range(2)]
+    for state in states:
+        verifier.answer(state)
+    verifier.open()
+    verifier.coin(states[0])
+    with pytest.raises(VerificationError) as error:
+        verifier.close()
+    assert error.value.check == "channel.unused_coin"
+    verifier.coin(states[1])
+    verifier.close()
+
+
 @pytest.mark.parametrize("length", [0, 31, 33])
 def test_the_prover_wants_a_whole_coin(length):
     with pytest.raises(VerificationError) as error:
