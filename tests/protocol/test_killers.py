@@ -659,6 +659,15 @@ def test_bounds_of_answers():
     assert widths <= set(range(8)) and 0 in widths
 
 
+def test_the_bounds_of_the_link_for_every_number_of_triggers():
+    for h in range(1, 1025):
+        layout = SimpleNamespace(h=h, network=SimpleNamespace(shape=(3, 8, 8), classes=10))
+        for found, value, coordinates in zip(link.bounds(layout), (255, 9), (192, 1), strict=True):
+            largest = h * (15 * 2**27) * value
+            bits = (5 * coordinates * largest).bit_length() + 10
+            assert found == Bounds(largest, bits + -bits % 8)
+
+
 def answer_bytes(layout, blinding):
     return bytes(link.answer_bytes(layout) - 32) + blinding.to_bytes(32, "little")
 
