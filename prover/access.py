@@ -198,7 +198,8 @@ def split_address(listen: str) -> tuple[str, int]:
 
 
 def client(call: grpc.aio.ServicerContext[Any, Any], tokens: Tokens | None, authorities: bytes | None) -> str:
-    """The name of the client of a call.  Raises Unauthenticated if `tokens` are asked for and it has none.
+    """The name of the client of a call.  Raises Unauthenticated if `tokens` are asked for and it has none, and for a
+    certificate that TLS takes and the reader here does not.
 
     authorities: PEM of those whose certificates TLS lets in, None if it asks for no certificate.
     """
@@ -215,7 +216,10 @@ def client(call: grpc.aio.ServicerContext[Any, Any], tokens: Tokens | None, auth
         subject = full.decode("utf-8", "replace")
         if len(subject) > MAX_SUBJECT:  # two that begin alike are two clients
             subject = f"{subject[:MAX_SUBJECT]}... {hashlib.sha256(full).hexdigest()}"
-        signer = _signer(known["x509_pem_cert"], known.get("x509_pem_cert_chain", b""), authorities)
+        try:
+            signer = _signer(known["x509_pem_cert"], known.get("x509_pem_cert_chain", b""), authorities)
+        except (ValueError, UnsupportedAlgorithm):
+            raise Unauthenticated from None
         return f"certificate {subject} signed by {signer}"
     return f"token {name}" if name is not None else f"address {address_of(call.peer())}"
 

@@ -23,7 +23,17 @@ from cryptography.x509.oid import NameOID
 
 from protocol.errors import DecodingError, ParameterError
 from prover import access
-from prover.access import MAX_CLIENTS, Rate, Tokens, TooOften, address_of, check_address, client, read_listening
+from prover.access import (
+    MAX_CLIENTS,
+    Rate,
+    Tokens,
+    TooOften,
+    Unauthenticated,
+    address_of,
+    check_address,
+    client,
+    read_listening,
+)
 from prover.jobs import Prover
 from prover.server import Server
 from tests.service.serving import (
@@ -176,6 +186,14 @@ def named(*path: Pair, authorities: tuple[Pair, ...], subject: str = "CN=alice")
             return {"x509_subject": [subject.encode()], "x509_pem_cert": [own], **more}
 
     return client(Call(), None, b"".join(pair.certificate.read_bytes() for pair in authorities))
+
+
+def test_a_certificate_that_cannot_be_read_is_nobodys(tmp_path):
+    root = issue(tmp_path, "root")
+    broken = Pair(tmp_path / "broken.pem", root.key)
+    broken.certificate.write_bytes(b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n")
+    with pytest.raises(Unauthenticated):
+        named(broken, authorities=(root,))
 
 
 def test_a_client_is_named_by_the_key_that_signed_it(tmp_path):
