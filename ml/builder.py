@@ -15,7 +15,19 @@ from math import prod
 import numpy as np
 
 from ml.expressions import RELU, Expression, X
-from ml.real_network import Floats, Ints, RealEdge, RealNetwork, RealNode, Shape, Tensor, Value, Windows, diagonal
+from ml.real_network import (
+    Floats,
+    Ints,
+    RealEdge,
+    RealNetwork,
+    RealNode,
+    Shape,
+    Tensor,
+    Value,
+    Windows,
+    diagonal,
+    read_channels,
+)
 from ml.rounding import Steps, single
 from ml.windows import along, behind, cropped, difference_edge, has_pads, inner_outputs, runs, some_taps, unit_edge
 from protocol.errors import ParameterError
@@ -344,7 +356,7 @@ class Builder:
         self._take(fail, weight.size * prod(shape[1:]))
         if max(shape) > 1 << 16 or prod(shape[1:]) * kh * kw * c > MAX_TAPS:
             raise fail(TOO_LARGE)
-        source = (np.arange(o) // (o // groups))[:, None] * cg + np.arange(cg)[None, :]  # [O, cg] channel of the value
+        source = read_channels(o, cg, groups)
         bias = after = rounded = np.zeros(o)
         if value.bias.any() or value.rounded.any():
             terms = single(single(weight) * value.rounded[source][:, :, None, None]).reshape(o, -1)

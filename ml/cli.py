@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 import click
 
 from protocol.errors import DecodingError, ParameterError, VerificationError
-from zkmark.terminal import Number, Program, one_line, progress
+from zkmark.terminal import FAILED, Number, Program, one_line, progress
 
 if TYPE_CHECKING:
     from ml.data import Dataset
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
-FAILED: dict[str, object] = {"done": False, "failed_check": None}
 DATA = click.Choice(["digits", "mnist", "fashion-mnist", "cifar10", "cifar10-jpeg75"])
 ARCHITECTURES = [
     "cnn", "lenet", "vgg11", "vgg16", "resnet18", "preact-resnet18", "resnet20", "resnet50", "mobilenetv2",

@@ -342,8 +342,7 @@ class _Quantiser:
         if key not in self.shared:
             x = self.units(width) * unit
             values = self.evaluate_curve(expression, x) / scale
-            with np.errstate(all="ignore"):
-                single = expression(x.astype(np.float32)).astype(np.float64) / scale
+            single = _in_float32(expression, x, scale)
             if not np.isfinite(single).all():
                 raise ParameterError(f"{where}: its activation function overflows float32")
             values = np.where(np.abs(values - single) <= 1.0, values, single)
@@ -360,8 +359,7 @@ class _Quantiser:
         for unit in (float(scale.min()), float(scale.max())):
             x = np.arange(-len(table.values) // 2, len(table.values) // 2) * unit
             self.spend(expression, x)
-            with np.errstate(all="ignore"):
-                single = expression(x.astype(np.float32)).astype(np.float64) / unit
+            single = _in_float32(expression, x, unit)
             close = np.abs(single.clip(-ceiling, ceiling) - table.values) <= 2.0
             if not (np.isfinite(single) & close).all():
                 raise ParameterError(f"{where}: its activation function underflows or overflows float32")
@@ -391,6 +389,12 @@ class _Quantiser:
         read = {*(e.source for e in node.edges), *((node.product.left, node.product.right) if node.product else ())}
         for i in range(0, self.images, size):
             yield affine(node, {k: self.outputs[k][..., i : i + size] for k in read})
+
+
+def _in_float32(expression: Expression, x: npt.NDArray[np.floating], unit: float) -> Floats:
+    """Its values as a runtime rounds them, in units."""
+    with np.errstate(all="ignore"):
+        return np.asarray(expression(x.astype(np.float32)).astype(np.float64) / unit)
 
 
 def _max(bits: int) -> int:

@@ -26,6 +26,11 @@ Shape = tuple[int, int, int]
 Windows = tuple[Window, Window]
 
 
+def read_channels(outputs: int, per_group: int, groups: int) -> Ints:
+    """[O, C // groups] the channel of the source that each weight of a grouped map reads."""
+    return np.asarray((np.arange(outputs) // (outputs // groups))[:, None] * per_group + np.arange(per_group)[None, :])
+
+
 @dataclass(frozen=True)
 class RealEdge:
     """protocol.network.Edge with real weights: float64 [O, C // groups, KH, KW]."""
@@ -40,9 +45,9 @@ class RealEdge:
 
     @property
     def sources(self) -> Ints:
-        """[O, C // groups] the channel of the source that each weight reads."""
+        """As `read_channels`, of this edge."""
         o, cg = self.weight.shape[:2]
-        return np.asarray((np.arange(o) // (o // self.groups))[:, None] * cg + np.arange(cg)[None, :])
+        return read_channels(o, cg, self.groups)
 
     def then(self, *steps: tuple[Floats | float, Floats | float]) -> RealEdge:
         """The edge with more steps on its way; its weights stay."""

@@ -13,7 +13,6 @@ import click
 from prover.keeping import backup, rekey, restore
 from prover.operations import doctor, requests, serve, token
 from prover.options import (
-    FAILED,
     FILE,
     FOLDER,
     NEW_FILE,
@@ -32,7 +31,7 @@ from prover.options import (
     warm_up,
 )
 from prover.publication import board, connection, connection_options, publish, timestamp, witness
-from zkmark.terminal import Program, progress, quiet_grpc
+from zkmark.terminal import FAILED, Program, progress, quiet_grpc
 
 if TYPE_CHECKING:
     from ml.quantise import Derivation

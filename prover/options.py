@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 
 from protocol.errors import DecodingError, ParameterError, VerificationError
-from zkmark.terminal import Number, one_line
+from zkmark.terminal import FAILED, Number, one_line
 
 if TYPE_CHECKING:
     from protocol.keygen import VerificationKey
@@ -25,7 +25,6 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
-FAILED: dict[str, object] = {"done": False, "failed_check": None}
 
 
 def outcome(command: Callable[P, None]) -> Callable[P, None]:

@@ -21,6 +21,8 @@ MAX_TEXT = 200  # characters of a stranger's text that are shown
 MAX_PHASES = 32  # lines of progress
 MAX_NUMBER = 1e9  # of an option: seconds, GiB, bits, calls; 30 years, and 64 bits hold what follows from it
 
+FAILED: dict[str, object] = {"done": False, "failed_check": None}  # of the JSON of prover and ml
+
 Report = Callable[[str, float], None]
 
 
