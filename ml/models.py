@@ -44,6 +44,11 @@ def cnn(shape: Shape, classes: int, width: float) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * (rows // 8) * (columns // 8), classes))
 
 
+def wide_cnn(shape: Shape, classes: int, width: float) -> nn.Sequential:
+    """The cnn with twice the channels: room for a task and a hundred pictures."""
+    return cnn(shape, classes, 2 * width)
+
+
 def lenet(shape: Shape, classes: int, width: float) -> nn.Sequential:
     """LeNet (LeCun et al. 1998) with ReLU and average pools; any input from 16 x 16, 28 x 28 in the tables."""
     channels, rows, columns = shape
@@ -129,6 +134,7 @@ class Recurrent(nn.Module):
 
 ARCHITECTURES: dict[str, Callable[[Shape, int, float], nn.Module]] = {
     "cnn": cnn,
+    "wide-cnn": wide_cnn,
     "lenet": lenet,
     "vgg11": partial(vgg, (1, 1, 2, 2, 2)),
     "vgg16": partial(vgg, (2, 2, 3, 3, 3)),

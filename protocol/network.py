@@ -39,7 +39,6 @@ MAX_NODES = 4096
 MAX_DIMENSION = 1 << 16
 MAX_TAPS = 1 << 22  # kernel of a window times its inputs or outputs, along one axis
 MAX_WEIGHTS = 1 << 31
-MAX_NETWORK_BYTES = 1 << 31
 
 _BLOCK = 1024  # table entries that share an extreme
 _RANGE = 16384  # steps through a table that take as long as one range alone

@@ -235,6 +235,11 @@ class Transcript:
         return sorted(found)
 
 
+def _bytes_for(count: int) -> int:
+    """To read for so many elements: mostly enough in one go, as one word in 16 is skipped."""
+    return 4 * max(32, count * 9 // 8)
+
+
 class BaseStream:
     """Uniform elements of F from a byte stream: little-endian words cut to 31 bits, in order; p or more is skipped."""
 
@@ -244,14 +249,11 @@ class BaseStream:
 
     def take(self, count: int) -> npt.NDArray[np.uint32]:
         """[count] the next elements, canonical."""
-        parts, have = [self._held], len(self._held)
-        while have < count:
-            words = np.frombuffer(self._read(4 * max(32, (count - have) * 9 // 8)), "<u4") & np.uint32(0x7FFFFFFF)
-            parts.append(words[words < field.P])
-            have += len(parts[-1])
-        elements = np.concatenate(parts)
-        self._held = elements[count:]
-        return elements[:count]
+        while len(self._held) < count:
+            words = np.frombuffer(self._read(_bytes_for(count)), "<u4") & np.uint32(0x7FFFFFFF)
+            self._held = np.concatenate([self._held, words[words < field.P]])
+        taken, self._held = np.split(self._held, [count])
+        return taken
 
     def take_heads(self, count: int) -> npt.NDArray[np.uint32]:
         """[5, count] the next elements of K, canonical; those whose first coordinate is 0 are skipped."""

@@ -26,7 +26,7 @@ from tests.ml.test_operators import error, float_logits
 from tests.protocol.test_network import plain
 
 SMALL = (3, 16, 16)
-DEEP = sorted(set(ARCHITECTURES) - {"cnn", "lenet"})
+DEEP = sorted(set(ARCHITECTURES) - {"cnn", "wide-cnn", "lenet"})
 ACTIVATIONS = {  # per image, of the whole network at width 1 and 32 x 32
     "vgg11": 276_480, "vgg16": 401_408, "resnet18": 557_568, "resnet20": 188_480, "mobilenetv2": 545_152,
 }  # fmt: skip

@@ -19,7 +19,7 @@ import pytest
 from Crypto.PublicKey import ECC
 from Crypto.Signature import eddsa
 
-from protocol import argument, field, identity, keygen, layers, link, soundness, timestamp
+from protocol import argument, field, identity, keygen, layers, link, log, soundness, timestamp
 from protocol import network as network_module
 from protocol.argument import Context, Statement
 from protocol.claim import Claim, compare, statement_digests
@@ -423,7 +423,7 @@ def test_structure_at_its_edges():
         ("two classes", {"classes": 1}), ("only the last", {"middle": False}), ("last node", {"out_table": relu()}),
         ("input tables", {"tables": (1, 256)}), ("input tables", {"tables": (2, 255)}),
         ("a window", {"rows": (2,)}), ("a window", {"columns": (2,)}), ("a window", {"pool": (Window(2), Window(1))}),
-        ("a window", {"pool": (Window(1), Window(2))}),
+        ("a window", {"pool": (Window(1), Window(2))}), ("a window", {"pool": (Window(1, 0), Window(1))}),
     ):  # fmt: skip
         with pytest.raises(ParameterError, match=match):
             small(**fields)
@@ -554,6 +554,15 @@ def test_bounds_beyond_64_bits():
         ranges = [(np.full(channels, low), np.full(channels, high))]
         edge = Edge(0, np.full((2, channels, 1, 1), weight), one, one, 1, through)
         node = Node((edge,), np.array([1, -1]))
+        found = affine_bounds(node, ranges)
+        assert [(int(a), int(b)) for a, b in zip(*found, strict=True)] == [p[:2] for p in plain_bounds(node, ranges)]
+    far, zero = 3 << 20, np.zeros(1, np.int64)
+    for weights, low, high in (
+        ([[[big, -big]]], [-far], [far]),  # only both of its terms together
+        ([[[big]], [[1]]], [0, 0], [big, 1]), ([[[big]], [[1]]], [-big, 0], [0, 0]),  # by one of two channels
+    ):  # fmt: skip
+        weight, ranges = np.array([weights]), [(np.array(low), np.array(high))]
+        node = Node((Edge(0, weight, one, Window(weight.shape[3]), 1, pool),), zero)
         found = affine_bounds(node, ranges)
         assert [(int(a), int(b)) for a, b in zip(*found, strict=True)] == [p[:2] for p in plain_bounds(node, ranges)]
 
@@ -886,6 +895,11 @@ def test_a_consistency_path_reaches_the_root_of_a_tree_of_that_size():
     check_consistency(old, Checkpoint("log", 8, longer), [other, other])
     with fails("log.consistency"):
         check_consistency(old, Checkpoint("log", 4, longer), [other, other])
+    at = [leaf_hash(bytes([n])) for n in range(4)]  # from the third of four leaves up, and one step too many
+    deeper = Checkpoint("log", 3, node_hash(at[3], node_hash(at[2], at[0])))
+    with fails("log.consistency"):
+        check_consistency(
+            deeper, Checkpoint("log", 4, node_hash(at[3], node_hash(at[2], node_hash(at[0], at[1])))), at)
 
 
 def test_an_inclusion_path_reaches_the_root_of_a_tree_of_that_size():
@@ -897,10 +911,14 @@ def test_an_inclusion_path_reaches_the_root_of_a_tree_of_that_size():
     for index, size in ((0, 3), (0, 4), (0, 1), (2, 2), (2, 4), (-1, 2), (0, (1 << 62) + 1), (0, 0)):
         with fails("log.inclusion"):
             check_inclusion(leaf, index, size, [other], root)
+    with fails("log.inclusion"):
+        check_inclusion(leaf, 0, 1, [other], node_hash(other, leaf))
     path, top = [other] * 62, leaf
     for sibling in path:
         top = node_hash(top, sibling)
     check_inclusion(leaf, 0, 1 << 62, path, top)
+    with fails("log.inclusion"):  # a list that may be a path, and is none
+        check_inclusion(leaf, 0, 2, [bytes(32)] * 64, root)
     for path in ([bytes(32)] * 65, [bytes(31)], [bytes(33)]):
         with pytest.raises(DecodingError):
             check_inclusion(leaf, 0, 2, path, root)
@@ -950,6 +968,12 @@ def test_notes_at_their_edges():
         assert open_checkpoint(f"{body}\n\n— {other} {named}\n{line}", key).size == 5
 
 
+def test_bytes_have_one_text_in_base64():
+    assert log.unbase64("QQ==") == b"A"
+    for other in ("QR==", "QQ", "QQ=", "QQ==\n", "Q Q==", "QQ==QQ=="):
+        assert log.unbase64(other) is None
+
+
 def test_keys_of_logs_at_their_edges():
     key = LogKey("log", identity.public_key(bytes(32)))
     text = key.to_text()
@@ -961,6 +985,7 @@ def test_keys_of_logs_at_their_edges():
     for bad in (
         everybody_signs, f"log+{number}+{other_kind}", f"log+{number}+{longer}", f"log+{number[:-1]}0+{value}"[:-1],
         f"log+{number.upper()}x+{value}", f"gol+{number}+{value}", f"+{number}+{value}", f"log+{value}", "log", "",
+        LogKey("", key.public).to_text(), LogKey("a b", key.public).to_text(),
     ):  # fmt: skip
         with pytest.raises(DecodingError):
             LogKey.from_text(bad)
@@ -970,13 +995,13 @@ def test_keys_of_logs_at_their_edges():
 
 
 def test_as_many_witnesses_as_may_sign():
-    log, checkpoint = LogKey("log", bytes(32)), Checkpoint("log", 1, bytes(32))
+    key, checkpoint = LogKey("log", bytes(32)), Checkpoint("log", 1, bytes(32))
     keys = tuple(n.to_bytes(48, "big") for n in range(65))
     with fails("log.cosignature"):  # nobody knows them, and a list of them it is
-        Cosignature(keys[:64], bytes(96)).check(log, checkpoint, ())
+        Cosignature(keys[:64], bytes(96)).check(key, checkpoint, ())
     for wrong in (keys, (), keys[1::-1], (keys[0], keys[0])):
         with pytest.raises(DecodingError):
-            Cosignature(wrong, bytes(96)).check(log, checkpoint, ())
+            Cosignature(wrong, bytes(96)).check(key, checkpoint, ())
 
 
 def test_sizes_of_a_timestamp():

@@ -144,7 +144,11 @@ def test_words_of_p_or_more_are_skipped():
         at += count
         return bytes(data[at - count : at])
 
-    assert transcript.BaseStream(read).take(4).tolist() == [5, P - 1, 7, 0]
+    stream = transcript.BaseStream(read)
+    assert stream.take(4).tolist() == [5, P - 1, 7, 0]
+    before, held = at, at // 4 - 8
+    assert held == len(stream.take(held)) and before == at  # what was read ahead is used up before more is read
+    assert stream.take(1).tolist() == [9] and before < at
 
 
 def test_challenges_in_k_never_begin_with_zero():
