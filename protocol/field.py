@@ -35,7 +35,7 @@ _FROM = np.uint32(1)  # mont(a R, 1) = a
 def _scaled(values: Any, factor: np.uint32) -> Any:
     k = kernels.of(values)
     out = k.words(*values.shape)
-    k.f_scale(k.contiguous(values).reshape(-1), factor, out.reshape(-1))
+    k.f_scale(k.contiguous(values).ravel(), factor, out.ravel())
     return out
 
 
@@ -146,26 +146,21 @@ def power(a: Vector, exponent: int) -> Vector:
 
 
 def inverse(a: Vector) -> Vector:
-    """Elementwise inverse (0 for 0), by a^(p^5 - 2) = conj(a) / norm(a).
-
-    The conjugates are the Frobenius powers a^(p^i); their product with a is the norm, an element of F.
-    """
-    conjugates = [a]
-    for _ in range(DEGREE - 1):
-        conjugates.append(mul_rows(conjugates[-1], _FROBENIUS))
-    rest = mul(mul(conjugates[1], conjugates[2]), mul(conjugates[3], conjugates[4]))
+    """Elementwise inverse (0 for 0): the norm a^(1 + p + p^2 + p^3 + p^4) is an element of F."""
+    first = frobenius(a)
+    pair = mul(first, frobenius(first))  # a^(p + p^2)
+    rest = mul(pair, frobenius(frobenius(pair)))
     norm = to_base(mul(a, rest))[0]
     inverted = np.array([pow(int(v), P - 2, P) for v in norm], np.uint32)
     return mul(rest, embed(inverted))
 
 
-def mul_rows(a: Vector, factors: npt.NDArray[np.uint32]) -> Vector:
-    """Multiply coordinate c of every element by the base element factors[c] (Montgomery)."""
-    return np.stack([_scaled(a[c], factors[c]) for c in range(DEGREE)])
+def frobenius(a: Vector) -> Vector:
+    """Elementwise a^p: (sum a_i x^i)^p = sum a_i x^(ip), and x^p = 2^((p-1)/5) x because x^5 = 2."""
+    return np.stack([_scaled(a[i], _FROBENIUS[i]) for i in range(DEGREE)])
 
 
-# Frobenius: (sum a_i x^i)^p = sum a_i x^(ip), and x^p = 2^((p-1)/5) x because x^5 = 2.
-_FROBENIUS = embed([pow(2, (P - 1) // 5 * i, P) for i in range(DEGREE)])[0]
+_FROBENIUS = embed([pow(2, P // 5 * i, P) for i in range(DEGREE)])[0]  # p // 5 is (p - 1) / 5
 
 
 def powers(a: Vector, count: int) -> Vector:
@@ -204,7 +199,7 @@ def from_bytes(data: bytes) -> Vector:
     words = np.frombuffer(data, "<u4").astype(np.uint32)
     if (words >= _P).any():
         raise DecodingError("field elements: a coordinate is not canonical")
-    return from_base(np.ascontiguousarray(words.reshape(-1, DEGREE).T))
+    return from_base(np.ascontiguousarray(words.reshape(len(data) // ELEMENT_BYTES, DEGREE).T))
 
 
 def equal(a: Vector, b: Vector) -> bool:

@@ -86,7 +86,7 @@ def smallest_k_min(
     return k if k <= h else None
 
 
-def smallest_ell(classes: int, target: float = FALSE_CLAIM_TARGET, limit: int = 4096) -> int | None:
+def smallest_ell(classes: int, limit: int, target: float = FALSE_CLAIM_TARGET) -> int | None:
     """The fewest triggers (at most `limit`) for which every accepted h has a k_min that meets `target`, or None."""
     return next((n for n in range(1, limit + 1) if smallest_k_min(window(n)[0], classes, target) is not None), None)
 
@@ -297,11 +297,8 @@ def choose_parameters(counts: Counts, rows: Callable[[int], int], log2_rate_inve
     """
     found = []
     for a in range(8, MAX_LOG2_ROW + 1):
-        t = _queries(a, log2_rate_inverse)
-        if t is None:
-            continue
-        parameters = Parameters(a, log2_rate_inverse, t)
         try:
+            parameters = Parameters(a, log2_rate_inverse, _queries(a, log2_rate_inverse))
             argument_ledger(replace(counts, rows=rows(a)), parameters, interactive=True)
         except ParameterError:
             continue
@@ -312,12 +309,10 @@ def choose_parameters(counts: Counts, rows: Callable[[int], int], log2_rate_inve
 
 
 @cache
-def _queries(log2_row: int, log2_rate_inverse: int) -> int | None:
-    """The fewest queries, at most 255, with QUERY_TARGET bits; their error falls with their number."""
+def _queries(log2_row: int, log2_rate_inverse: int) -> int:
+    """The fewest queries with QUERY_TARGET bits, which fall short where 255 do; their error falls with their number."""
 
     def enough(t: int) -> bool:
         return query_error(log2_row, log2_rate_inverse, t)[0] <= Fraction(1, 1 << QUERY_TARGET)
 
-    few = range(1, min(255, 1 << (log2_row - 1)) + 1)
-    found = bisect_left(few, True, key=enough)
-    return few[found] if found < len(few) else None
+    return bisect_left(range(255), True, key=enough)

@@ -99,6 +99,15 @@ def test_inverse(values):
         assert times(x, y) == ((1, 0, 0, 0, 0) if any(x) else (0,) * 5)
 
 
+@given(elements)
+def test_frobenius(x):
+    power = (1, 0, 0, 0, 0)
+    for bit in f"{P:b}":
+        power = times(power, power)
+        power = times(power, x) if bit == "1" else power
+    assert plain(field.frobenius(k([x]))) == [power]
+
+
 @given(elements, st.integers(0, 40))
 def test_powers(x, n):
     expected = [(1, 0, 0, 0, 0)]

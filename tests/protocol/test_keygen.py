@@ -202,9 +202,21 @@ def test_chosen_labels():
     generate_key(KeyParameters(SHAPE, 10, 4, LabelRule.CHOSEN), some_images(4), labels=[0] * 4)  # so none is too few
 
 
+def test_keys_of_one_trigger():
+    """Whose coin opens it or not: nothing is asked of no opening."""
+    parameters = KeyParameters(SHAPE, 10, 1, LabelRule.CHOSEN)
+    found = set()
+    for number in range(20):
+        vk = generate_key(parameters, some_images(1), labels=[9], entropy=fixed_entropy(bytes([number]))).vk
+        check_key(vk)
+        found.add(vk.h)
+    assert found == {0, 1}
+
+
 def test_the_bound_of_joint_labels(vk):
     assert vk.smallest_k_min() == smallest_k_min(vk.h, CLASSES) and vk.smallest_k_min(20) > vk.smallest_k_min()
     assert vk.false_claim_bits(60, 3) == false_claim_bits(vk.h, CLASSES, 60, 3)
+    assert vk.false_claim_bits(60) == false_claim_bits(vk.h, CLASSES, 60)
 
 
 def test_uniform_draws():
@@ -255,9 +267,9 @@ def test_generate_key_refuses():
 
 
 def test_too_few_triggers_names_the_smallest_number():
-    with pytest.raises(ParameterError, match=f"smallest number that can is {smallest_ell(10)}"):
+    with pytest.raises(ParameterError, match=f"smallest number that can is {smallest_ell(10, 4096)}"):
         generate_key(KeyParameters(SHAPE, 10, 131), some_images(131))
-    generate_key(KeyParameters(SHAPE, 10, smallest_ell(10)), some_images(smallest_ell(10)))
+    generate_key(KeyParameters(SHAPE, 10, smallest_ell(10, 4096)), some_images(smallest_ell(10, 4096)))
 
 
 def test_a_key_has_ell_commitments(vk):
@@ -337,6 +349,7 @@ def test_more_openings_than_triggers(mk):
     bad = signed(mk, openings=mk.openings(np.append(np.arange(ELL), 0)))
     with pytest.raises(DecodingError, match="more openings"):
         VerificationKey.from_bytes(bad.to_bytes())
+    rejected(signed(mk, openings=mk.openings(np.arange(ELL))), "key.openings")  # can be read, and is false
 
 
 def test_truncated_or_extended_keys(mk):

@@ -98,6 +98,6 @@ def test_claims_about_columns_are_at_points_of_their_axes():
         for claim in (claim for form in fork.system.forms for claim in form.images):
             axes = layout.columns[claim.column][1]
             assert [coordinates.shape[1] for coordinates in claim.point] == [lg(n) for n in axes]
-            assert fork.system.groups[claim.group].shape == (field.DEGREE, h)
+            assert fork.system.groups[claim.group].shape == (field.DEGREE, h) and claim.coefficient.any()
             claimed.add(claim.column)
     assert claimed == {*layout.columns}

@@ -91,7 +91,7 @@ def test_false_claim_bits():
 
 def test_smallest_ell():
     for classes, ell in ((10, 132), (2, 378)):
-        assert soundness.smallest_ell(classes) == ell
+        assert soundness.smallest_ell(classes, 4096) == ell
         assert soundness.smallest_k_min(soundness.window(ell)[0], classes) is not None
         assert soundness.smallest_k_min(soundness.window(ell - 1)[0], classes) is None
     assert [soundness.smallest_ell(2, limit=limit) for limit in (300, 377, 378)] == [None, None, 378]
@@ -245,6 +245,11 @@ def test_ledger_terms_from_first_principles():
         Fraction(1, P**5) + Fraction(5 * 10, size), Fraction(1, P**5), Fraction(1, 2**128),
     ]  # fmt: skip
     ledger = argument_ledger(small, p, False)
+    assert [t.name for t in ledger.terms] == [
+        "lookups", "lookup trees", "affine and output sumchecks", "random points", "batched linear equations",
+        "batched quadratic constraints", "proximity", "column queries", "link of pixels", "link of labels",
+        "openings checked at once",
+    ]  # fmt: skip
     assert [t.error for t in ledger.terms] == expected and ledger.total == sum(expected)
     assert argument_ledger(small, p, True).total == 8 * ledger.total  # as many sessions as a verifier takes part in
     assert ledger.bits == bits(ledger.total) < bits(query)
@@ -295,6 +300,14 @@ def test_chosen_parameters_are_the_smallest_proof():
     assert chosen.queries == smallest_queries(chosen.log2_row, 3, 124)
     assert choose_parameters(RESNET, rows, 4).log2_rate_inverse == 4
     assert choose_parameters(RESNET, lambda a: 1 + 2**18 // 2**a).log2_row < chosen.log2_row
+
+
+def test_every_row_length_is_tried():
+    """With the fewest queries that do; a length at which the ledger fails stops nothing."""
+    for a in range(9, 19):
+        for rate in (3, 4):
+            assert soundness._queries(a, rate) == smallest_queries(a, rate, 124)
+        assert choose_parameters(RESNET, lambda b, a=a: 1000 if a == b else P).log2_row == a
 
 
 def test_no_parameters_for_too_much_work():
