@@ -26,12 +26,11 @@ from ml.real_network import (
     Value,
     Windows,
     diagonal,
-    read_channels,
 )
 from ml.rounding import Steps, single
 from ml.windows import along, behind, cropped, difference_edge, has_pads, inner_outputs, runs, some_taps, unit_edge
 from protocol.errors import ParameterError
-from protocol.network import IDENTITY, MAX_NODES, Product, Window
+from protocol.network import IDENTITY, MAX_NODES, Product, Window, read_channels
 
 MAX_ACTIVATIONS = 1 << 24  # of one image, over all nodes
 MAX_TAPS = 1 << 28  # elements that one edge gathers for one image

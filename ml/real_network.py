@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ml.expressions import Expression
 from ml.rounding import ALIKE, Steps, Way, single
 from protocol.errors import ParameterError
-from protocol.network import IDENTITY, Product, Window
+from protocol.network import IDENTITY, Product, Window, read_channels
 
 MAX_SELECTED = 1 << 25  # weights of a last layer with chosen outputs
 
@@ -24,11 +24,6 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Shape = tuple[int, int, int]
 Windows = tuple[Window, Window]
-
-
-def read_channels(outputs: int, per_group: int, groups: int) -> Ints:
-    """[O, C // groups] the channel of the source that each weight of a grouped map reads."""
-    return np.asarray((np.arange(outputs) // (outputs // groups))[:, None] * per_group + np.arange(per_group)[None, :])
 
 
 @dataclass(frozen=True)

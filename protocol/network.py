@@ -84,6 +84,13 @@ class Window:
 IDENTITY = Window(1)
 
 
+def read_channels(outputs: int, per_group: int, groups: int) -> Ints:
+    """[O, C // groups] the source channel that each weight of a grouped map reads."""
+    group = np.arange(outputs, dtype=np.int64) // (outputs // groups)
+    channels: Ints = group[:, None] * per_group + np.arange(per_group, dtype=np.int64)
+    return channels
+
+
 @dataclass(frozen=True)
 class Edge:
     """One linear map into a node: optional sum-pool (rows, columns), then a grouped convolution.
@@ -100,11 +107,8 @@ class Edge:
 
     @property
     def channels(self) -> Ints:
-        """[O, C // groups] the source channel that each weight reads."""
-        o, cg = self.weight.shape[:2]
-        group = np.arange(o, dtype=np.int64) // (o // self.groups)
-        channels: Ints = group[:, None] * cg + np.arange(cg, dtype=np.int64)
-        return channels
+        """As `read_channels`, of this edge."""
+        return read_channels(self.weight.shape[0], self.weight.shape[1], self.groups)
 
 
 @dataclass(frozen=True)
