@@ -43,7 +43,8 @@ def spacing(node: RealNode, integer: Node, unit: Floats, ranges: Ranges, scales:
     """
     size, shift = np.abs(node.bias), np.full(len(unit), SMALLEST)
     for real, edge in zip(node.edges, integer.edges, strict=True):
-        before = np.ceil(np.minimum(real.way.before / scales[edge.source], 2.0**50)).astype(np.int64)
+        scale = np.maximum(scales[edge.source], SPACING * SMALLEST)  # no unit is smaller but that of a dead product
+        before = np.ceil(np.minimum(real.way.before / scale, 2.0**50)).astype(np.int64)
         most = _size(ranges[edge.source]) + before
         alone = replace(integer, edges=(edge,), bias=np.zeros(len(unit), np.int64))
         sums = affine_bounds(alone, [*ranges[: edge.source], (-most, most)])[1]  # of absolute values

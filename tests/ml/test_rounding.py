@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 import ml.integers
 from ml.calibration import noise_images
 from ml.quantise import derive, fidelity, float_classes
+from ml.real_network import RealEdge, RealNode
 from ml.rounding import SMALLEST
+from ml.single import spacing
 from protocol.errors import ParameterError
+from protocol.network import IDENTITY, Edge, Node
 
 Build = Callable[..., bytes]
 Nodes = list[tuple[str, list[str], str, dict[str, Any]]]
@@ -333,6 +336,14 @@ def test_a_constant_that_overflows_beside_nothing_is_refused(onnx_model: Build) 
     ]  # fmt: skip
     with pytest.raises(ParameterError, match="bias of inf"):
         derive(hiding(onnx_model, nodes, constants))
+
+
+def test_a_product_that_is_zero_needs_no_unit() -> None:
+    one, zero = np.ones((1, 1, 1, 1)), np.zeros(1, np.int64)
+    real = RealNode((RealEdge(0, one),), np.zeros(1), (1, 1, 1), None, "")
+    integer = Node((Edge(0, one.astype(np.int64), IDENTITY, IDENTITY),), zero)
+    with np.errstate(all="raise"):
+        assert spacing(real, integer, np.ones(1), [(zero, zero)], [np.zeros(1)]).tolist() == [0.0]
 
 
 def before_this(monkeypatch: pytest.MonkeyPatch) -> None:
