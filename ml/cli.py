@@ -32,7 +32,7 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 DATA = click.Choice(["digits", "mnist", "fashion-mnist", "cifar10", "cifar10-jpeg75"])
 ARCHITECTURES = [
     "cnn", "wide-cnn", "lenet", "vgg11", "vgg16", "resnet18", "preact-resnet18", "resnet20", "resnet50", "mobilenetv2",
-    "mlp", "mnist-cnn",
+    "mlp", "cleverhans-cnn",
 ]  # fmt: skip
 BATCHES = 1200  # by default: two epochs of MNIST, eighty of the digits
 

@@ -6,6 +6,7 @@ architecture: what counts is the function, and that it still derives.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from copy import deepcopy
 
 import torch
@@ -44,18 +45,38 @@ def prune(model: nn.Module, share: float, per_layer: bool = False) -> nn.Module:
 
 @torch.no_grad()
 def low_rank(model: nn.Module, share: float) -> nn.Module:
-    """A copy whose weights, as matrices [out, in * kernel], have the best approximation of a rank r.
+    """A copy whose weights, as matrices [out, in * kernel], have the best approximation of a lower rank each.
 
-    r is the largest at which two factors hold at most 1 - share of the matrix's numbers, but at least 1.
+    Factors of each hold what its least rank within a relative error needs, or the matrix is kept where that is less;
+    the error is one for all, the least at which at most 1 - share of all numbers are left, and at most that of rank 1
+    (keras_compressor, which Le Merrer et al. used, takes the error).
     """
     if not 0 <= share <= 1:
         raise ParameterError("the share to save lies between 0 and 1")
     attacked = deepcopy(model)
-    for w in weights(attacked):
-        matrix = w.flatten(1)
-        rank = max(int((1 - share) * matrix.numel() / sum(matrix.shape)), 1)
-        w.copy_(truncated(matrix, rank).reshape(w.shape))
+    matrices = [w.flatten(1) for w in weights(attacked)]
+    errors = [_errors(matrix) for matrix in matrices]
+
+    def ranks(most: float) -> list[int]:
+        return [1 + int((error > most).sum()) for error in errors]
+
+    def left(most: float) -> int:
+        return sum(min(rank * sum(m.shape), m.numel()) for rank, m in zip(ranks(most), matrices, strict=True))
+
+    candidates = torch.cat(errors).unique().tolist()
+    numbers = sum(m.numel() for m in matrices)
+    found = bisect_left(candidates, True, key=lambda most: left(most) <= (1 - share) * numbers)
+    for matrix, rank in zip(matrices, ranks(candidates[min(found, len(candidates) - 1)]), strict=True):
+        if rank * sum(matrix.shape) < matrix.numel():
+            matrix.copy_(truncated(matrix, rank))  # a view of the weight
     return attacked
+
+
+def _errors(matrix: Tensor) -> Tensor:
+    """[n] relative Frobenius error of the best approximation of rank 1 .. n, falling to 0."""
+    energy = torch.linalg.svdvals(matrix.double()).square()
+    tails = energy.flip(0).cumsum(0).flip(0)  # [n] of the values from each on
+    return torch.cat([tails[1:], tails.new_zeros(1)]).div(tails[0].clamp(min=1e-300)).sqrt()
 
 
 def truncated(matrix: Tensor, rank: int) -> Tensor:

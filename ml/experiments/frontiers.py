@@ -36,7 +36,9 @@ def overwriting(lab: Lab, options: dict[str, Any]) -> list[Row]:
     scheme, key, rest, model = _marked(lab, options)
     x, y = lab.thief.train_x[: options["adversaries"]], lab.thief.train_y[: options["adversaries"]]
     attacked = adversarial(model, x, y, scheme.epsilon, lab.attack_fit())
-    return [_row("none", scheme, key, rest, model), _row("adversarial fine-tuning", scheme, key, rest, attacked)]
+    models = {"before marking": lab.unmarked(), "a stranger's": lab.unmarked(1), "none": model}
+    models["adversarial fine-tuning"] = attacked
+    return [_row(name, scheme, key, rest, suspect) for name, suspect in models.items()]
 
 
 def false_positives(lab: Lab, options: dict[str, Any]) -> list[Row]:
@@ -74,7 +76,7 @@ def public_key(lab: Lab, options: dict[str, Any]) -> list[Row]:
     hidden = TriggerKey(made.hidden_images, made.hidden_labels, key.sides, key.chosen)
     model = _embedded(lab, scheme, hidden, rest, "frontier-public")
     k_min = len(hidden) - tolerance(len(hidden), key.sides, LEVEL) + 1  # what the paper's test needs
-    models = {"no mark": lab.unmarked(), "none": model}
+    models = {"before marking": lab.unmarked(), "a stranger's": lab.unmarked(1), "none": model}
     models |= {f"prune {share:.0%}": compression.prune(model, share) for share in options["shares"]}
     rows: list[Row] = []
     for name, suspect in models.items():
@@ -111,8 +113,9 @@ def _attacked(
     lab: Lab, options: dict[str, Any], attack: Callable[[nn.Module, float], nn.Module]
 ) -> list[Row]:
     scheme, key, rest, model = _marked(lab, options)
-    rows = [_row("no mark", scheme, key, rest, lab.unmarked()), _row("none", scheme, key, rest, model)]
-    return rows + [_row(f"{share:.0%}", scheme, key, rest, attack(model, share)) for share in options["shares"]]
+    models = {"before marking": lab.unmarked(), "a stranger's": lab.unmarked(1), "none": model}
+    models |= {f"{share:.0%}": attack(model, share) for share in options["shares"]}
+    return [_row(name, scheme, key, rest, suspect) for name, suspect in models.items()]
 
 
 def _row(name: str, scheme: Frontier, key: TriggerKey, rest: Dataset, model: nn.Module) -> Row:

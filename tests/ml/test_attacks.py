@@ -167,13 +167,21 @@ def test_pruning(convolutions: nn.Module, share: float, per_layer: bool) -> None
 
 
 def test_low_rank(convolutions: nn.Module) -> None:
-    for share in (0.25, 0.5, 0.9, 1.0):
+    """Every layer is within one relative error that the next smaller rank of each exceeds."""
+    for share in (0.0, 0.25, 0.5, 0.9, 1.0):
+        errors, smaller, left, least, full = [], [], 0, 0, 0
         for old, new in zip(weights(convolutions), weights(low_rank(convolutions, share)), strict=True):
             a, b = (np.asarray(w.detach().flatten(1), np.float64) for w in (old, new))
-            rank = int(np.linalg.matrix_rank(b, tol=1e-5))
-            assert rank == 1 or rank * sum(a.shape) <= (1 - share) * a.size < (rank + 1) * sum(a.shape)
             singular = np.linalg.svd(a, compute_uv=False)
-            assert np.linalg.norm(a - b) == pytest.approx(np.sqrt((singular[rank:] ** 2).sum()), rel=1e-4)
+            rank = int(np.linalg.matrix_rank(b, tol=1e-5))
+            beyond = [np.linalg.norm(singular[r:]) / np.linalg.norm(singular) for r in range(len(singular) + 1)]
+            assert np.linalg.norm(a - b) / np.linalg.norm(a) == pytest.approx(beyond[rank], rel=1e-4, abs=1e-6)
+            left, least, full = left + min(rank * sum(a.shape), a.size), least + sum(a.shape), full + a.size
+            errors.append(beyond[rank])
+            if rank > 1 and rank < len(singular):
+                smaller.append(beyond[rank - 1])
+        assert left <= max((1 - share) * full, least)
+        assert max(errors) <= min(smaller, default=1.0) and (share > 0 or max(errors) < 1e-6)
     matrix = torch.randn(5, 7, generator=torch.Generator().manual_seed(2))
     assert torch.allclose(truncated(matrix, 5), matrix, atol=1e-5)
 

@@ -108,14 +108,14 @@ def test_a_section_has_its_own_budget_and_architectures(
     monkeypatch.setitem(runner.EXPERIMENTS, "le-merrer-table-1", measure)
     monkeypatch.setitem(runner.EXPERIMENTS, "adi-table-1", measure)
     tiny["adi-table-1"] = {**tiny["adi-table-1"], "options": {"count": 1}}
-    tiny["le-merrer-table-1"]["tiny"] = {"data": {"digits": ["mlp", "mnist-cnn"]}, "batches": 7, "count": 3}
+    tiny["le-merrer-table-1"]["tiny"] = {"data": {"digits": ["mlp", "cleverhans-cnn"]}, "batches": 7, "count": 3}
     tiny["presets"]["tiny"] = {**TINY, "seeds": [0, 1]}
     text = run(["adi-table-1", "le-merrer-table-1"], "tiny", tmp_path, chosen=tiny).read_text()
-    once = [("cnn", 5), ("mlp", 7), ("mnist-cnn", 7)]
+    once = [("cnn", 5), ("mlp", 7), ("cleverhans-cnn", 7)]
     assert seen == [(arch, seed, batches) for seed in (0, 1) for arch, batches in once]  # all of one seed first
     assert "| mlp, 25% | 50 | 3 | 0.36 | 95.1 | rate 1.0 |" in text  # the paper's MLP
-    assert "| mnist-cnn, 25% | 50 | 3 | 0.05 | 98.3 | rate 1.0 |" in text
-    assert "mlp, seeds 0, 1; mnist-cnn, seeds 0, 1" in text
+    assert "| cleverhans-cnn, 25% | 50 | 3 | 0.05 | 98.3 | rate 1.0 |" in text
+    assert "mlp, seeds 0, 1; cleverhans-cnn, seeds 0, 1" in text
 
 
 def test_other_processes_measure_the_same(tiny: dict[str, Any], tmp_path: Path) -> None:
