@@ -255,7 +255,7 @@ def verify(shape: Shape, root: bytes, systems: Sequence[System], transcript: Tra
                    for count in shape.blinding]  # fmt: skip
     for name, polynomial in zip(("proximity", "linear", "quadratic"), polynomials, strict=True):
         transcript.absorb_elements(f"{name}.polynomial", polynomial)
-    _, p_lin, p_quad = polynomials
+    p_prox, p_lin, p_quad = (polynomial.values for polynomial in polynomials)
     folded = fill(p_quad, 3, size).reshape(field.DEGREE, 3, size)
     if field.add(field.add(folded[:, 0], folded[:, 1]), folded[:, 2]).any():
         raise VerificationError("quadratic.zero", "the quadratic polynomial does not vanish on H")
@@ -275,7 +275,7 @@ def verify(shape: Shape, root: bytes, systems: Sequence[System], transcript: Tra
 
     points = reed_solomon.domain_points(columns, size, shape.rate_inverse)
     powers = reed_solomon.power_table(points, shape.blinding[2])
-    at_prox, at_lin, at_quad = (field.combine(powers[:, : p.shape[1]], p) for p in polynomials)
+    at_prox, at_lin, at_quad = (field.combine(powers[:, : p.shape[1]], p) for p in (p_prox, p_lin, p_quad))
     blinding = [_lane(words[:, shape.rows :], i) for i in range(3)]
     _check("proximity.columns", at_prox,
            field.add(blinding[0], field.combine(words[:, : shape.rows], proximity)))

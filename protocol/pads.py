@@ -211,12 +211,12 @@ class Party:
             sent = MaskedElements(field.sub(values, self._pads[:, index]))
             self._sent.append(sent)
         else:
-            if self._messages is None or self._at + count > self._messages.shape[1]:
+            if self._messages is None or self._at + count > self._messages.values.shape[1]:
                 raise VerificationError("messages.count", "the proof has too few messages")
-            sent = MaskedElements(np.ascontiguousarray(self._messages[:, self._at : self._at + count]))
+            sent = MaskedElements(np.ascontiguousarray(self._messages.values[:, self._at : self._at + count]))
             self._at += count
         self.transcript.absorb_elements(label, sent)
-        return Wire(index, sent)
+        return Wire(index, sent.values)
 
     def challenge(self, label: str, count: int = 1) -> Vector:
         return self.transcript.challenge(label, count)
@@ -225,4 +225,4 @@ class Party:
         """All messages of this fork [5, n], once every pad and message was used."""
         if self._free != self._free_end or self._triple != self._triple_end:
             raise RuntimeError("pad count does not match the messages")
-        return MaskedElements(field.concat(self._sent))
+        return MaskedElements(field.concat([sent.values for sent in self._sent]))

@@ -12,15 +12,16 @@ frames since the last one, so that nothing can be absorbed twice or in two ways:
 other, and a join absorbs their digests in order.
 
 Nothing that depends on the witness leaves the prover as it is, and the types say so: what is sent is `Masked` or
-`MaskedElements`, what is absorbed is that or `Public`, and nothing else passes mypy.  These types are given in a few
-places only, where a mask is added or where all is public; SECURITY.md lists them, and a test compares.
+`MaskedElements`, what is absorbed is that or `Public`, and anything else is a TypeError, for mypy, too.  These types
+are given in a few places only, where a mask is added or where all is public; SECURITY.md lists them, a test compares.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import NewType, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +33,20 @@ from protocol.errors import VerificationError
 DIGEST_BYTES = 32
 COIN_BYTES = 32
 
-Public = NewType("Public", bytes)  # a function of the statement and of what was sent
-Masked = NewType("Masked", bytes)  # a message of the prover: distributed as if there were no witness
-MaskedElements = NewType("MaskedElements", npt.NDArray[np.uint32])  # the same, of K [5, n]
+
+class Public(bytes):
+    """A function of the statement and of what was sent."""
+
+
+class Masked(bytes):
+    """A message of the prover: distributed as if there were no witness."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedElements:
+    """The same, of K [5, n].  What is computed from `values` is no message any more."""
+
+    values: field.Vector
 
 
 class Messages:
@@ -44,6 +56,8 @@ class Messages:
         self._parts: list[Masked] = []
 
     def send(self, message: Masked) -> None:
+        if not isinstance(message, Masked):
+            raise TypeError("only what is masked is sent")
         self._parts.append(message)
 
     def send_elements(self, message: MaskedElements) -> None:
@@ -54,7 +68,9 @@ class Messages:
 
 
 def _wire(elements: MaskedElements) -> Masked:
-    return Masked(field.to_bytes(elements))
+    if not isinstance(elements, MaskedElements):
+        raise TypeError("only what is masked is sent")
+    return Masked(field.to_bytes(elements.values))
 
 
 class Channel(Protocol):
@@ -176,6 +192,8 @@ class Transcript:
 
     def absorb(self, label: str, data: Masked | Public) -> None:
         """Absorb one message."""
+        if not isinstance(data, Masked | Public):
+            raise TypeError("only what is masked or public is absorbed")
         self._frames.append(_frame(b"A", label, data))
 
     def absorb_elements(self, label: str, elements: MaskedElements) -> None:

@@ -118,7 +118,7 @@ def ray_engine(address: str | None = None, *, workers: int | None = None, thread
                 ready, _ = ray.wait(list(running), timeout=POLL_S)
                 for reference in ready:
                     index = running.pop(reference)
-                    found[index] = MaskedElements(np.array(ray.get(reference)))
+                    found[index] = MaskedElements(np.array(ray.get(reference).values))
                     done += work[index]
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None

@@ -32,6 +32,7 @@ from protocol import argument, field, layers, ligero, link, lookup, witness
 from protocol import pads as pads_module
 from protocol.layers import Witness
 from protocol.layout import LIMB_BITS, Layout
+from protocol.transcript import MaskedElements
 
 P = field.P
 
@@ -254,7 +255,11 @@ def small_mask(name: str) -> Iterator[None]:
 
 def polynomial(name: str, change: Callable[[Any], Any]) -> Any:
     """Test polynomial `name` (proximity, linear, quadratic) is change(coefficients)."""
-    return replaced(ligero.Committed, name, lambda original: lambda *given: change(original(*given)))
+
+    def lying(original: Any) -> Any:
+        return lambda *given: MaskedElements(change(original(*given).values))
+
+    return replaced(ligero.Committed, name, lying)
 
 
 def bumped(*changes: tuple[int, int]) -> Callable[[Any], Any]:
@@ -275,22 +280,24 @@ def stubborn() -> Iterator[None]:
 
     def linear(original: Any) -> Any:
         def lie(committed: Any, test: Any) -> Any:
-            out, size = original(committed, test), committed.shape.size
+            masked, size = original(committed, test), committed.shape.size
+            out = masked.values
             total = field.total(np.ascontiguousarray(out[:, ::size]))
             wanted = field.scale(test.target, pow(size, -1, P))
             out[:, :1] = field.add(out[:, :1], field.sub(wanted, total))
-            return out
+            return masked
 
         return lie
 
     def quadratic(original: Any) -> Any:
         def lie(committed: Any, coefficients: Any) -> Any:
-            out, size = original(committed, coefficients), committed.shape.size
+            masked, size = original(committed, coefficients), committed.shape.size
+            out = masked.values
             for at in range(size):
                 rest = out[:, at + size :: size]
                 if rest.shape[1] or out[:, at].any():
                     out[:, at] = field.neg(field.total(np.ascontiguousarray(rest)))[:, 0]
-            return out
+            return masked
 
         return lie
 

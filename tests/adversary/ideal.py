@@ -22,7 +22,7 @@ from protocol.layout import PRODUCTS, Layout
 from protocol.multilinear import eq_tensor
 from protocol.pads import Form, Need
 from protocol.soundness import Parameters
-from protocol.transcript import FiatShamir, Public, Transcript
+from protocol.transcript import FiatShamir, MaskedElements, Public, Transcript
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def run(
         sums = [layers.run(parties[index], context, index) for index in chosen]
         sent = {index: parties[index].finish() for index in chosen}
         if witness is not None:
-            messages = [sent.get(index, field.zeros(0)) for index in range(len(parties))]
+            messages = [sent.get(index, MaskedElements(field.zeros(0))) for index in range(len(parties))]
         systems += [(str(index), parties[index].system) for index in chosen]
         if len(sums) == len(parties):
             systems.append(("balance", argument._join(transcript, parties, sums)))
@@ -120,4 +120,4 @@ def run(
         a, b, c = (values.arrays[name].astype(object) for name in (x, y, z))
         failed += [(f"{x} {y} = {z}", int(i)) for i in np.flatnonzero((a * b - c) % field.P)]
     assert messages is not None
-    return Outcome(failed, messages, pads)
+    return Outcome(failed, [message.values for message in messages], pads)

@@ -44,7 +44,7 @@ from protocol.multilinear import eq_tensor, lg
 from protocol.network import Edge, Network, Node, Product, Table, Window, affine_bounds
 from protocol.pads import Form, Need, Party, System, Wire
 from protocol.soundness import Parameters
-from protocol.transcript import FiatShamir, Transcript
+from protocol.transcript import FiatShamir, MaskedElements, Transcript
 
 VECTORS, SPEC = Path(__file__).parents[1] / "vectors", Path(__file__).parents[2] / "protocol" / "SPEC.md"
 
@@ -695,7 +695,7 @@ def test_blindings_of_answers_are_below_the_order():
 
 def party(need, messages):
     transcript = Transcript("test", FiatShamir())
-    return Party(transcript, need, Need(), need.triples, messages=messages)
+    return Party(transcript, need, Need(), need.triples, messages=MaskedElements(messages))
 
 
 def test_a_party_takes_what_it_needs_and_no_more():
@@ -728,7 +728,8 @@ def test_a_party_takes_what_it_needs_and_no_more():
 
 def test_parts_have_pads_of_their_own():
     transcript = Transcript("test", FiatShamir())
-    second = Party(transcript, Need(free=1, triples=1), Need(free=4, triples=2), 7, messages=field.embed(range(3)))
+    given = MaskedElements(field.embed(range(3)))
+    second = Party(transcript, Need(free=1, triples=1), Need(free=4, triples=2), 7, messages=given)
     assert second.exchange("a", 1).index.tolist() == [3 * 7 + 4]
     x, y, (product,) = second.exchange_factors("b", 1)
     assert (x.index.tolist(), y.index.tolist(), product) == ([2], [7 + 2], 2 * 7 + 2)

@@ -12,7 +12,7 @@ from protocol.errors import Restart, VerificationError
 from protocol.lookup import TreeWitness, copied_triples, fractional_tree, tree_need, variables
 from protocol.multilinear import eq_tensor, lg, real
 from protocol.pads import Need, Party
-from protocol.transcript import FiatShamir, Transcript
+from protocol.transcript import FiatShamir, MaskedElements, Transcript
 from tests.adversary import faults
 
 P = field.P
@@ -52,7 +52,7 @@ def play(rng, p, q, shape, order, change=lambda pads: pads):
     prover = Party(Transcript("tree", FiatShamir()), need, Need(), need.triples, pads=pads)
     fractional_tree(prover, shape, order, witness)
     messages = prover.finish()
-    assert messages.shape[1] == need.sent
+    assert messages.values.shape[1] == need.sent
     verifier = Party(Transcript("tree", FiatShamir()), need, Need(), need.triples, messages=messages)
     end = fractional_tree(verifier, shape, order)
     verifier.finish()
@@ -200,7 +200,8 @@ def test_a_scaled_root_has_the_same_sum_and_is_rejected(leaves):
 @pytest.mark.reaches("messages.count")
 def test_too_few_messages(leaves):
     need = tree_need(SHAPE, orders[5])
-    verifier = Party(Transcript("tree", FiatShamir()), need, Need(), need.triples, messages=field.zeros(need.sent - 1))
+    short = MaskedElements(field.zeros(need.sent - 1))
+    verifier = Party(Transcript("tree", FiatShamir()), need, Need(), need.triples, messages=short)
     with pytest.raises(VerificationError) as error:
         fractional_tree(verifier, SHAPE, orders[5])
     assert error.value.check == "messages.count"

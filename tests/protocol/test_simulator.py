@@ -223,7 +223,7 @@ def said(layout, values, pads):
         context = layers.Context(layout, alpha, beta, values)
         for index, party in enumerate(parties):
             layers.run(party, context, index)
-        return field.to_base(field.concat(party.finish() for party in parties)).astype(np.int64).reshape(-1)
+        return field.to_base(field.concat(party.finish().values for party in parties)).astype(np.int64).reshape(-1)
 
 
 @pytest.fixture(scope="module")

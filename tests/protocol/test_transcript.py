@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from protocol import field, transcript
 from protocol.errors import VerificationError
-from protocol.transcript import FiatShamir, InteractiveProver, InteractiveVerifier, Transcript
+from protocol.transcript import FiatShamir, InteractiveProver, InteractiveVerifier, MaskedElements, Public, Transcript
 
 P = 15 * 2**27 + 1
 
@@ -31,8 +31,8 @@ def fold(state, *frames):
 
 def test_plain_twin():
     t = fresh()
-    t.absorb("a", b"xyz")
-    t.absorb("b", struct.pack("<Q", 258))
+    t.absorb("a", Public(b"xyz"))
+    t.absorb("b", Public(struct.pack("<Q", 258)))
     state = fold(bytes(32), frame(b"P", b"protocol", b"test"), frame(b"A", b"a", b"xyz"),
                  frame(b"A", b"b", struct.pack("<Q", 258)), frame(b"C", b"c", b""))  # fmt: skip
     stream = cSHAKE256.new(state, custom=b"zkmark/challenge")
@@ -47,7 +47,7 @@ def test_plain_twin():
 
 def test_known_answer():
     t = fresh()
-    t.absorb("message", b"zkmark")
+    t.absorb("message", Public(b"zkmark"))
     assert t.challenge_bytes("challenge", 16).hex() == CHALLENGE
     assert t.challenge_base("base", 3).tolist() == BASE
     assert t.challenge_indices("indices", 4, 1 << 20) == INDICES
@@ -57,7 +57,7 @@ def test_known_answer():
 def run(steps):
     t = fresh()
     for label, data in steps:
-        t.absorb(label, data)
+        t.absorb(label, Public(data))
     return t.challenge_bytes("c", 32)
 
 
@@ -90,27 +90,27 @@ def test_a_challenge_depends_on_those_before():
 
 def test_forks_are_independent():
     t = fresh()
-    t.absorb("a", b"1")
+    t.absorb("a", Public(b"1"))
     children = [t.fork("node", 0), t.fork("node", 1), t.fork("edge", 0)]
     assert len({c.digest() for c in children} | {t.digest()}) == 4
     before = t.digest()
-    children[0].absorb("x", b"y")
+    children[0].absorb("x", Public(b"y"))
     children[0].challenge_bytes("c", 8)
     assert t.digest() == before
     again = fresh()
-    again.absorb("a", b"1")
+    again.absorb("a", Public(b"1"))
     twin = again.fork("node", 1)
     assert twin.digest() == children[1].digest()  # to ask for a digest folds the state, so both parties ask
     assert twin.challenge_bytes("c", 32) == children[1].challenge_bytes("c", 32)
-    again.absorb("a", b"2")
+    again.absorb("a", Public(b"2"))
     assert again.fork("node", 2).digest() != t.fork("node", 2).digest()
 
 
 def test_elements_are_absorbed_in_their_wire_form():
     values = np.arange(10, dtype=np.uint32).reshape(5, 2)
     one, two = fresh(), fresh()
-    one.absorb_elements("e", field.from_base(values))
-    two.absorb("e", values.T.astype("<u4").tobytes())
+    one.absorb_elements("e", MaskedElements(field.from_base(values)))
+    two.absorb("e", Public(values.T.astype("<u4").tobytes()))
     assert one.digest() == two.digest()
 
 
@@ -183,7 +183,7 @@ def test_indices_look_uniform():
     seen = Counter()
     for k in range(400):
         t = fresh()
-        t.absorb("k", struct.pack("<Q", k))
+        t.absorb("k", Public(struct.pack("<Q", k)))
         seen.update(t.challenge_indices("c", 8, 32))
     assert set(seen) == set(range(32)) and all(50 < n < 150 for n in seen.values())
 
@@ -218,9 +218,9 @@ def coins(name=b"coins"):
 def conversation(verifier):
     prover = InteractiveProver(verifier.answer)
     t = Transcript("test", prover)
-    t.absorb("a", b"1")
+    t.absorb("a", Public(b"1"))
     first = t.challenge_bytes("c", 16)
-    t.absorb("b", first)
+    t.absorb("b", Public(first))
     return first, t.fork("n", 0).challenge_bytes("d", 16), t.challenge_bytes("e", 16)
 
 
@@ -228,9 +228,9 @@ def test_the_verifier_replays_her_own_coins():
     verifier = InteractiveVerifier(coins())
     said = conversation(verifier)
     t = Transcript("test", verifier)
-    t.absorb("a", b"1")
+    t.absorb("a", Public(b"1"))
     first = t.challenge_bytes("c", 16)
-    t.absorb("b", first)
+    t.absorb("b", Public(first))
     assert (first, t.fork("n", 0).challenge_bytes("d", 16), t.challenge_bytes("e", 16)) == said
 
 
@@ -238,7 +238,7 @@ def test_coins_change_every_challenge():
     one, two = (conversation(InteractiveVerifier(coins(name))) for name in (b"1", b"2"))
     assert all(a != b for a, b in zip(one, two, strict=True))
     fiat_shamir = fresh()
-    fiat_shamir.absorb("a", b"1")
+    fiat_shamir.absorb("a", Public(b"1"))
     assert fiat_shamir.challenge_bytes("c", 16) not in (one[0], two[0])
 
 
@@ -247,7 +247,7 @@ def test_a_proof_of_another_session_has_no_coins():
     verifier = InteractiveVerifier(coins())
     conversation(verifier)
     t = Transcript("test", verifier)
-    t.absorb("a", b"another message")
+    t.absorb("a", Public(b"another message"))
     with pytest.raises(VerificationError) as error:
         t.challenge_bytes("c", 16)
     assert error.value.check == "channel.coin"

@@ -27,7 +27,7 @@ from protocol.keygen import VerificationKey
 from protocol.layout import Layout
 from protocol.link import Answer
 from protocol.soundness import LINK_REPETITIONS
-from protocol.transcript import Channel, FiatShamir, Transcript
+from protocol.transcript import Channel, FiatShamir, MaskedElements, Transcript
 from tests.simulators.oracle import Oracle, Tape, on_tape, taped
 
 
@@ -111,7 +111,7 @@ def proof(
     gamma = link.draw_challenge(layout, transcript)
     commitments, answer = answers(layout, statement.key, gamma, random)
     systems = [link.equations(layout, statement.key, gamma, answer, transcript)]
-    messages = [elements(random, need.sent) for need in statement.needs]
+    messages = [MaskedElements(elements(random, need.sent)) for need in statement.needs]
     parts = forks(statement.needs, statement.shape.need.triples, transcript)
     parties, sums = argument._replay(parts, messages, layers.Context(layout, alpha, beta, None))
     systems += [party.system for party in parties]
@@ -119,7 +119,7 @@ def proof(
     root, opened = opening(statement.shape, systems, transcript, random)
 
     out = Writer().raw(argument.MAGIC).raw(root).raw(b"".join(commitments)).raw(answer.to_bytes(layout))
-    body = out.raw(b"".join(map(field.to_bytes, messages))).raw(opened).to_bytes()
+    body = out.raw(b"".join(field.to_bytes(message.values) for message in messages)).raw(opened).to_bytes()
     made = body + sign(hashlib.sha256(statement.digest + body).digest())
     oracle = Oracle()
     with on_tape(tape, oracle):

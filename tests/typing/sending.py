@@ -9,7 +9,7 @@ def prove(secret: Vector, pixels: bytes, masked: MaskedElements) -> bytes:
     transcript.absorb_elements("x", masked)
     out.send_elements(masked)
     out.send_elements(secret)  # type: ignore[arg-type]
-    out.send_elements(masked - secret)  # type: ignore[arg-type]
+    out.send_elements(masked.values - secret)  # type: ignore[arg-type]
     out.send(pixels)  # type: ignore[arg-type]
     transcript.absorb_elements("x", secret)  # type: ignore[arg-type]
     transcript.absorb("x", pixels)  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ def tree() -> dict[str, Any]:
     end = lookup.fractional_tree(party, shape, order, lookup.TreeWitness(p, q, shape, order))
     return {
         "axes": list(shape), "order": list(order), "numerators": f.to_bytes(p).hex(),
-        "denominators": f.to_bytes(q).hex(), "sent": f.to_bytes(party.finish()).hex(),
+        "denominators": f.to_bytes(q).hex(), "sent": f.to_bytes(party.finish().values).hex(),
         "point": [f.to_bytes(part).hex() for part in end.point], "sum": f.to_bytes(end.total.sent).hex(),
         "digest": t.digest().hex(),
     }  # fmt: skip
