@@ -695,7 +695,7 @@ def test_blindings_of_answers_are_below_the_order():
 
 def party(need, messages):
     transcript = Transcript("test", FiatShamir())
-    return Party(transcript, need, Need(), need.triples, messages=MaskedElements(messages))
+    return Party(transcript, need, Need(), need.triples, messages=None if messages is None else MaskedElements(messages))
 
 
 def test_a_party_takes_what_it_needs_and_no_more():
