@@ -694,8 +694,8 @@ def test_blindings_of_answers_are_below_the_order():
 
 
 def party(need, messages):
-    transcript = Transcript("test", FiatShamir())
-    return Party(transcript, need, Need(), need.triples, messages=None if messages is None else MaskedElements(messages))
+    transcript, given = Transcript("test", FiatShamir()), None if messages is None else MaskedElements(messages)
+    return Party(transcript, need, Need(), need.triples, messages=given)
 
 
 def test_a_party_takes_what_it_needs_and_no_more():
