@@ -13,6 +13,7 @@ from protocol.transcript import FiatShamir, Masked, MaskedElements, Messages, Pu
 
 ROOT = Path(__file__).parents[2]
 TYPES = ("Masked", "MaskedElements", "Public")
+ONLY = "^only what is masked (is sent|or public is absorbed)$"
 
 
 def sites(source: str, module: str) -> set[str]:
@@ -51,13 +52,13 @@ def test_nothing_else_is_sent():
     masked = MaskedElements(secret)
     for bad in (secret, secret[0], secret[:, :1], masked.values, pixels[0], sum(pixels), None):
         for send in (out.send_elements, partial(t.absorb_elements, "x")):
-            with pytest.raises(TypeError, match="masked"):
+            with pytest.raises(TypeError, match=ONLY):
                 send(bad)
     for bad in (b"", pixels.tobytes(), Masked(b"12")[:1], secret[0], pixels.tolist(), masked, None):
         for send in (out.send, partial(t.absorb, "x")):
-            with pytest.raises(TypeError, match="masked"):
+            with pytest.raises(TypeError, match=ONLY):
                 send(bad)
-    with pytest.raises(TypeError, match="masked"):
+    with pytest.raises(TypeError, match=ONLY):
         out.send(Public(b"1"))
     assert out.to_bytes() == b""
 
