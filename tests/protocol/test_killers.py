@@ -797,6 +797,12 @@ def test_a_beacon_has_a_cap():
 # Claims
 
 
+def test_thresholds_of_keys_leave_no_freedom_unless_told():
+    for h in range(50, 300):
+        key = SimpleNamespace(parameters=KeyParameters((1, 1, 1), 10, 1), h=h)
+        assert keygen.VerificationKey.smallest_k_min(key) == soundness.smallest_k_min(h, 10, 128, 0)
+
+
 def test_claims_name_what_differs():
     statement, proof, _, _ = frozen()
     digests = statement_digests(statement)
@@ -946,7 +952,7 @@ def test_notes_at_their_edges():
         with pytest.raises(DecodingError):
             open_checkpoint(note(*good, "x" * (rest + 1) + last * many), key)
     for bad in (
-        note(*good, end=""), note(*good, "", "extension"), note(*good, ""),
+        note(*good, end=""), note(*good, end="x"), note(*good, "", "extension"), note(*good, ""),
         note("log", "5"),
         note("", "5", root), note("log", "05", root), note("log", "+5", root), note("log", str((1 << 62) + 1), root),
         note("log", "5", base64.b64encode(bytes(31)).decode()), note("log", "5", base64.b64encode(bytes(33)).decode()),
