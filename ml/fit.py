@@ -62,6 +62,11 @@ def answers(model: nn.Module, images: Images) -> Ints:
     return out
 
 
+def class_count(model: nn.Module, images: Images) -> int:
+    """Number of logits that the model has for images u8 [n, C, H, W], of which it sees the first."""
+    return logits_of(model, torch.from_numpy(images[:1].copy()).to(device_of(model))).shape[1]
+
+
 def accuracy(oracle: nn.Module | Oracle, images: Images, labels: Ints) -> float:
     """Share of the images that get their label."""
     found = answers(oracle, images) if isinstance(oracle, nn.Module) else oracle(images)
@@ -79,9 +84,14 @@ def fit(
     """Minimize the cross entropy in place; returns the number of epochs that were run.
 
     images: u8 [n, C, H, W]; targets: classes [n], or distributions float32 [n, classes].  Given `parameters`, only
-    those move, and batch norm keeps its statistics; otherwise these move too.  Raises ParameterError for a loss that
-    is not finite; the model is useless then.
+    those move, and batch norm keeps its statistics; otherwise these move too.  Raises ParameterError for targets that
+    do not fit the images or the model's classes, and for a loss that is not finite; the model is useless then.
     """
+    if len(targets) != len(images) or not len(images):
+        raise ParameterError(f"{len(images)} images and {len(targets)} targets do not fit each other")
+    classes = class_count(model, images)
+    if targets.shape[1:] != (classes,) and not (targets.ndim == 1 and 0 <= targets.min() <= targets.max() < classes):
+        raise ParameterError(f"targets are classes 0 .. {classes - 1} of the model, or a probability for each")
     device = device_of(model)
     x, y = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in (images, targets))
     chosen = list(model.parameters() if parameters is None else parameters)

@@ -37,4 +37,4 @@ def with_coin_labels(key: TriggerKey, offsets: np.ndarray[tuple[int], np.dtype[n
 
     offsets: [n] the coin's part, uniform and drawn after the images and the accuser's shares are committed.
     """
-    return TriggerKey(key.images, (key.labels + offsets) % key.sides, key.sides)
+    return TriggerKey(key.images, (key.labels + offsets) % key.classes, key.classes)

@@ -61,7 +61,7 @@ def false_claim(lab: Lab, options: dict[str, Any]) -> list[Row]:
     victim = lab.unmarked()
     rows: list[Row] = []
     for name, key in (("labels chosen", false), ("labels of the joint coin", with_coin_labels(false, coin))):
-        as_claimed = TriggerKey(key.images, key.labels, key.sides)  # judged as if its labels were a coin's
+        as_claimed = TriggerKey(key.images, key.labels, key.classes)  # judged as if its labels were a coin's
         rows.append({"setting": name, **verdict_cells(judge(lab.scheme, as_claimed, victim))})
     return rows
 

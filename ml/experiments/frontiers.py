@@ -17,7 +17,7 @@ from ml.data import Dataset
 from ml.experiments.lab import Lab, Row
 from ml.fit import Fit, accuracy, answers
 from ml.schemes.frontier import LEVEL, Frontier
-from ml.schemes.scheme import TriggerKey, tolerance
+from ml.schemes.scheme import TriggerKey, enough, tolerance
 from ml.verdict import judge, prove
 from protocol.errors import ParameterError
 from protocol.keygen import KeyParameters, LabelRule, generate_key
@@ -73,9 +73,9 @@ def public_key(lab: Lab, options: dict[str, Any]) -> list[Row]:
     parameters = KeyParameters(key.shape, lab.data.classes, len(key), LabelRule.CHOSEN)
     entropy = np.random.default_rng([lab.seed, 6]).bytes
     made = generate_key(parameters, key.images, labels=key.labels.tolist(), entropy=entropy)
-    hidden = TriggerKey(made.hidden_images, made.hidden_labels, key.sides, key.chosen)
+    hidden = replace(key, images=made.hidden_images, labels=made.hidden_labels)
     model = _embedded(lab, scheme, hidden, rest, "frontier-public")
-    k_min = len(hidden) - tolerance(len(hidden), key.sides, LEVEL) + 1  # what the paper's test needs
+    k_min = enough(hidden, LEVEL) or len(hidden)  # what the paper's test needs
     models = {"before marking": lab.unmarked(), "a stranger's": lab.unmarked(1), "none": model}
     models |= {f"prune {share:.0%}": compression.prune(model, share) for share in options["shares"]}
     rows: list[Row] = []

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ml.data import Dataset
 from ml.descent import CLIP, device_of
-from ml.fit import MOMENTUM, Fit, Oracle, answers, fit
+from ml.fit import MOMENTUM, Fit, Oracle, answers, class_count, fit
 from ml.schemes import images
 from ml.schemes.images import Kind
 from ml.schemes.scheme import Decision, TriggerKey, decide
@@ -126,7 +126,11 @@ def noisy(model: nn.Module, sigma: float, generator: torch.Generator) -> Iterato
 
 
 def smooth(model: nn.Module, key: TriggerKey, sigma: float, samples: int, seed: int = 0) -> Smoothed:
-    """Trigger accuracies of `samples` noisy copies (the paper: sigma 1, 10000 samples)."""
+    """Trigger accuracies of `samples` noisy copies (the paper: sigma 1, 10000 samples).
+
+    Raises ParameterError for a model of other classes than the key's.
+    """
+    key.check_model(class_count(model, key.images))
     generator = torch.Generator(device_of(model)).manual_seed(seed)
     found = np.empty(samples)
     for number in range(samples):
@@ -158,7 +162,12 @@ class Certified:
         return "certified"
 
     def make_key(self, count: int, model: nn.Module, data: Dataset) -> TriggerKey:
-        """From training images that have another label; for "unrelated", without another task, abstract ones."""
+        """From training images that have another label; for "unrelated", without another task, abstract ones.
+
+        Raises ParameterError for a label that is no class of the data, or too few images.
+        """
+        if not 0 <= self.label < data.classes:
+            raise ParameterError(f"label {self.label} is not below {data.classes}, the number of classes")
         rng = np.random.default_rng(self.seed)
         others = np.flatnonzero(data.train_y != self.label)
         base = data.train_x[rng.permutation(others)[:count]]

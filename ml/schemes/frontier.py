@@ -21,7 +21,12 @@ from ml.schemes.scheme import Decision, TriggerKey, decide
 from protocol.errors import ParameterError
 
 LEVEL = Fraction(1, 20)  # the paper's
+SIDES = 2  # a stranger's frontier passes on either side of an image
 CHOSEN = "the owner chose the images, and their labels are the true ones: a good or a robust model has them as well"
+
+
+class NotEmbedded(ParameterError):
+    """The mark did not take."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,10 @@ class Frontier:
         taken = np.concatenate(rows)[chosen]
         rest = np.setdiff1d(np.arange(len(data.test_y)), taken)
         less = replace(data, test_x=data.test_x[rest], test_y=data.test_y[rest])
-        return TriggerKey(np.concatenate(moved)[chosen], data.test_y[taken], 2, CHOSEN), less
+        return TriggerKey(np.concatenate(moved)[chosen], data.test_y[taken], data.classes, CHOSEN, SIDES), less
 
     def mark(self, model: nn.Module, data: Dataset, key: TriggerKey) -> None:
-        """Algorithm 1, embedding.  Raises ParameterError when the key is not embedded in time: take another seed."""
+        """Algorithm 1, embedding.  Raises NotEmbedded when the key is not embedded in time: take another seed."""
 
         def embedded(model: nn.Module, epoch: int) -> bool:
             return bool((answers(model, key.images) == key.labels).all())
@@ -88,7 +93,7 @@ class Frontier:
         if not embedded(model, 0):
             fit(model, images, labels, self.fine_tuning, done=embedded)
         if not embedded(model, 0):
-            raise ParameterError(f"the key is not embedded after {self.fine_tuning.epochs} epochs")
+            raise NotEmbedded(f"the key is not embedded after {self.fine_tuning.epochs} epochs")
         model.eval()
 
     def check(self, oracle: Oracle, key: TriggerKey) -> Decision:

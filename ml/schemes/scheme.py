@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from ml.data import Dataset
 from ml.fit import Images, Ints, Oracle
+from ml.inputs import MODES
 from protocol.errors import ParameterError
 from protocol.keygen import LabelRule, MarkingKey
 from protocol.soundness import tail
@@ -20,21 +22,26 @@ from protocol.soundness import tail
 
 @dataclass(frozen=True)
 class TriggerKey:
-    """images: u8 [n, C, H, W]; labels: [n].
+    """images: u8 [n, C, H, W]; labels: [n] in 0 .. classes - 1.
 
     Null model: a stranger gives each image its label with probability 1 / sides, independently.  chosen: empty when
     the labels are a coin's, so that the null model is a fact about the key; else why it is only a belief about
-    strangers, and why there is no bound on false claims.
+    strangers, and why there is no bound on false claims.  believed: the sides of a belief, where they are not classes.
     """
 
     images: Images
     labels: Ints
-    sides: int
+    classes: int
     chosen: str = ""
+    believed: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels) or not len(self.labels) or self.images.dtype != np.uint8:
             raise ParameterError("a key has one label for each of its uint8 images")
+        if not 0 <= self.labels.min() <= self.labels.max() < self.classes:
+            raise ParameterError(f"the labels of a key are 0 .. {self.classes - 1}")
+        if self.believed and not self.chosen:
+            raise ParameterError("under a coin's labels the null model is a fact, not a belief")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,21 +52,39 @@ class TriggerKey:
         _, c, h, w = self.images.shape
         return c, h, w
 
+    @property
+    def sides(self) -> int:
+        return self.believed or self.classes
+
+    def check_model(self, classes: int, shape: tuple[int, ...] | None = None) -> None:
+        """Raises ParameterError for a model of other classes or, where a shape is given, images."""
+        if classes != self.classes or shape not in (None, self.shape):
+            model = f"{classes} classes" + ("" if shape is None else f" of images {shape}")
+            raise ParameterError(f"the key is for {self.classes} classes of images {self.shape}, not {model}")
+
     def write(self, folder: Path) -> Path:
-        """Write the images as PNG files to folder/images, and their labels to folder/labels.csv, which is returned.
+        """Write a new folder: the images as PNG files in folder/images, their labels in folder/labels.csv (returned).
 
         `zkmark-prover keygen --triggers folder/images --chosen-labels folder/labels.csv` makes the public key of them.
-        Raises FileExistsError if there are such images already.
+        The folder is there with all that is in it, for its user alone, or not at all.  Raises FileExistsError if there
+        is one, and ParameterError for images of other than 1 or 3 channels.
         """
-        (folder / "images").mkdir(parents=True)
-        lines = ["file,label"]
-        for index, (image, label) in enumerate(zip(self.images, self.labels, strict=True)):
-            pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-            Image.fromarray(np.ascontiguousarray(pixels)).save(folder / "images" / f"{index:05}.png")
-            lines.append(f"{index:05}.png,{label}")
-        table = folder / "labels.csv"
-        table.write_text("\n".join([*lines, ""]))
-        return table
+        if self.shape[0] not in MODES:
+            raise ParameterError(f"image files have 1 or 3 channels, not {self.shape[0]}")
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists")
+        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+            new = Path(beside) / folder.name
+            (new / "images").mkdir(parents=True)
+            new.chmod(0o700)
+            lines = ["file,label"]
+            for index, (image, label) in enumerate(zip(self.images, self.labels, strict=True)):
+                pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+                Image.fromarray(np.ascontiguousarray(pixels)).save(new / "images" / f"{index:05}.png")
+                lines.append(f"{index:05}.png,{label}")
+            (new / "labels.csv").write_text("\n".join([*lines, ""]))
+            new.rename(folder)
+        return folder / "labels.csv"
 
     @staticmethod
     def from_marking_key(key: MarkingKey) -> TriggerKey:
@@ -83,8 +108,14 @@ class Decision:
 
 
 def decide(oracle: Oracle, key: TriggerKey, level: Fraction) -> Decision:
-    """The mark is found when the p-value is below the level.  The oracle only answers classes."""
-    errors = int((oracle(key.images) != key.labels).sum())
+    """The mark is found when the p-value is below the level.  The oracle only answers classes.
+
+    Raises ParameterError for answers that no model of the key's classes gives.
+    """
+    given = oracle(key.images)
+    if given.shape != key.labels.shape or not 0 <= given.min() <= given.max() < key.classes:
+        raise ParameterError(f"{len(key)} answers 0 .. {key.classes - 1} are asked for: the key is for such classes")
+    errors = int((given != key.labels).sum())
     p_value = tail(len(key), key.sides, len(key) - errors)
     return Decision(len(key), errors, p_value, p_value < level)
 
@@ -96,6 +127,12 @@ def tolerance(count: int, sides: int, level: Fraction) -> int:
     as well, which these two numbers miss and theta - 1 meets; with errors < theta the decision is right.
     """
     return next(theta for theta in range(count + 1) if tail(count, sides, count - theta) >= level)
+
+
+def enough(key: TriggerKey, level: Fraction) -> int | None:
+    """The fewest matches with which the mark is found, None if all of them are too few."""
+    matches = len(key) - tolerance(len(key), key.sides, level) + 1
+    return matches if matches <= len(key) else None
 
 
 class Scheme(Protocol):
