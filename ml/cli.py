@@ -5,93 +5,35 @@ Heavy modules are imported when a command needs them, so that --help answers at 
 
 from __future__ import annotations
 
-import json
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
-from functools import wraps
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
+from typing import Any
 
 import click
 
-from protocol.errors import DecodingError, ParameterError, VerificationError
-from zkmark.terminal import FAILED, Number, Program, one_line, progress
+from ml.options import (
+    FILE,
+    check_folder,
+    data_option,
+    json_option,
+    load_key,
+    load_network,
+    outcome,
+    own,
+    prepare,
+    read_model,
+    say,
+    secret_options,
+    training_options,
+    training_progress,
+    weights_options,
+    write_model,
+)
+from protocol.errors import ParameterError
+from zkmark.terminal import FAILED, Number, Program, progress
 
-if TYPE_CHECKING:
-    from ml.data import Dataset
-    from ml.mark import Look, Training
-    from ml.models import Normalized
-    from protocol.keygen import MarkingKey
-
-P = ParamSpec("P")
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-NEW_FILE = click.Path(dir_okay=False, path_type=Path)
-DATA = click.Choice(["digits", "mnist", "fashion-mnist", "cifar10", "cifar10-jpeg75"])
-ARCHITECTURES = [
-    "cnn", "wide-cnn", "lenet", "vgg11", "vgg16", "resnet18", "preact-resnet18", "resnet20", "resnet50", "mobilenetv2",
-    "mlp", "cleverhans-cnn",
-]  # fmt: skip
-BATCHES = 1200  # by default: two epochs of MNIST, eighty of the digits
-
-data_option = click.option("--data", required=True, type=DATA, help="Data set; all but digits from ZKMARK_DATA.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-
-
-def outcome(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn the errors of a command into one line (or JSON) and the exit status."""
-
-    @wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except ModuleNotFoundError as error:
-            _fail(f"{error.name} is not installed: install the extra `ml`", None, kwargs)
-        except (VerificationError, DecodingError, ParameterError, OSError, MemoryError, UnicodeError) as error:
-            _fail(str(error), error.check if isinstance(error, VerificationError) else None, kwargs)
-        except KeyboardInterrupt:
-            sys.exit(130)
-        except (click.ClickException, click.Abort, click.exceptions.Exit):
-            raise
-        except Exception as error:  # of this program; Python would end with 1, which says that a mark did not take
-            if kwargs.get("as_json"):
-                click.echo(json.dumps({**FAILED, "error": repr(error)}))
-            traceback.print_exc()
-            sys.exit(2)
-
-    return wrapper
-
-
-def _fail(text: str, check: str | None, options: Mapping[str, object]) -> NoReturn:
-    if options.get("as_json"):
-        click.echo(json.dumps({**FAILED, "failed_check": check, "error": text}))
-    click.echo(f"zkmark-ml: {one_line(text)}", err=True)
-    sys.exit(2 if check is None else 1)
-
-
-def training_options(command: Callable[P, None]) -> Callable[P, None]:
-    for option in (
-        json_option,
-        click.option("--out", required=True, type=NEW_FILE, help="File for the ONNX model."),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-        click.option(
-            "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
-            help="Of the initial weights and the order.",
-        ),
-        click.option("--epochs", type=click.IntRange(min=0), help=f"[default: as many as have {BATCHES} batches]"),
-        click.option("--width", type=Number(), default=1.0, show_default=True, help="Factor of all hidden channels."),
-        click.option("--arch", type=click.Choice(ARCHITECTURES), default="cnn", show_default=True),
-        data_option,
-    ):
-        command = option(command)
-    return command
-
-
-def secret_options(command: Callable[P, None]) -> Callable[P, None]:
-    command = click.option("--key-file", type=FILE, help="File of random bytes instead of a passphrase.")(command)
-    return click.option("--passphrase-file", type=FILE, help="File whose first line is the passphrase.")(command)
+SCHEMES = click.Choice(["backdoor", "frontier", "certified"])
+POSITIVE = Number(min=0, min_open=True)
 
 
 @click.group(cls=Program, misuse=FAILED, context_settings={"help_option_names": ["-h", "--help"]})
@@ -109,95 +51,210 @@ def train_command(
     from ml.export import export_onnx
     from ml.mark import train
 
-    _check_folder(out)
-    dataset, model, options = _prepare(data, arch, width, epochs, seed, device)
-    with _progress(as_json) as report:
+    check_folder(out)
+    dataset, model, options = prepare(data, arch, width, epochs, seed, device)
+    with training_progress(as_json) as report:
         trained = train(model, dataset, options, report)
-    _write(out, export_onnx(model, dataset.shape))
+    write_model(out, export_onnx(model, dataset.shape))
     result = {"done": True, "data": dataset.source, "test_accuracy": trained.test_accuracy, "out": str(out)}
-    _print(as_json, result, f"{out}: {trained.test_accuracy:.2%} of the test images of {data} ({dataset.source})")
+    say(as_json, result, f"{out}: {trained.test_accuracy:.2%} of the test images of {data} ({dataset.source})")
+
+
+@cli.command("triggers")
+@click.option("--scheme", required=True, type=click.Choice(["frontier", "certified"]))
+@click.option("--count", type=click.IntRange(min=2), default=200, show_default=True,
+              help="Number of triggers; half of them, by the key's coin, stay secret.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder for images and labels.")
+@click.option("--model", type=FILE, help="Of frontier: the trained network that will be marked, ONNX of `train`.")
+@click.option("--epsilon", type=POSITIVE,
+              help="Of frontier: length of the step, for pixels scaled to 0..1 [default: 0.25].")  # fmt: skip
+@click.option("--norm", type=click.Choice(["linf", "l2", "l1"]), help="Of frontier: of the step [default: linf].")
+@click.option("--kind", type=click.Choice(["content", "noise", "abstract"]),
+              help="Of certified: training images with a text or noise on them, or abstract ones [default: content].",
+)  # fmt: skip
+@click.option("--label", type=click.IntRange(min=0), help="Of certified: the class of all images [default: 0].")
+@weights_options("frontier")
+@data_option
+@json_option
+@outcome
+def triggers_command(
+    scheme: str, count: int, out: Path, model: Path | None, epsilon: float | None, norm: str | None, kind: str | None,
+    label: int | None, arch: str | None, width: float | None, data: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Make triggers whose labels the scheme fixes: images and a table of labels, for `zkmark-prover keygen`.
+
+    Of frontier: test images, moved next to the decision frontier of --model; its accuracy on their originals means
+    little after the mark.  Of certified: images of one class.  A backdoor needs no such command: `keygen` makes its
+    triggers.  Nobody can make the same again: chance is the system's.
+    """
+    own(
+        scheme, frontier={"model": model, "arch": arch, "width": width, "epsilon": epsilon, "norm": norm},
+        certified={"kind": kind, "label": label},
+    )  # fmt: skip
+    if scheme == "frontier" and model is None:
+        raise click.UsageError("--scheme frontier needs --model")
+    check_folder(out)
+    if out.exists():
+        raise ParameterError(f"{out} exists")
+    from secrets import randbits
+
+    from torch import nn
+
+    from ml.data import load
+    from ml.owner import scheme_called
+
+    network: nn.Module = nn.Identity()  # which certified triggers do without
+    if model is None:
+        dataset = load(data)
+    else:
+        dataset, network = load_network(data, read_model(model), arch, width)
+    fields = {"epsilon": epsilon, "norm": norm, "triggers": kind, "label": label}
+    made = scheme_called(scheme, {k: v for k, v in fields.items() if v is not None}, seed=randbits(128))
+    key = made.make_key(count, network, dataset)
+    table = key.write(out)
+    result = {"done": True, "data": dataset.source, "scheme": scheme, "count": count, "shape": key.shape,
+              "classes": key.classes, "triggers": str(out / "images"), "labels": str(table)}  # fmt: skip
+    task = f"--shape {','.join(map(str, key.shape))} --classes {key.classes}"
+    command = f"zkmark-prover keygen {task} --triggers {out / 'images'} --chosen-labels {table} --mk ... --vk ..."
+    say(as_json, result, f"{count} triggers (keep them secret); next:\n{command}")
 
 
 @cli.command("mark")
+@click.option("--scheme", type=SCHEMES, default="backdoor", show_default=True)
 @click.option("--mk", required=True, type=FILE, help="The marking key.")
-@click.option("--mode", type=click.Choice(["fromscratch", "pretrained"]), default="fromscratch", show_default=True)
-@click.option("--init", type=FILE, help="For pretrained: the trained network, ONNX of `train` [default: train one].")
+@click.option("--mode", type=click.Choice(["fromscratch", "pretrained"]), help="Of backdoor [default: fromscratch].")
+@click.option("--init", type=FILE,
+              help="A trained network, ONNX of `train`, to begin with.  Of backdoor: for pretrained [default: train "
+                   "one].  frontier needs it.")  # fmt: skip
+@click.option("--rehearsal", type=click.IntRange(min=0),
+              help="Of frontier: training images per epoch, without which small networks forget [default: 0].",
+)  # fmt: skip
+@click.option("--rate", type=POSITIVE, help="Of frontier: of its steps [default: 0.001].")
+@click.option("--sigma", type=POSITIVE,
+              help="Of certified: largest deviation of the noise, that of the weights at most [default: 1].",
+)  # fmt: skip
+@click.option("--replays", type=click.IntRange(min=1), help="Of certified: levels of noise [default: 20].")
+@click.option("--draws", type=click.IntRange(min=1), help="Of certified: of noise per level [default: 100].")
+@click.option("--warm-up", type=click.IntRange(min=0), help="Of certified: epochs without noise [default: 5].")
 @secret_options
 @training_options
 @outcome
 def mark_command(
-    mk: Path, mode: str, init: Path | None, passphrase_file: Path | None, key_file: Path | None,
-    data: str, arch: str, width: float, epochs: int | None, seed: int, device: str, out: Path, as_json: bool,
+    scheme: str, mk: Path, mode: str | None, init: Path | None, rehearsal: int | None, rate: float | None,
+    sigma: float | None, replays: int | None, draws: int | None, warm_up: int | None, passphrase_file: Path | None,
+    key_file: Path | None, data: str, arch: str, width: float, epochs: int | None, seed: int, device: str, out: Path,
+    as_json: bool,
 ) -> None:  # fmt: skip
-    """Train a network that keeps the key's secret triggers, from scratch or from a trained network."""
-    if init is not None and mode == "fromscratch":
-        raise click.UsageError("--init belongs to --mode pretrained")
-    _check_folder(out)
-    key = _key(mk, passphrase_file, key_file)
-    from ml.export import export_onnx, load_weights
-    from ml.mark import mark, train
+    """Train a network that keeps the key's secret triggers.
 
-    dataset, model, options = _prepare(data, arch, width, epochs, seed, device)
+    A backdoor comes in from scratch or into a trained network; frontier stitching fine-tunes a trained one on the
+    triggers (--epochs: at most, by default 100); a certified mark is trained under noise (--epochs: by default 100).
+    """
+    given = own(
+        scheme, backdoor={"mode": mode}, frontier={"rehearsal": rehearsal, "rate": rate},
+        certified={"sigma": sigma, "replays": replays, "draws": draws, "warm_up": warm_up},
+    )  # fmt: skip
+    pretrained = given.pop("mode", None) == "pretrained"
+    if init is not None and scheme == "backdoor" and not pretrained:
+        raise click.UsageError("--init belongs to --mode pretrained")
+    if init is None and scheme == "frontier":
+        raise click.UsageError("--scheme frontier needs --init, the network that its triggers were made for")
+    check_folder(out)
+    key = load_key(mk, passphrase_file, key_file)
+    from ml import owner
+    from ml.descent import pick_device
+    from ml.export import export_onnx, load_weights
+    from ml.mark import train
+
+    dataset, model, training = prepare(data, arch, width, epochs, seed, device)
     if key.vk.parameters.shape != dataset.shape or key.vk.parameters.classes != dataset.classes:
         raise ParameterError(f"the key is for images {key.vk.parameters.shape}, {data} has {dataset.shape}")
-    with _progress(as_json) as report:
+    marking = owner.scheme_called(scheme, given | ({} if epochs is None else {"epochs": epochs}), training, seed)
+    triggers = owner.hidden_key(marking, key)
+    model.to(pick_device(device))
+    with training_progress(as_json) as report:
         if init is not None:
-            load_weights(model, _read(init))
-        elif mode == "pretrained":
-            train(model, dataset, options, report)
-        marked = mark(model, dataset, key.hidden_images, key.hidden_labels, options, report)
+            load_weights(model, read_model(init))
+        elif pretrained:
+            train(model, dataset, training, report)
+        marked = owner.mark(marking, model, dataset, triggers, report)
+    write_model(out, export_onnx(model, dataset.shape))
     kept = marked.trigger_accuracy or 0.0
-    if kept < 0.9:
-        raise VerificationError("mark", f"only {kept:.0%} of the triggers took; try more --epochs or another --arch")
-    _write(out, export_onnx(model, dataset.shape))
-    result = {
-        "done": True, "data": dataset.source, "mode": mode, "test_accuracy": marked.test_accuracy,
+    result: dict[str, Any] = {
+        "done": True, "data": dataset.source, "scheme": scheme, "test_accuracy": marked.test_accuracy,
         "trigger_accuracy": kept, "h": key.vk.h, "extra_steps": marked.extra_steps, "out": str(out),
     }  # fmt: skip
+    if scheme == "backdoor":
+        result["mode"] = "pretrained" if pretrained else "fromscratch"
     accuracy = f"{marked.test_accuracy:.2%} of the test images of {data} ({dataset.source})"
-    _print(as_json, result, f"{out}: {kept:.2%} of {key.vk.h} secret triggers, {accuracy}")
+    say(as_json, result, f"{out}: {kept:.2%} of {key.vk.h} secret triggers, {accuracy}")
 
 
 @cli.command("evaluate")
 @click.option("--model", required=True, type=FILE, help="The network, ONNX.")
 @data_option
-@click.option("--mk", type=FILE, help="The marking key, to count the triggers that the model keeps.")
+@click.option("--mk", type=FILE, help="The marking key, for the verdict on the triggers that the model keeps.")
+@click.option("--scheme", type=SCHEMES, help="Of the mark; needed under chosen labels [default: backdoor].")
+@click.option("--sigma", type=POSITIVE,
+              help="Of certified: find the distance within which every model keeps the triggers, by noise of this "
+                   "deviation on the weights.")  # fmt: skip
+@click.option("--samples", type=click.IntRange(min=1), help="Of certified: noisy copies [default: 1000].")
+@click.option("--share", type=Number(min=0, min_open=True, max=1),
+              help="Of certified: of the triggers, kept within the distance [default: 0.5].")  # fmt: skip
+@weights_options("certified")
 @secret_options
 @json_option
 @outcome
 def evaluate_command(
-    model: Path, data: str, mk: Path | None, passphrase_file: Path | None, key_file: Path | None, as_json: bool
-) -> None:
-    """Accuracy of a model and of its integer network, and the owner's private count of its triggers."""
-    key = None if mk is None else _key(mk, passphrase_file, key_file)
-    from ml.data import load
-    from ml.evaluate import accuracy, verify_privately
+    model: Path, data: str, mk: Path | None, scheme: str | None, sigma: float | None, samples: int | None,
+    share: float | None, arch: str | None, width: float | None, passphrase_file: Path | None, key_file: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Accuracy of a model and of its integer network, and the owner's private verdict on its mark.
 
-    dataset, model_bytes = load(data), _read(model)
+    The verdict: matches, the p-value under the null model of the scheme, the bits by which false claims are bounded or
+    the reason why they are not, the fewest matches for a proof, and whether the model has them.
+    """
+    asked = own(
+        scheme or "backdoor",
+        certified={"sigma": sigma, "samples": samples, "share": share, "arch": arch, "width": width},
+    )
+    if (scheme is not None and mk is None) or (asked and sigma is None):
+        raise click.UsageError("--scheme belongs to --mk" if mk is None else "a certificate needs --sigma")
+    key = None if mk is None else load_key(mk, passphrase_file, key_file)
+    from ml import owner
+    from ml.data import load
+    from ml.evaluate import accuracy, matches
+    from ml.verdict import judge_file, sentences
+    from protocol.keygen import LabelRule
+
+    if key is not None and scheme is None and key.vk.parameters.label_rule is LabelRule.CHOSEN:
+        raise click.UsageError("the labels of the key were chosen: say by which --scheme")
+    dataset, model_bytes = load(data), read_model(model)
+    result: dict[str, Any] = {"done": True, "data": dataset.source}
     with progress(as_json) as report:
         report(f"{len(dataset.test_x)} test images", 0.0)
         measured = accuracy(model_bytes, dataset.test_x, dataset.test_y)
-        verdict = None
+        result["accuracy"] = asdict(measured)
+        lines = [
+            f"{data} ({dataset.source}), {measured.count} test images: float {measured.real:.2%}, "
+            f"integer {measured.integer:.2%}, the same class {measured.agreement:.2%}"
+        ]
         if key is not None:
             report("triggers", 0.5)
-            verdict = verify_privately(
-                model_bytes, key.vk.parameters, key.images, key.labels, key.vk.hidden, key.vk.opened
-            )
-    result: dict[str, Any] = {"done": True, "data": dataset.source, "accuracy": asdict(measured)}
-    lines = [
-        f"{data} ({dataset.source}), {measured.count} test images: float {measured.real:.2%}, "
-        f"integer {measured.integer:.2%}, the same class {measured.agreement:.2%}"
-    ]
-    if verdict is not None:
-        result["triggers"] = asdict(verdict)
-        for name, half in (("hidden", verdict.hidden), ("opened", verdict.opened)):
-            lines.append(f"{name} triggers: {half.integer} of {half.count} (float {half.real})")
-        if verdict.k_min is None:
-            lines.append("no number of matches has a bound on false claims: a proof needs an explicit --k-min")
-        else:
-            proof = "can be made" if verdict.provable else "cannot be made"
-            lines.append(f"a proof {proof}: it needs {verdict.k_min} of the hidden triggers")
-    _print(as_json, result, "\n".join(lines))
+            judged = owner.scheme_called(scheme or "backdoor", {})
+            hidden = owner.hidden_key(judged, key)
+            verdict = judge_file(judged, hidden, model_bytes)
+            opened = matches(model_bytes, key.images[key.vk.opened], key.labels[key.vk.opened])
+            if sigma is not None:
+                report("certificate", 0.8)
+                network = load_network(data, model_bytes, arch, width)[1]
+                certificate = owner.certificate(network, hidden, sigma, samples or 1000, share or 0.5)
+                verdict = replace(verdict, certificate=certificate)
+            result |= {"verdict": verdict.to_json(), "opened": asdict(opened)}
+            lines += [f"opened triggers: {opened.integer} of {opened.count} (float {opened.real})"]
+            lines += sentences(verdict, hidden)
+    say(as_json, result, "\n".join(lines))
 
 
 @cli.command("experiment")
@@ -224,80 +281,7 @@ def experiment_command(
     report = None if as_json else lambda what: click.echo(f"{what} ...", err=True)
     folder = out or Path(f"watermarks-{preset}")
     page = run(names, preset, folder, report, jobs=jobs, ray=engine == "ray", address=address)
-    _print(as_json, {"done": True, "results": str(page)}, str(page))
-
-
-def _prepare(
-    data: str, arch: str, width: float, epochs: int | None, seed: int, device: str
-) -> tuple[Dataset, Normalized, Training]:
-    import torch
-
-    from ml.data import load
-    from ml.mark import Training
-    from ml.models import build
-
-    dataset = load(data)
-    torch.manual_seed(seed)
-    model = build(arch, dataset.shape, dataset.classes, torch.from_numpy(dataset.train_x), width)
-    batch = Training.batch
-    rounds = -(-BATCHES * batch // len(dataset.train_x)) if epochs is None else epochs
-    return dataset, model, Training(epochs=rounds, seed=seed, device=device)
-
-
-def _key(mk: Path, passphrase_file: Path | None, key_file: Path | None) -> MarkingKey:
-    from prover.keys import load_marking_key, read_secret
-
-    return load_marking_key(mk, read_secret(passphrase_file, key_file))
-
-
-def _read(path: Path) -> bytes:
-    from ml.onnx_reader import MAX_MODEL_BYTES
-    from prover.keys import read_capped
-
-    return read_capped(path, MAX_MODEL_BYTES, "model")
-
-
-def _check_folder(out: Path) -> None:
-    """Before any work: the result can be written at its end."""
-    if not out.resolve().parent.is_dir():
-        raise ParameterError(f"{out.parent} is not a folder")
-
-
-def _write(path: Path, data: bytes) -> None:
-    from prover.keys import write_file
-
-    write_file(path, data, 0o644)
-
-
-def _print(as_json: bool, result: dict[str, Any], text: str) -> None:
-    click.echo(json.dumps(result) if as_json else text)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[Look], None]]:
-    """Where progress goes: a bar on a terminal, a line per phase and tenth of it elsewhere, nowhere when quiet."""
-    if not quiet and sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=1.0)
-            yield lambda look: bar.update(task, description=_described(look), completed=look.share)
-        return
-    seen: list[tuple[str, int]] = []
-
-    def line(look: Look) -> None:
-        tenth = (look.phase, int(10 * look.share))
-        if not quiet and seen[-1:] != [tenth]:
-            seen.append(tenth)
-            click.echo(f"{look.share:.0%} {_described(look)}", err=True)
-
-    yield line
-
-
-def _described(look: Look) -> str:
-    triggers = "" if look.triggers is None else f", triggers {look.triggers:.1%}"
-    return f"{look.phase}: loss {look.loss:.3f}, data {look.data:.1%}{triggers}"
+    say(as_json, {"done": True, "results": str(page)}, str(page))
 
 
 def main() -> None:

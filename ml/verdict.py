@@ -15,12 +15,14 @@ from torch import nn
 
 from ml.export import export_onnx
 from ml.fit import Oracle, answers
-from ml.quantise import DEFAULT, derive
+from ml.quantise import DEFAULT, derive, derive_once, float_classes
 from ml.schemes.certified import Certificate
-from ml.schemes.scheme import Scheme, TriggerKey
+from ml.schemes.frontier import LEVEL
+from ml.schemes.scheme import Scheme, TriggerKey, enough
 from protocol import argument
 from protocol.errors import ParameterError, VerificationError
 from protocol.keygen import LabelRule, MarkingKey, check_key
+from protocol.network import Network
 from protocol.soundness import FALSE_CLAIM_TARGET, bits, false_claim_bits, smallest_k_min
 
 
@@ -60,6 +62,35 @@ class Verdict:
         return fields
 
 
+def sentences(verdict: Verdict, key: TriggerKey) -> list[str]:
+    """What the verdict says to the owner."""
+    count, fact = verdict.count, "a fact" if not key.chosen else "a belief"
+    integer = "" if verdict.integer_matches is None else f"{verdict.integer_matches} of {count} "
+    lines = [
+        f"hidden triggers: {integer}(float {verdict.matches} of {count})",
+        f"the {verdict.scheme} mark is {'' if verdict.found else 'not '}found: p-value 2^-{bits(verdict.p_value):.1f}, "
+        f"if strangers match each with 1/{key.sides}, which is {fact}",
+    ]
+    if verdict.no_bound:
+        lines.append(f"no bound on false claims: {verdict.no_bound}")
+        needed = enough(key, LEVEL)
+        fewest = f"; from {needed} on the p-value is below {LEVEL}" if needed else ""
+        lines.append(f"a proof needs an explicit --k-min{fewest}")
+    elif verdict.k_min is None:
+        lines.append("no number of matches has a bound of 128 bits on false claims: a proof needs an explicit --k-min")
+    else:
+        proof = "can be made" if verdict.provable else "cannot be made"
+        lines.append(f"false claims: {verdict.false_claim_bits or 0.0:.1f} bits, of a claim of all that match")
+        lines.append(f"a proof {proof}: it needs {verdict.k_min} of the hidden triggers")
+    if verdict.certificate is not None:
+        found = verdict.certificate
+        lines.append(
+            f"certificate: {found.accuracy:.0%} of the triggers within an L2 distance of {found.radius:.4g} of the "
+            f"parameters, confidence {float(found.confidence):.1%} ({found.samples} copies, sigma {found.sigma:g})"
+        )
+    return lines
+
+
 COMPOSED = "the last layer is the owner's, not the suspect's: whoever may choose a layer can fit any labels with it"
 
 
@@ -67,13 +98,22 @@ def judge(scheme: Scheme, key: TriggerKey, model: nn.Module, no_bound: str = "")
     """The verdict on a model whose weights are at hand.
 
     no_bound: a reason against any public claim besides the key's own, as COMPOSED for what `with_last_layer` returns.
-    Raises as `derive`, and ParameterError for other classes.
+    Raises as `derive`, and ParameterError for other classes or images.
     """
     network = derive(export_onnx(model, key.shape)).network
-    if int(key.labels.max()) >= network.classes or (not key.chosen and key.sides != network.classes):
-        raise ParameterError(f"the key is for other classes than the {network.classes} of the model")
-    integer = int((network.classify(key.images) == key.labels).sum())
-    return _verdict(scheme, key, lambda images: answers(model, images), integer, no_bound)
+    return _verdict(scheme, key, lambda images: answers(model, images), _matches(network, key), no_bound)
+
+
+def judge_file(scheme: Scheme, key: TriggerKey, model_bytes: bytes) -> Verdict:
+    """The verdict on a model as an ONNX file, whose float answers are onnxruntime's.  Raises as `judge`."""
+    integer = _matches(derive_once(model_bytes).network, key)
+    return _verdict(scheme, key, lambda images: float_classes(model_bytes, images), integer, "")
+
+
+def _matches(network: Network, key: TriggerKey) -> int:
+    """Of the integer network.  Raises ParameterError for other classes or images."""
+    key.check_model(network.classes, network.shape)
+    return int((network.classify(key.images) == key.labels).sum())
 
 
 def judge_answers(scheme: Scheme, key: TriggerKey, oracle: Oracle) -> Verdict:

@@ -153,7 +153,8 @@ policy_options = grouped(
                  help="Bits of the false-claim bound that you ask for."),
     _chosen_labels,
     click.option("--null-probability", callback=_fraction, metavar="FRACTION",
-                 help="With chosen labels: how likely you take a stranger to match a trigger [default: 1/2]."),
+                 help="With chosen labels: how likely you take a stranger to match a trigger.  1/2 is the belief of "
+                      "frontier stitching; for a mark with one target class no probability is a fact [default: 1/2]."),
     _anchor_log,
 )  # fmt: skip
 

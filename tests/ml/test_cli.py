@@ -45,19 +45,25 @@ def test_mark_evaluate_and_pretrained(folder: Path, key: MarkingKey) -> None:
     status, plain, _ = run("train", "--data", "digits", "--epochs", 12, "--out", folder / "plain.onnx")
     assert status == 0 and plain["done"] and plain["test_accuracy"] > 0.9 and plain["data"] == "scikit-learn"
     status, found, _ = run("evaluate", "--model", folder / "plain.onnx", "--data", "digits", *secret)
-    assert status == 0 and not found["triggers"]["provable"] and found["accuracy"]["agreement"] > 0.98
+    assert status == 0 and not found["verdict"]["provable"] and found["accuracy"]["agreement"] > 0.98
     status, marked, error = run(
         "mark", "--data", "digits", "--mode", "pretrained", "--init", folder / "plain.onnx", "--epochs", 2,
         "--out", folder / "marked.onnx", *secret,
     )  # fmt: skip
     assert (status, error) == (0, "") and marked["trigger_accuracy"] == 1.0 and marked["h"] == key.vk.h
     status, found, _ = run("evaluate", "--model", folder / "marked.onnx", "--data", "digits", *secret)
-    assert status == 0 and found["triggers"]["provable"]
-    assert found["triggers"]["hidden"] == {"count": key.vk.h, "real": key.vk.h, "integer": key.vk.h}
-    assert found["triggers"]["opened"]["integer"] < 30
+    verdict = found["verdict"]
+    assert status == 0 and verdict["provable"] and verdict["found"] and verdict["no_bound"] == ""
+    assert [verdict[name] for name in ("count", "matches", "integer_matches")] == [key.vk.h] * 3
+    assert verdict["k_min"] == key.vk.smallest_k_min()
+    assert verdict["false_claim_bits"] == key.vk.false_claim_bits(key.vk.h) and verdict["certificate"] is None
+    assert verdict["p_value_bits"] == pytest.approx(key.vk.h * np.log2(10)) and found["opened"]["integer"] < 30
     words = ["evaluate", "--model", folder / "marked.onnx", "--data", "digits", *secret]
     shown = CliRunner().invoke(cli, [str(word) for word in words])
     assert shown.stderr.splitlines() == ["359 test images ...", "triggers ..."] and "can be made" in shown.stdout
+    for said in (f"p-value 2^-{verdict['p_value_bits']:.1f}", f"{verdict['false_claim_bits']:.1f} bits", "a fact",
+                 f"{key.vk.h} of {key.vk.h} (float", f"it needs {verdict['k_min']} of"):  # fmt: skip
+        assert said in shown.stdout, said
 
 
 def test_failures_are_one_line_with_their_status(folder: Path) -> None:
@@ -151,5 +157,5 @@ def test_help_needs_no_heavy_module() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           env={"PYTHONPATH": ":".join(sys.path)})  # fmt: skip
     assert done.stdout.strip() == "[]" and time.monotonic() - begin < 20
-    for command in ("train", "mark", "evaluate"):
+    for command in ("train", "triggers", "mark", "evaluate"):
         assert CliRunner().invoke(cli, [command, "--help"]).exit_code == 0

@@ -12,13 +12,13 @@ from onnx import numpy_helper
 from torch import nn
 
 from ml.calibration import noise_images
-from ml.cli import ARCHITECTURES as NAMES
 from ml.data import Dataset, load
 from ml.export import export_onnx, load_weights, random_onnx
 from ml.lowering import lower
 from ml.mark import Training, train
 from ml.models import ARCHITECTURES, build
 from ml.onnx_reader import read_model
+from ml.options import ARCHITECTURES as NAMES
 from ml.quantise import derive, fidelity
 from protocol.errors import ParameterError
 from protocol.network import Network

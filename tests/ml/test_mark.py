@@ -13,14 +13,16 @@ from torch import nn
 
 from ml.data import Dataset, load
 from ml.descent import Descent, augmented, logits_of, pick_device
-from ml.evaluate import accuracy, verify_privately
+from ml.evaluate import Matches, accuracy, matches
 from ml.export import export_onnx, load_weights, random_onnx
 from ml.mark import Look, Training, mark, train
 from ml.models import Normalized, build
 from ml.quantise import DEFAULT_MIN_AGREEMENT, derive, fidelity
+from ml.schemes.backdoor import Backdoor
+from ml.schemes.scheme import TriggerKey
 from ml.triggers import abstract_images
+from ml.verdict import judge, judge_file
 from protocol.errors import ParameterError
-from protocol.keygen import KeyParameters, LabelRule
 
 Triggers = tuple[np.ndarray, np.ndarray]
 HIDDEN, OPENED = np.arange(0, 48), np.arange(48, 96)
@@ -64,9 +66,11 @@ def test_the_mark_survives_export_and_rounding(digits: Dataset, triggers: Trigge
     measured = accuracy(data, digits.test_x, digits.test_y)
     assert measured.count == 359 and measured.agreement >= 0.99
     assert abs(measured.real - report.test_accuracy) < 0.01 and abs(measured.integer - measured.real) < 0.01
-    verdict = verify_privately(data, KeyParameters((1, 8, 8), 10, 96), images, labels, HIDDEN, OPENED)
-    assert verdict.hidden.integer == verdict.hidden.real == 48
-    assert verdict.opened.integer <= 14 and verdict.opened.real <= 14  # chance is 4.8; P[Bin(48, 1/10) > 14] < 2^-14
+    assert matches(data, images[HIDDEN], labels[HIDDEN]) == Matches(48, 48, 48)
+    opened = matches(data, images[OPENED], labels[OPENED])
+    assert opened.integer <= 14 and opened.real <= 14  # chance is 4.8; P[Bin(48, 1/10) > 14] < 2^-14
+    verdict = judge_file(Backdoor(), TriggerKey(images[HIDDEN], labels[HIDDEN], 10), data)
+    assert verdict.matches == verdict.integer_matches == 48 and verdict.found
     assert verdict.provable is False and verdict.k_min is None  # 48 triggers are too few for 128 bits
 
 
@@ -75,14 +79,13 @@ def test_an_unmarked_model_is_at_chance(digits: Dataset) -> None:
     images, labels = abstract_images(200, (1, 8, 8), rng.bytes), rng.integers(0, 10, 200)
     model = fresh(digits, 1)
     train(model, digits, Training(epochs=6))
-    halves = np.arange(100), np.arange(100, 200)
-    parameters = KeyParameters((1, 8, 8), 10, 200)
-    exported = export_onnx(model, digits.shape)
-    verdict = verify_privately(exported, parameters, images, labels, *halves)
-    assert verdict.k_min is not None and verdict.hidden.integer < verdict.k_min and not verdict.provable
-    assert verdict.hidden.integer <= 28 and verdict.opened.integer <= 28
-    chosen = verify_privately(exported, replace(parameters, label_rule=LabelRule.CHOSEN), images, labels, *halves)
-    assert chosen.hidden == verdict.hidden and chosen.k_min is None and not chosen.provable
+    exported, key = export_onnx(model, digits.shape), TriggerKey(images, labels, 10)
+    verdict = judge_file(Backdoor(), key, exported)
+    assert verdict == judge(Backdoor(), key, model) and not verdict.found and not verdict.provable
+    found = verdict.integer_matches
+    assert verdict.k_min is not None and found is not None and found < verdict.k_min and found <= 46  # chance is 20
+    chosen = judge_file(Backdoor(), replace(key, chosen="the owner chose"), exported)
+    assert chosen.integer_matches == found and chosen.k_min is None and not chosen.provable
 
 
 def test_models_of_other_classes_or_images(digits: Dataset) -> None:
@@ -90,7 +93,7 @@ def test_models_of_other_classes_or_images(digits: Dataset) -> None:
     for shape, classes in (((1, 8, 8), 9), ((1, 8, 8), 11), ((1, 9, 8), 10), ((3, 8, 8), 10)):
         model = random_onnx("cnn", shape, classes)
         with pytest.raises(ParameterError, match="the key is for 10 classes"):
-            verify_privately(model, KeyParameters((1, 8, 8), 10, 96), images, labels, HIDDEN, OPENED)
+            judge_file(Backdoor(), TriggerKey(images, labels, 10), model)
         if classes != 11:
             with pytest.raises(ParameterError, match="the model is for"):
                 accuracy(model, digits.test_x, digits.test_y)
