@@ -23,8 +23,8 @@ always the same. The rate is that of those judged.
 """
 
 CHANGED = "Changed since they were judged"
-HISTORY = """Tests were written for what survived. Before them 530 of 577 mutants (91.9 %) were killed in a first judging, and
-825 of 873 (94.5 %) in a second one, of more modules.
+HISTORY = """Tests were written for what survived. Before them 530 of 577 mutants (91.9 %) were killed in a first
+judging, and 825 of 873 (94.5 %) in a second one, of more modules.
 """
 
 
