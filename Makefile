@@ -9,6 +9,7 @@
 # make bench    measure this machine and render the tables of README.md and benchmarks/PHASES.md: some minutes
 # make bench-board    how fast a board is, on SQLite and, where it is installed, on PostgreSQL: some minutes
 # make bench-workers  one worker of a Ray cluster against two: some minutes
+# make bench-device   proving on a GPU, against its targets; needs one, and the extra cuda
 # make bench-large, bench-curves, bench-peers    the same for large networks, growing sizes, another prover: hours in all
 #
 # Needs Python 3.11 to 3.13, pip and gcc, and openssl for the tests; everything else goes into .venv.
@@ -22,7 +23,7 @@ STAMP := $(VENV)/.installed
 protoc = PATH="$(BIN):$$PATH" python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) \
 	--mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) proto/zkmark/v1/zkmark.proto
 
-.PHONY: demo test lint fuzz agree mutate assurance bench bench-board bench-workers bench-large bench-curves bench-peers soak stubs venv clean
+.PHONY: demo test lint fuzz agree mutate assurance bench bench-board bench-workers bench-device bench-large bench-curves bench-peers soak stubs venv clean
 
 demo: venv
 	PATH="$(BIN):$$PATH" bash examples/quickstart.sh
@@ -62,6 +63,9 @@ bench-board: venv
 
 bench-workers: venv
 	$(BIN)/python -m benchmarks workers --runs 1
+
+bench-device: venv
+	$(BIN)/python -m benchmarks device
 
 bench-large: venv
 	$(BIN)/python -m benchmarks large --runs 1

@@ -1,6 +1,7 @@
 """Measure this machine: `python -m benchmarks [NAME ...]`; with `--check`, only see that the texts show the results.
 
-A NAME is a job, or: small (default, with micro), large, micro, curves, peers, fidelity, workers.
+A NAME is a job, or: small (default, with micro), large, micro, curves, peers, fidelity, workers; or, where there is a
+GPU, device, or device/JOB for one of its jobs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
+from protocol import kernels
+from protocol.errors import ParameterError
+
+BARE = ("keygen", "fit", "derive", "prove", "verify")
+WHOLE = (*BARE, "profile")
+ON_DEVICE = ("keygen", "fit", "derive", "prove-device", "verify")
+UNMEASURED = ("fit", "profile")  # stages whose memory says nothing
 
 
 def main() -> int:
@@ -56,13 +64,20 @@ def _stage(stage: str, name: str, runs: int) -> int:
 
 
 def _measure(names: list[str], runs: int) -> None:
-    from benchmarks.jobs import BY_ACTIVATIONS, BY_TRIGGERS, JOBS, LARGE, SMALL
+    from benchmarks.jobs import BY_ACTIVATIONS, BY_TRIGGERS, DEVICE, JOBS, LARGE, SMALL
     from benchmarks.micro import micro
     from benchmarks.peers import ezkl
 
     groups = {"small": SMALL, "large": LARGE}
-    if unknown := set(names) - {*JOBS, *groups, "micro", "curves", "peers", "fidelity", "workers"}:
-        raise SystemExit(f"no benchmark {', '.join(sorted(unknown))}; jobs are {', '.join(JOBS)}")
+    device = [f"device/{job.name}" for job in DEVICE]
+    if unknown := set(names) - {*JOBS, *groups, *device, "device", "micro", "curves", "peers", "fidelity", "workers"}:
+        raise SystemExit(f"no benchmark {', '.join(sorted(unknown))}; jobs are {', '.join([*JOBS, *device])}")
+    names = [one for name in names for one in (device if name == "device" else [name])]
+    if set(names) & set(device):
+        try:
+            kernels.on("cuda")
+        except ParameterError as error:
+            raise SystemExit(str(error)) from None
     for name in names:
         busy = results.others()
         if name == "micro":
@@ -72,7 +87,7 @@ def _measure(names: list[str], runs: int) -> None:
             curves = {"triggers": BY_TRIGGERS, "activations": BY_ACTIVATIONS}
             measured: dict[str, Any] = {job.name: {} for jobs in curves.values() for job in jobs}
             for point in measured:
-                measured[point] = _job(point, runs, profile=False)
+                measured[point] = _job(point, runs, BARE)
             points = {kind: [measured[job.name] for job in jobs] for kind, jobs in curves.items()}
             results.save("curves", busy, {"runs": runs, **points})
         elif name == "fidelity":
@@ -86,20 +101,21 @@ def _measure(names: list[str], runs: int) -> None:
                 _run(stage, which, 1)
             results.save("workers", busy, workers.measure(runs))
         elif name == "peers":
-            ours = _job("lenet-28x28", runs, profile=False)
+            ours = _job("lenet-28x28", runs, BARE)
             results.save("peers", busy, {"runs": runs, "zkmark": ours, "ezkl": ezkl(JOBS["lenet-28x28"], runs)})
+        elif name in device:
+            results.save(name, busy, {"runs": runs, **_job(name.removeprefix("device/"), runs, ON_DEVICE)})
         else:
             for job in groups.get(name, (JOBS.get(name),)):
                 if job is not None:
                     results.save(job.name, results.others(), {"runs": runs, **_job(job.name, runs)})
 
 
-def _job(name: str, runs: int, profile: bool = True) -> dict[str, Any]:
-    """All stages of one job, each in a fresh process."""
+def _job(name: str, runs: int, stages: tuple[str, ...] = WHOLE) -> dict[str, Any]:
+    """These stages of one job, each in a fresh process.  What is measured on a device has the names of the others."""
     from benchmarks.jobs import JOBS
-    from protocol import kernels
 
-    job, device = JOBS[name], kernels.on("auto") is not kernels.cpu
+    job = JOBS[name]
     merged: dict[str, Any] = {
         "job": name,
         "architecture": job.architecture,
@@ -111,12 +127,11 @@ def _job(name: str, runs: int, profile: bool = True) -> dict[str, Any]:
         "seconds": {},
         "peak_memory_bytes": {},
     }
-    more = [stage for stage, wanted in (("prove-device", device), ("profile", profile)) if wanted]
-    for stage in ("keygen", "fit", "derive", "prove", "verify", *more):
+    for stage in stages:
         result = _run(stage, name, runs)
-        peak = result.pop("peak_memory")
-        if stage not in ("fit", *more):
-            merged["peak_memory_bytes"][stage] = peak
+        peak, what = result.pop("peak_memory"), stage.removesuffix("-device")
+        if what not in UNMEASURED:
+            merged["peak_memory_bytes"][what] = peak
         merged["seconds"] |= result.pop("seconds", {})
         merged |= result
     return merged

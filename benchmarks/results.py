@@ -63,9 +63,10 @@ def others(seconds: float = 1.0) -> float:
 
 def save(name: str, busy: float, result: dict[str, Any]) -> None:
     """busy: `others` before the measurement."""
-    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     about = {**machine(), "busy_before": busy}
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": about, **result}, indent=2) + "\n")
+    path.write_text(json.dumps({"machine": about, **result}, indent=2) + "\n")
 
 
 def load(name: str) -> dict[str, Any] | None:
@@ -74,13 +75,19 @@ def load(name: str) -> dict[str, Any] | None:
 
 
 def jobs() -> list[dict[str, Any]]:
-    """All measured jobs, the quickest proof first."""
+    """All jobs measured on the processor, the quickest proof first."""
     files = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     return sorted((entry for entry in files if "job" in entry), key=lambda entry: entry["seconds"]["prove"])
 
 
 def seconds(value: float) -> str:
     return f"{value:.2f} s" if value < 2 else f"{value:.1f} s" if value < 20 else f"{value:.0f} s"
+
+
+def disturbed(measured: list[dict[str, Any]]) -> str:
+    """A sentence, if there is one to say, about what else the machine did."""
+    names = [job["job"] for job in measured if job["machine"].get("busy_before", 1.0) > BUSY]
+    return f" The machine had other work while these were measured: {', '.join(names)}." if names else ""
 
 
 def memory(job: dict[str, Any], *stages: str) -> str:
@@ -92,12 +99,10 @@ def table() -> str:
     measured = jobs()
     if not measured:
         return "Nothing measured yet.\n"
-    hosts = dict.fromkeys(_host(entry["machine"]) for entry in measured)
-    disturbed = [job["job"] for job in measured if job["machine"].get("busy_before", 1.0) > BUSY]
+    hosts = dict.fromkeys(host(entry["machine"]) for entry in measured)
     lines = [
         f"{'; '.join(hosts)}. All h hidden triggers in one proof, kernels compiled; seconds are medians of the runs, "
-        "memory is the peak of a fresh process."
-        + (f" The machine had other work while these were measured: {', '.join(disturbed)}." if disturbed else ""),
+        "memory is the peak of a fresh process." + disturbed(measured),
         "",
         "| network | h | activations per image | keygen | derive | prove | verify | proof "
         "| memory, derive / prove / verify | soundness | runs |",
@@ -105,10 +110,9 @@ def table() -> str:
     ]
     for job in measured:
         times = job["seconds"]
-        device = f", {seconds(times['prove_device'])} on {job['device']}" if "device" in job else ""
         lines.append(
             f"| {job['job']} | {job['h']} | {_count(job['activations_per_image'])} | {seconds(times['keygen'])} "
-            f"| {seconds(times['derive'])} | {seconds(times['prove'])}{device} | {seconds(times['verify'])} "
+            f"| {seconds(times['derive'])} | {seconds(times['prove'])} | {seconds(times['verify'])} "
             f"| {job['proof_bytes'] / 1e6:.2f} MB | {memory(job, 'derive', 'prove', 'verify')} "
             f"| {job['argument_bits']:.1f} bits | {job['runs']} |"
         )
@@ -120,6 +124,9 @@ def table() -> str:
             f"tree {kernels['lookup_leaf_ns']:.0f} ns and a butterfly {kernels['ntt_butterfly_ns']:.2f} ns on all. "
             "[Time by phase, against the floor](benchmarks/PHASES.md)."
         )]  # fmt: skip
+    from benchmarks.device import lines as device_lines
+
+    lines += ["", *device_lines()]
     lines += ["", *_published({job["job"]: job for job in measured})]
     if fidelity := load("fidelity"):
         from benchmarks.fidelity import lines as fidelity_lines
@@ -243,7 +250,7 @@ def phase_text() -> str:
     if not micro or not measured:
         return "\n".join([*lines, "Nothing measured yet."]) + "\n"
     lines += [
-        f"{_host(micro['machine'])}. One proof of each network under a profiler; all figures are per committed "
+        f"{host(micro['machine'])}. One proof of each network under a profiler; all figures are per committed "
         "activation (activations per image times h).",
         "",
         "*ns*: time of the phase. *busy*: share of the cores' time in compiled kernels (the rest is numpy, hashing and "
@@ -280,7 +287,7 @@ def _phase_row(name: str, values: tuple[float, ...], whole: float, total: int, c
     )
 
 
-def _host(machine: dict[str, Any]) -> str:
+def host(machine: dict[str, Any]) -> str:
     return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, Python {machine['python']}"
 
 

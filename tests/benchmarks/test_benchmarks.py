@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from itertools import count
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as main
-from benchmarks import curves, phases, results
-from benchmarks.jobs import JOBS, Job, fixed_entropy, make_key
+from benchmarks import curves, device, phases, results
+from benchmarks.jobs import DEVICE, JOBS, Job, fixed_entropy, make_key
 from ml.triggers import abstract_images
 from protocol import field, kernels, ligero, lookup
+from protocol.errors import ParameterError
 from protocol.kernels import cpu
 from protocol.keygen import check_key
 from protocol.pads import Need, Party
@@ -110,22 +112,63 @@ def test_the_floor_is_the_larger_of_work_and_traffic() -> None:
     assert results.phase_floor("evaluate", dict.fromkeys(phases.COUNTS, 0.0), job, micro) == pytest.approx(3e-9)
 
 
-def test_a_device_is_measured_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the processor, in the same run and the same row."""
-    stages: list[str] = []
+def fake_stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stages that cost nothing; each names its seconds after itself.  Those that ran."""
+    ran: list[str] = []
 
     def run(stage: str, name: str, runs: int) -> dict[str, Any]:
-        stages.append(stage)
-        found = {"prove-device": {"seconds": {"prove_device": 0.5}, "device": "GPU"}}
-        return {"peak_memory": 1 << 30, "seconds": {stage: 1.0}, **found.get(stage, {})}
+        ran.append(stage)
+        more = {"device": "GPU", "device_memory_bytes": 7 * 10**9} if stage == "prove-device" else {}
+        seconds = {stage.removesuffix("-device"): 0.25}
+        return {"peak_memory": 3 * 10**9, "seconds": seconds, "proof_bytes": 1, "activations_per_image": 1,
+                "argument_bits": 124.0, **more}  # fmt: skip
 
     monkeypatch.setattr(main, "_run", run)
-    for device in (kernels.cpu, object()):
-        monkeypatch.setattr(kernels, "on", lambda name, device=device: device)
-        stages.clear()
-        job = main._job("lenet-28x28", 1, profile=False)
-        assert ("prove-device" in stages) == (device is not kernels.cpu)
-    more = {"machine": results.machine(), "runs": 1, "activations_per_image": 1, "proof_bytes": 1,
-            "argument_bits": 124.0}  # fmt: skip
-    monkeypatch.setattr(results, "jobs", lambda: [{**job, **more}])
-    assert "| 1.00 s, 0.50 s on GPU |" in results.table()
+    monkeypatch.setattr(main, "_compile", lambda: 1.0)
+    return ran
+
+
+@pytest.fixture
+def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder of results without any."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "others", lambda: 0.0)
+    return tmp_path
+
+
+def test_the_processor_is_measured_without_the_device(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
+    ran = fake_stages(monkeypatch)
+    main._measure(["lenet-28x28"], 1)
+    assert ran == ["keygen", "fit", "derive", "prove", "verify", "profile"]
+    assert [path.name for path in empty.iterdir()] == ["lenet-28x28.json"]
+
+
+def test_the_device_fills_its_table_and_no_other(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
+    before = device.lines()
+    assert [line.count(device.EMPTY) for line in before[4:]] == [2] * len(DEVICE)
+    ran = fake_stages(monkeypatch)
+    monkeypatch.setattr(kernels, "on", lambda name: {"cuda": object()}[name])
+    main._measure(["device/resnet50-224x224-64"], 1)
+    assert "prove-device" in ran and "prove" not in ran
+    assert device.lines()[4:-1] == before[4:-1]
+    assert device.lines()[-1] == "| resnet50-224x224-64 | 64 | 0.25 s | 120 s | 7.0 / 3.0 GB | 100 GB |"
+    assert "GPU" in device.lines()[0] and not results.jobs()
+
+
+def test_the_device_has_to_be_there(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
+    def none(name: str) -> None:
+        raise ParameterError("no device to prove on")
+
+    ran = fake_stages(monkeypatch)
+    monkeypatch.setattr(kernels, "on", none)
+    with pytest.raises(SystemExit, match="no device"):
+        main._measure(["small", "device"], 1)
+    assert not ran
+
+
+def test_the_targets_of_the_device() -> None:
+    found = [(job.architecture, job.shape[1:], job.h, device.TARGETS[job.name]) for job in DEVICE]
+    assert found == [
+        ("lenet", (28, 28), 256, 0.5), ("resnet18", (32, 32), 256, 5), ("resnet18", (224, 224), 64, 20),
+        ("resnet50", (224, 224), 64, 120),
+    ]  # fmt: skip
