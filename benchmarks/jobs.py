@@ -24,7 +24,7 @@ from Crypto.Hash import SHAKE256
 from benchmarks.phases import Profile
 from ml.quantise import DEFAULT, derive, fidelity
 from ml.triggers import abstract_images
-from protocol import identity
+from protocol import identity, kernels
 from protocol.argument import Context, Statement, prove, verify
 from protocol.keygen import SIGNATURE_LABEL, KeyParameters, MarkingKey, generate_key
 from protocol.network import Network
@@ -209,12 +209,32 @@ def profile(job: Job, runs: int) -> Result:
     return {"phases": phases.result()}
 
 
+def profile_on_device(job: Job, runs: int) -> Result:
+    """As `profile`, on the GPU, once its kernels are compiled."""
+    key = load_key(job)
+    statement = statement_of(job, key)
+    warm_up(print)
+    prove(statement, key, device="cuda")
+    with Profile(kernels.on("cuda")) as phases:
+        prove(statement, key, device="cuda")
+    return {"phases": phases.result()}
+
+
 def verifying(job: Job, runs: int) -> Result:
     """Verify in process, after one run that warms caches up."""
     statement = statement_of(job, load_key(job))
     proof = job.path("proof").read_bytes()
     ledger = verify(statement, proof)
     return {"seconds": {"verify": repeated(lambda: verify(statement, proof), runs)}, "argument_bits": ledger.bits}
+
+
+def device_rates(job: Job, runs: int) -> Result:
+    """How fast the GPU is, whatever the job."""
+    import torch
+
+    from benchmarks.device import rates
+
+    return {"device": torch.cuda.get_device_name(), **rates(kernels.on("cuda"))}
 
 
 def first_use(job: Job, runs: int) -> Result:
@@ -229,6 +249,8 @@ STAGES: dict[str, Callable[[Job, int], Result]] = {
     "prove": proving,
     "prove-device": proving_on_device,
     "profile": profile,
+    "profile-device": profile_on_device,
     "verify": verifying,
+    "device-rates": device_rates,
     "first-use": first_use,
 }

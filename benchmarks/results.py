@@ -225,10 +225,12 @@ def _peers(peers: dict[str, Any]) -> list[str]:
     ]
 
 
-def phase_floor(phase: str, entry: dict[str, float], job: dict[str, Any], micro: dict[str, Any]) -> float:
-    """Seconds that a phase must take: what it multiplies and hashes on all cores, or what it moves, if that is more."""
-    cores = job["machine"]["cores"]
-    counted: float = sum(
+def phase_work(
+    phase: str, entry: dict[str, float], job: dict[str, Any], micro: dict[str, Any]
+) -> tuple[float, float, float]:
+    """Seconds that a phase must take, on all cores or the device, to multiply, to hash, and to move its bytes."""
+    cores = 1 if "device" in job else job["machine"]["cores"]
+    products: float = sum(
         entry[name] * micro[kernel] / cores * 1e-9
         for name, kernel in (
             ("k_products", "extension_multiply_ns"),
@@ -236,15 +238,22 @@ def phase_floor(phase: str, entry: dict[str, float], job: dict[str, Any], micro:
             ("multiply_adds", "multiply_add_ns"),
         )
     )
-    counted += entry["hashed_bytes"] / (micro["sha256_gb_per_s"] * 1e9) / cores
     if phase == "evaluate":
-        counted += job["multiply_adds_per_image"] * job["h"] * micro["matrix_multiply_add_ns"] * 1e-9
-    moved = entry["bytes"] / (micro["memory_gb_per_s"] * 1e9)
-    return float(max(counted, moved))
+        products += job["multiply_adds_per_image"] * job["h"] * micro["matrix_multiply_add_ns"] * 1e-9
+    hashes = entry["hashed_bytes"] / (micro["sha256_gb_per_s"] * 1e9) / cores
+    return products, hashes, entry["bytes"] / (micro["memory_gb_per_s"] * 1e9)
+
+
+def phase_floor(phase: str, entry: dict[str, float], job: dict[str, Any], micro: dict[str, Any]) -> float:
+    """Seconds that a phase must take: what it multiplies and hashes, or what it moves, if that is more."""
+    products, hashes, moved = phase_work(phase, entry, job, micro)
+    return max(products + hashes, moved)
 
 
 def phase_text() -> str:
     """benchmarks/PHASES.md: time by phase per activation, against the floor."""
+    from benchmarks.device import phase_lines
+
     micro, lines = load("micro"), ["# Time by phase", ""]
     measured = [job for job in jobs() if "phases" in job]
     if not micro or not measured:
@@ -254,35 +263,47 @@ def phase_text() -> str:
         "activation (activations per image times h).",
         "",
         "*ns*: time of the phase. *busy*: share of the cores' time in compiled kernels (the rest is numpy, hashing and "
-        "Python). *bytes*, *K*: what the kernels read and write, and their products in the extension field. *floor*: "
-        "the larger of products and hashes at the speed of one core within its cache times the cores "
+        "Python). *bytes*, *K*: what the kernels read and write, and their products in the extension field. *memory*, "
+        "*products*: shares of the time that would be enough at the measured bandwidth for the bytes, and for all "
+        "products at the speed of one core within its cache times the cores "
         f"(K {micro['extension_multiply_ns']:.2f} ns, F {micro['base_multiply_ns']:.2f} ns, multiply-add "
-        f"{micro['multiply_add_ns']:.2f} ns, SHA-256 {micro['sha256_gb_per_s']:.2f} GB/s, float64 matrix product "
-        f"{micro['matrix_multiply_add_ns']:.3f} ns on all cores), and of the bytes at {micro['memory_gb_per_s']:.1f} "
-        "GB/s.",
+        f"{micro['multiply_add_ns']:.2f} ns, float64 matrix product {micro['matrix_multiply_add_ns']:.3f} ns on all "
+        f"cores; {micro['memory_gb_per_s']:.1f} GB/s). *floor*: the larger of the bytes' time and that of products and "
+        f"hashes (SHA-256 {micro['sha256_gb_per_s']:.2f} GB/s on one core).",
     ]
     for job in measured:
-        total = job["activations_per_image"] * job["h"]
-        lines += [
-            "", f"## {job['job']}: {total / 1e6:.1f} million activations", "",
-            "| phase | ns | share | busy | bytes | K | floor, ns | ns / floor |", "|---|---|---|---|---|---|---|---|",
-        ]  # fmt: skip
-        whole = sum(entry["seconds"] for entry in job["phases"].values())
-        sums = [0.0] * 5
-        for phase, entry in job["phases"].items():
-            floor = phase_floor(phase, entry, job, micro)
-            values = (entry["seconds"], entry["kernel_seconds"], entry["bytes"], entry["k_products"], floor)
-            sums = [a + b for a, b in zip(sums, values, strict=True)]
-            lines.append(_phase_row(phase, values, whole, total, job["machine"]["cores"]))
-        lines.append(_phase_row("**all**", tuple(sums), whole, total, job["machine"]["cores"]))
-    return "\n".join(lines) + "\n"
+        lines += phase_table(job, micro)
+    return "\n".join([*lines, *phase_lines()]) + "\n"
+
+
+def phase_table(job: dict[str, Any], micro: dict[str, Any]) -> list[str]:
+    """The phases of one proof, with a title."""
+    total, cores = job["activations_per_image"] * job["h"], job["machine"]["cores"]
+    lines = [
+        "", f"## {job['job']}: {total / 1e6:.1f} million activations", "",
+        "| phase | ns | share | busy | bytes | K | memory | products | floor, ns | ns / floor |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    whole = sum(entry["seconds"] for entry in job["phases"].values())
+    sums = [0.0] * 7
+    for phase, entry in job["phases"].items():
+        products, _, moved = phase_work(phase, entry, job, micro)
+        values = (entry["seconds"], entry["kernel_seconds"], entry["bytes"], entry["k_products"], moved, products,
+                  phase_floor(phase, entry, job, micro))  # fmt: skip
+        sums = [a + b for a, b in zip(sums, values, strict=True)]
+        lines.append(_phase_row(phase, values, whole, total, cores))
+    return [*lines, _phase_row("**all**", tuple(sums), whole, total, cores)]
 
 
 def _phase_row(name: str, values: tuple[float, ...], whole: float, total: int, cores: int) -> str:
-    time, busy, moved, products, floor = values
+    time, busy, bytes_, k_products, moved, products, floor = values
+
+    def share(seconds: float, of: float = time) -> str:
+        return f"{seconds / of:.0%}" if of else "-"
+
     return (
-        f"| {name} | {time / total * 1e9:.1f} | {time / whole:.0%} | {busy / cores / time if time else 0:.0%} "
-        f"| {moved / total:.0f} | {products / total:.1f} | {floor / total * 1e9:.1f} "
+        f"| {name} | {time / total * 1e9:.1f} | {share(time, whole)} | {share(busy / cores)} | {bytes_ / total:.0f} "
+        f"| {k_products / total:.1f} | {share(moved)} | {share(products)} | {floor / total * 1e9:.1f} "
         f"| {f'{time / floor:.1f}' if floor > time / 1000 else '-'} |"
     )
 

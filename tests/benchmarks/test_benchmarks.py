@@ -102,14 +102,28 @@ def test_linearity(power: float, linear: bool) -> None:
     assert (curves.deviation(points) <= curves.LINEAR) == linear
 
 
+MICRO = {"extension_multiply_ns": 5.0, "base_multiply_ns": 1.0, "multiply_add_ns": 1.0, "sha256_gb_per_s": 1.0,
+         "memory_gb_per_s": 10.0, "matrix_multiply_add_ns": 0.1}  # fmt: skip
+JOB = {"machine": {**results.machine(), "cores": 2}, "multiply_adds_per_image": 10, "h": 3}
+
+
 def test_the_floor_is_the_larger_of_work_and_traffic() -> None:
-    micro = {"extension_multiply_ns": 5.0, "base_multiply_ns": 1.0, "multiply_add_ns": 1.0, "sha256_gb_per_s": 1.0,
-             "memory_gb_per_s": 10.0, "matrix_multiply_add_ns": 0.1}  # fmt: skip
-    job = {"machine": {"cores": 2}, "multiply_adds_per_image": 10, "h": 3}
     entry = dict.fromkeys(phases.COUNTS, 0.0) | {"k_products": 4e9, "bytes": 1e9}
-    assert results.phase_floor("trees: fold", entry, job, micro) == pytest.approx(10.0)
-    assert results.phase_floor("trees: fold", entry | {"bytes": 2e11}, job, micro) == pytest.approx(20.0)
-    assert results.phase_floor("evaluate", dict.fromkeys(phases.COUNTS, 0.0), job, micro) == pytest.approx(3e-9)
+    assert results.phase_floor("trees: fold", entry, JOB, MICRO) == pytest.approx(10.0)
+    assert results.phase_floor("trees: fold", entry | {"bytes": 2e11}, JOB, MICRO) == pytest.approx(20.0)
+    assert results.phase_floor("evaluate", dict.fromkeys(phases.COUNTS, 0.0), JOB, MICRO) == pytest.approx(3e-9)
+
+
+def test_the_table_shows_how_far_bandwidth_and_products_are_used() -> None:
+    """In 20 s, 4e9 products of 5 ns on two cores are a half and 2e10 bytes at 1e10 a second a tenth."""
+    counts = {"seconds": 20.0, "kernel_seconds": 30.0, "f_products": 0, "multiply_adds": 0, "hashed_bytes": 0,
+              "k_products": 4e9, "bytes": 2e10}  # fmt: skip
+    job = JOB | {"job": "some", "activations_per_image": 10**9, "phases": {"trees: fold": counts}}
+    row = "| 6.7 | 100% | 75% | 7 | 1.3 | 10% | 50% | 3.3 | 2.0 |"
+    assert results.phase_table(job, MICRO)[-2:] == [f"| trees: fold {row}", f"| **all** {row}"]
+    # the rates of a device are of all of it, and it may have a processor with many cores
+    whole = results.phase_table(job | {"device": "GPU"}, MICRO)[-1]
+    assert whole == "| **all** | 6.7 | 100% | 75% | 7 | 1.3 | 10% | 100% | 6.7 | 1.0 |"
 
 
 def fake_stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -120,8 +134,12 @@ def fake_stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ran.append(stage)
         more = {"device": "GPU", "device_memory_bytes": 7 * 10**9} if stage == "prove-device" else {}
         seconds = {stage.removesuffix("-device"): 0.25}
+        if stage == "device-rates":
+            more = {"device": "GPU", **MICRO}
+        if stage.startswith("profile"):
+            more = {"phases": {"open": dict.fromkeys((*phases.COUNTS, "seconds", "kernel_seconds"), 0.5)}}
         return {"peak_memory": 3 * 10**9, "seconds": seconds, "proof_bytes": 1, "activations_per_image": 1,
-                "argument_bits": 124.0, **more}  # fmt: skip
+                "multiply_adds_per_image": 1, "argument_bits": 124.0, **more}  # fmt: skip
 
     monkeypatch.setattr(main, "_run", run)
     monkeypatch.setattr(main, "_compile", lambda: 1.0)
@@ -145,14 +163,17 @@ def test_the_processor_is_measured_without_the_device(monkeypatch: pytest.Monkey
 
 def test_the_device_fills_its_table_and_no_other(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
     before = device.lines()
+    assert device.phase_lines()[-1] == "Not measured."
     assert [line.count(device.EMPTY) for line in before[4:]] == [2] * len(DEVICE)
     ran = fake_stages(monkeypatch)
     monkeypatch.setattr(kernels, "on", lambda name: {"cuda": object()}[name])
     main._measure(["device/resnet50-224x224-64"], 1)
-    assert "prove-device" in ran and "prove" not in ran
+    assert ran == ["keygen", "fit", "derive", "prove-device", "verify", "profile-device"]
     assert device.lines()[4:-1] == before[4:-1]
     assert device.lines()[-1] == "| resnet50-224x224-64 | 64 | 0.25 s | 120 s | 7.0 / 3.0 GB | 100 GB |"
     assert "GPU" in device.lines()[0] and not results.jobs()
+    main._measure(["device/micro"], 1)
+    assert any(line.startswith("| open |") for line in device.phase_lines())
 
 
 def test_the_device_has_to_be_there(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
