@@ -1,7 +1,8 @@
 """Measure this machine: `python -m benchmarks [NAME ...]`; with `--check`, only see that the texts show the results.
 
 A NAME is a job, or: small (default, with micro), large, micro, curves, peers, fidelity, workers; or, where there is a
-GPU, device, or one of its parts: device/micro, device/JOB.
+GPU, device, or one of its parts: device/micro, device/marking,
+device/JOB.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _measure(names: list[str], runs: int) -> None:
     from benchmarks.peers import ezkl
 
     groups = {"small": SMALL, "large": LARGE}
-    device = ["device/micro", *(f"device/{job.name}" for job in DEVICE)]
+    device = ["device/micro", "device/marking", *(f"device/{job.name}" for job in DEVICE)]
     if unknown := set(names) - {*JOBS, *groups, *device, "device", "micro", "curves", "peers", "fidelity", "workers"}:
         raise SystemExit(f"no benchmark {', '.join(sorted(unknown))}; jobs are {', '.join([*JOBS, *device])}")
     names = [one for name in names for one in (device if name == "device" else [name])]
@@ -105,6 +106,8 @@ def _measure(names: list[str], runs: int) -> None:
             results.save("peers", busy, {"runs": runs, "zkmark": ours, "ezkl": ezkl(JOBS["lenet-28x28"], runs)})
         elif name == "device/micro":
             results.save(name, busy, _run("device-rates", DEVICE[0].name, 1))
+        elif name == "device/marking":
+            results.save(name, busy, {"runs": runs, **_run("marking", "resnet18-32x32", runs)})
         elif name in device:
             results.save(name, busy, {"runs": runs, **_job(name.removeprefix("device/"), runs, ON_DEVICE)})
         else:

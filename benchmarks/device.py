@@ -7,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 
-from benchmarks import results
+from benchmarks import marking, results
 from benchmarks.jobs import DEVICE, repeated
 from benchmarks.phases import synchronize
 from protocol import field
@@ -83,6 +83,8 @@ def lines() -> list[str]:
         "| network | h | prove | target | memory, device / host | target |",
         "|---|---|---|---|---|---|",
         *rows,
+        "",
+        marking.line(results.load("device/marking")),
     ]
 
 

@@ -237,6 +237,15 @@ def device_rates(job: Job, runs: int) -> Result:
     return {"device": torch.cuda.get_device_name(), **rates(kernels.on("cuda"))}
 
 
+def marking(job: Job, runs: int) -> Result:
+    """One step of marking the job's network on the GPU."""
+    import torch
+
+    from benchmarks.marking import measure
+
+    return {"device": torch.cuda.get_device_name(), **measure(job, runs)}
+
+
 def first_use(job: Job, runs: int) -> Result:
     """Compile or load the kernels: what a first command does before its work."""
     return {"seconds": {"warm_up": repeated(lambda: warm_up(print), 1)}}
@@ -252,5 +261,6 @@ STAGES: dict[str, Callable[[Job, int], Result]] = {
     "profile-device": profile_on_device,
     "verify": verifying,
     "device-rates": device_rates,
+    "marking": marking,
     "first-use": first_use,
 }

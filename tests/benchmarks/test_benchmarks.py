@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as main
-from benchmarks import curves, device, phases, results
+from benchmarks import curves, device, marking, phases, results
 from benchmarks.jobs import DEVICE, JOBS, Job, fixed_entropy, make_key
 from ml.triggers import abstract_images
 from protocol import field, kernels, ligero, lookup
@@ -136,6 +136,8 @@ def fake_stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seconds = {stage.removesuffix("-device"): 0.25}
         if stage == "device-rates":
             more = {"device": "GPU", **MICRO}
+        if stage == "marking":
+            more, seconds = {"device": "GPU", "operations": 7 * 10**9}, {"step": 0.25}
         if stage.startswith("profile"):
             more = {"phases": {"open": dict.fromkeys((*phases.COUNTS, "seconds", "kernel_seconds"), 0.5)}}
         return {"peak_memory": 3 * 10**9, "seconds": seconds, "proof_bytes": 1, "activations_per_image": 1,
@@ -164,16 +166,31 @@ def test_the_processor_is_measured_without_the_device(monkeypatch: pytest.Monkey
 def test_the_device_fills_its_table_and_no_other(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
     before = device.lines()
     assert device.phase_lines()[-1] == "Not measured."
-    assert [line.count(device.EMPTY) for line in before[4:]] == [2] * len(DEVICE)
+    assert [line.count(device.EMPTY) for line in before[4:]] == [2] * len(DEVICE) + [0, 1]
     ran = fake_stages(monkeypatch)
     monkeypatch.setattr(kernels, "on", lambda name: {"cuda": object()}[name])
     main._measure(["device/resnet50-224x224-64"], 1)
     assert ran == ["keygen", "fit", "derive", "prove-device", "verify", "profile-device"]
-    assert device.lines()[4:-1] == before[4:-1]
-    assert device.lines()[-1] == "| resnet50-224x224-64 | 64 | 0.25 s | 120 s | 7.0 / 3.0 GB | 100 GB |"
+    assert device.lines()[4:-3] == before[4:-3] and device.lines()[-1] == before[-1]
+    assert device.lines()[-3] == "| resnet50-224x224-64 | 64 | 0.25 s | 120 s | 7.0 / 3.0 GB | 100 GB |"
     assert "GPU" in device.lines()[0] and not results.jobs()
-    main._measure(["device/micro"], 1)
+    main._measure(["device/micro", "device/marking"], 1)
     assert any(line.startswith("| open |") for line in device.phase_lines())
+    assert device.lines()[-1].endswith(" 250.00 ms on GPU for 7 billion operations.")
+
+
+def test_a_step_of_marking_counts_its_operations() -> None:
+    """Per image and weight two forward, two for its gradient, and two for that of its input, except the images."""
+    job = Job("tiny", "mlp", (1, 8, 8), width=1 / 64)
+    hidden, found = 8, marking.measure(job, 1, device="cpu", steps=2)
+    first, rest = 64 * hidden, hidden * hidden + hidden * job.classes
+    assert found["batch"] == 102 and found["seconds"]["step"] > 0
+    assert found["operations"] == 102 * (4 * first + 6 * rest)
+
+
+def test_a_step_is_compared_with_the_peak_of_its_device() -> None:
+    found = {"device": "NVIDIA H200", "operations": 989 * 10**9, "seconds": {"step": 0.0025}}
+    assert "2.50 ms" in marking.line(found) and "2.5 times the 1.00 ms" in marking.line(found)
 
 
 def test_the_device_has_to_be_there(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
