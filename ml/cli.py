@@ -259,7 +259,7 @@ def evaluate_command(
 
 @cli.command("experiment")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@click.option("--preset", default="ci", show_default=True, help="ci: minutes; cpu: an hour; gpu: the papers' scale.")
+@click.option("--preset", default="ci", show_default=True, help="ci: minutes; cpu: hours; gpu: the papers' scale.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Seeds side by side.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
               help="Where they run: on this machine, or in a Ray cluster that shares --out.")

@@ -13,20 +13,19 @@ from ml.adversaries import fgsm
 from ml.attacks.compression import few_bits, low_rank, prune
 from ml.attacks.distillation import distill
 from ml.attacks.fine_tuning import How, fine_tune, overwrite, transfer, with_last_layer
-from ml.data import Dataset, load
+from ml.data import Dataset
 from ml.experiments.lab import Lab, Row, cut, verdict_cells
 from ml.fit import Done, accuracy
 from ml.schemes.backdoor import Backdoor
 from ml.schemes.images import unrelated
 from ml.verdict import COMPOSED, judge, prove
-from protocol.errors import ParameterError
 
 HOWS: tuple[How, ...] = ("FTLL", "FTAL", "RTLL", "RTAL")
 
 
 def embedding(lab: Lab, options: dict[str, Any]) -> list[Row]:
     """Table 1, and a real proof of each."""
-    lab.sheet("abstract", lab.triggers.images)
+    lab.sheet("abstract", lab.triggers.images, lab.triggers.labels)
     rows: list[Row] = []
     models = {"no mark": lab.unmarked(), **{mode: lab.marked(mode) for mode in ("from scratch", "pretrained")}}
     for name, model in models.items():
@@ -68,7 +67,7 @@ def piracy(lab: Lab, options: dict[str, Any]) -> list[Row]:
 
 def transfer_learning(lab: Lab, options: dict[str, Any]) -> list[Row]:
     """RTAL to another task, and the mark behind the owner's last layer."""
-    other, name = _other_task(lab.thief, options["to"])
+    other, name = _other_task(lab.thief, lab.other)
     attacked = transfer(lab.marked(), other, lab.attack_fit())
     cells = verdict_cells(judge(lab.scheme, lab.triggers, with_last_layer(attacked, lab.marked()), COMPOSED))
     return [{"setting": f"to {name}", "test %": accuracy(attacked, other.test_x, other.test_y), **cells}]
@@ -130,12 +129,11 @@ def _read(lab: Lab, name: str, attacked: nn.Module, owner: nn.Module) -> list[Ro
     return rows
 
 
-def _other_task(thief: Dataset, name: str) -> tuple[Dataset, str]:
+def _other_task(thief: Dataset, other: Dataset | None) -> tuple[Dataset, str]:
     """As many images of another data set, brought to the shape of the first; or its own, told apart as odd and even."""
-    try:
-        found = cut(load(name), len(thief.train_y), len(thief.test_y))
-    except ParameterError:
+    if other is None:
         parity = replace(thief, train_y=np.mod(thief.train_y, 2), test_y=np.mod(thief.test_y, 2), classes=2)
         return parity, "odd or even"
+    found = cut(other, len(thief.train_y), len(thief.test_y))
     train_x, test_x = (unrelated(x, thief.shape) for x in (found.train_x, found.test_x))
-    return replace(found, train_x=train_x, test_x=test_x), name
+    return replace(found, train_x=train_x, test_x=test_x), other.name

@@ -14,14 +14,12 @@ from torch import nn
 from ml.attacks.compression import moved
 from ml.attacks.distillation import distill
 from ml.attacks.fine_tuning import fine_tune
-from ml.data import load
 from ml.experiments.lab import Lab, Row
 from ml.fit import Done, Fit, accuracy
 from ml.models import Normalized
 from ml.schemes.certified import Certified, smooth
 from ml.schemes.images import Kind, unrelated
 from ml.schemes.scheme import TriggerKey
-from protocol.errors import ParameterError
 
 NOISY_COPIES, NOISY_IMAGES = 50, 1000  # half a point of accuracy is enough to tell a useful copy from a useless one
 
@@ -36,11 +34,12 @@ def certified_accuracy(lab: Lab, options: dict[str, Any]) -> list[Row]:
     some = TriggerKey(lab.data.test_x[:NOISY_IMAGES], lab.data.test_y[:NOISY_IMAGES], lab.data.classes)
     for kind in options["triggers"]:
         scheme, key, model = _marked(lab, options, kind)
-        lab.sheet(kind, key.images)
+        lab.sheet(kind, key.images, key.labels)
         smoothed = smooth(model, key, scheme.sigma, options["samples"], lab.seed)
         stranger = smooth(lab.unmarked(), key, scheme.sigma, options["samples"], lab.seed)
+        setting = "unrelated, but abstract" if kind == "unrelated" and lab.other is None else kind
         row: Row = {
-            "setting": kind, "test %": lab.test(model), "trigger %": accuracy(model, key.images, key.labels),
+            "setting": setting, "test %": lab.test(model), "trigger %": accuracy(model, key.images, key.labels),
             "noisy test %": smooth(model, some, scheme.sigma, NOISY_COPIES, lab.seed).median,
             "median %": smoothed.median, "unmarked median %": stranger.median, "σ": scheme.sigma,
         }  # fmt: skip
@@ -125,11 +124,8 @@ def _marked(lab: Lab, options: dict[str, Any], kind: Kind) -> tuple[Certified, T
     """For "unrelated" with images of another data set where that is at hand, and abstract ones elsewhere."""
     scheme = _scheme(lab, options, kind)
     key = scheme.make_key(options["count"], lab.fresh(), lab.owner)
-    if kind == "unrelated":
-        try:
-            foreign = load(options["foreign"]).train_x
-        except ParameterError:
-            foreign = key.images
+    if kind == "unrelated" and lab.other is not None:
+        foreign = lab.other.train_x
         rows = np.random.default_rng(lab.seed).permutation(len(foreign))[: len(key)]
         key = replace(key, images=unrelated(foreign[rows], lab.data.shape))
     model = lab.model(f"certified-{kind}", lambda m: scheme.mark(m, lab.owner, key), of=_made_by(scheme, key))

@@ -56,7 +56,7 @@ def false_claim(lab: Lab, options: dict[str, Any]) -> list[Row]:
     surrogates = [lab.model(f"surrogate-{n}", lambda m, n=n: _surrogate(lab, m, n), 50 + n)  # type: ignore[misc]
                   for n in range(options["surrogates"])]  # fmt: skip
     false = false_key(surrogates, lab.thief, options["count"], options["epsilon"], seed=lab.seed)
-    lab.sheet("false-claim", false.images)
+    lab.sheet("false-claim", false.images, false.labels)
     coin = np.random.default_rng([lab.seed, 5]).integers(0, lab.data.classes, len(false))
     victim = lab.unmarked()
     rows: list[Row] = []

@@ -21,7 +21,7 @@ from torch import nn
 
 from ml.data import Dataset, load
 from ml.descent import pick_device
-from ml.fit import Fit, Images, accuracy
+from ml.fit import Fit, Images, Ints, accuracy
 from ml.mark import LAST_RATE, Training, train
 from ml.models import Normalized, build
 from ml.schemes.backdoor import Backdoor
@@ -81,6 +81,14 @@ def load_first(budget: Budget) -> tuple[Dataset, tuple[str, ...]]:
     raise ParameterError(missing or "the preset names no data")
 
 
+def load_other(name: str) -> Dataset | None:
+    """All of the data set that an experiment reads besides its own; None for no name, or if it is not at hand."""
+    try:
+        return _load(name, os.environ.get("ZKMARK_DATA")) if name else None
+    except ParameterError:
+        return None
+
+
 @cache
 def _load(name: str, root: str | None) -> Dataset:
     """Some take long to decode."""
@@ -102,15 +110,25 @@ def data_digest(data: Dataset) -> str:
     return digest.hexdigest()
 
 
+def described(data: Dataset) -> dict[str, Any]:
+    """What a result says about a data set in use."""
+    return {"name": data.name, "source": data.source, "sha256": data_digest(data), "train": len(data.train_y),
+            "test": len(data.test_y)}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Lab:
-    """Everything depends on `seed` and the budget.  folder: for models and pictures."""
+    """Everything depends on `seed` and the budget.  folder: for models and pictures.
+
+    other: the data set that the experiment reads besides its own, None if it reads none or does without.
+    """
 
     budget: Budget
     data: Dataset
     arch: str
     seed: int
     folder: Path
+    other: Dataset | None = None
 
     @cached_property
     def owner(self) -> Dataset:
@@ -197,12 +215,13 @@ class Lab:
     def test(self, model: nn.Module) -> float:
         return accuracy(model, self.data.test_x, self.data.test_y)
 
-    def sheet(self, name: str, images: Images) -> None:
-        """A picture of up to 40 images in `folder`, once for all seeds."""
+    def sheet(self, name: str, images: Images, labels: Ints | None = None) -> None:
+        """A picture of up to 40 images in `folder`, with their labels, once for all seeds."""
         from ml.experiments.report import contact_sheet
 
         if self.seed == self.budget.seeds[0]:
-            contact_sheet(self.folder / f"triggers-{name}-{self.data.name}.png", images[:40])
+            path = self.folder / f"triggers-{name}-{self.data.name}.png"
+            contact_sheet(path, images[:40], None if labels is None else labels[:40])
 
 
 def verdict_cells(verdict: Verdict) -> Row:

@@ -17,8 +17,8 @@ from threading import Lock
 from typing import Any
 
 from ml.experiments import backdoors, certificates, evasions, frontiers, workers
-from ml.experiments.lab import Budget, Lab, Row, data_digest, load_first, write
-from ml.experiments.report import INTRODUCTION, figure, markdown
+from ml.experiments.lab import Budget, Lab, Row, described, load_first, load_other, write
+from ml.experiments.report import INTRODUCTION, cost, figure, markdown
 from protocol.errors import ParameterError
 
 SETTINGS = Path(__file__).parent.parent / "experiments.toml"
@@ -41,19 +41,26 @@ EXPERIMENTS: dict[str, Callable[[Lab, dict[str, Any]], list[Row]]] = {
     "hitaj-detector": evasions.detector,
     "false-claim": evasions.false_claim,
 }
-PACKAGES = ("numpy", "onnx", "scikit-learn", "torch")
+SHEETS = {  # of whose triggers there are pictures: names, or patterns of them
+    "adi-table-1": ("abstract",),
+    "bansal-table-1": ("content", "noise", "unrelated"),
+    "le-merrer-table-1": ("frontier-*",),
+    "false-claim": ("false-claim",),
+}
+PACKAGES = ("numpy", "onnx", "pillow", "scikit-learn", "torch", "zkmark")
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One architecture and one seed of an experiment."""
+    """One architecture and one seed of an experiment.  data, other: as the result describes them."""
 
     name: str
     options: dict[str, Any]
     budget: Budget
-    data: str
+    data: dict[str, Any]
+    other: dict[str, Any] | None
     arch: str
     seed: int
     folder: Path
@@ -64,9 +71,12 @@ Measure = Callable[[Part], Measured]
 
 
 def measure(part: Part) -> Measured:
-    """Raises ParameterError where the data or a model do not allow the experiment."""
+    """Raises ParameterError where the data or a model do not allow the experiment, or the data are others by now."""
     start = time.monotonic()
-    lab = Lab(part.budget, load_first(part.budget)[0], part.arch, part.seed, part.folder)
+    data, other = load_first(part.budget)[0], load_other(part.options.get("other", ""))
+    if (described(data), _other(part.options)) != (part.data, part.other):
+        raise ParameterError("the data sets here are not those that the run began with")
+    lab = Lab(part.budget, data, part.arch, part.seed, part.folder, other)
     rows = EXPERIMENTS[part.name](lab, part.options)
     return rows, round(time.monotonic() - start, 1)
 
@@ -121,7 +131,7 @@ def run(
     parts.sort(key=lambda part: part.seed)  # all tables with one seed before any with two
     lanes: dict[tuple[str, str, int], list[Part]] = {}
     for part in parts:
-        lanes.setdefault((part.data, part.arch, part.seed), []).append(part)
+        lanes.setdefault((part.data["name"], part.arch, part.seed), []).append(part)
     if jobs == 1 and not ray:
         run_lane(parts, measure)
     else:
@@ -148,8 +158,7 @@ def _plan(
         "plot": section.get("plot"),
         "reading": section.get("reading", {}).get(preset, ""), "preset": preset,
         "budget": asdict(budget), "options": options,
-        "data": {"name": data.name, "source": data.source, "sha256": data_digest(data), "train": len(data.train_y),
-                 "test": len(data.test_y)},
+        "data": described(data), "other": _other(options),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "rows": {}, "seconds": {},
     }  # fmt: skip
@@ -158,11 +167,18 @@ def _plan(
     for arch in architectures:
         kept = {seed: rows for seed, rows in old["rows"].get(arch, {}).items() if int(seed) in budget.seeds}
         result["rows"][arch], result["seconds"][arch] = kept, {seed: old["seconds"][arch][seed] for seed in kept}
-        parts += [Part(name, options, budget, data.name, arch, seed, folder.resolve())
+        parts += [Part(name, options, budget, result["data"], result["other"], arch, seed, folder.resolve())
                   for seed in budget.seeds if str(seed) not in kept]  # fmt: skip
     if any(result["rows"].values()):
         _save(result, folder)  # with the texts of today
     return result, parts
+
+
+def _other(options: dict[str, Any]) -> dict[str, Any] | None:
+    """Of the second data set, which the option `other` names; rows made without it are others than rows with it."""
+    name = options.get("other", "")
+    found = load_other(name)
+    return described(found) if found else {"name": name, "source": "not at hand"} if name else None
 
 
 def _save(result: dict[str, Any], folder: Path) -> None:
@@ -180,7 +196,7 @@ def _save(result: dict[str, Any], folder: Path) -> None:
 def _inputs(result: dict[str, Any]) -> str:
     """Digest of all that the rows of one architecture and seed depend on."""
     budget = {key: value for key, value in result["budget"].items() if key not in ("data", "seeds")}
-    parts = budget, {key: result[key] for key in ("name", "options", "data", "versions")}
+    parts = budget, {key: result[key] for key in ("name", "options", "data", "other", "versions")}
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -197,11 +213,12 @@ def _earlier(path: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 def _summary(folder: Path) -> Path:
     """All results of the folder, in the order of EXPERIMENTS, as one page."""
-    sections = []
-    for name in EXPERIMENTS:
-        path = folder / f"{name}.json"
-        if path.exists():
-            sections.append(markdown(json.loads(path.read_text())))
+    results = [json.loads(path.read_text()) for name in EXPERIMENTS if (path := folder / f"{name}.json").exists()]
+    sections = [INTRODUCTION, *([cost(results)] if results else [])]
+    for result in results:
+        patterns = (f"triggers-{name}-{result['data']['name']}.png" for name in SHEETS.get(result["name"], ()))
+        sheets = [path.name for pattern in patterns for path in sorted(folder.glob(pattern))]
+        sections.append(markdown(result, sheets))
     out = folder / "results.md"
-    write(out, "\n".join([INTRODUCTION, *sections]).encode())
+    write(out, "\n".join(sections).encode())
     return out

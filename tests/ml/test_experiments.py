@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import tomllib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ml.cli import cli
 from ml.data import NAMES, load
 from ml.experiments import run as runner
 from ml.experiments import workers
-from ml.experiments.lab import Budget, Lab, data_digest, load_first, write
+from ml.experiments.lab import Budget, Lab, data_digest, described, load_first, write
 from ml.experiments.report import _panels, _tables, cell, contact_sheet, figure, markdown, merged
 from ml.experiments.run import EXPERIMENTS, SETTINGS, run, settings
 from ml.models import ARCHITECTURES, UNPROVABLE, Normalized
@@ -48,6 +49,7 @@ def test_every_experiment_is_described_and_every_description_is_one() -> None:
             for preset, spent in found["presets"].items():
                 changes = section.get(preset, {})
                 assert not set(section["options"]) & Budget.names()
+                assert (section["options"] | changes).get("other", "") in {"", *NAMES}
                 assert set(changes) <= set(section["options"]) | Budget.names()
                 budget = Budget.of(spent | {key: value for key, value in changes.items() if key in Budget.names()})
                 assert budget.ell >= 132 and set(budget.data) <= set(NAMES)
@@ -66,7 +68,7 @@ def test_runs_resume_and_record_what_they_depend_on(
     def measure(lab: Lab, options: dict[str, Any]) -> list[dict[str, Any]]:
         if lab.seed == 2 and not seen.count("again"):
             raise KeyboardInterrupt
-        seen.append(f"{lab.seed} {options['to']}")
+        seen.append(f"{lab.seed} {options['other']}")
         return [{"setting": "one", "test %": 0.5 + lab.seed / 100, "provable": True}]
 
     monkeypatch.setitem(runner.EXPERIMENTS, "adi-table-2", measure)
@@ -78,13 +80,14 @@ def test_runs_resume_and_record_what_they_depend_on(
     page = run(["adi-table-2"], "tiny", tmp_path, chosen=tiny)
     assert seen[3:] == ["2 fashion-mnist"]  # the first two seeds were there
     result = json.loads((tmp_path / "adi-table-2.json").read_text())
-    assert list(result["rows"]["cnn"]) == ["0", "1", "2"] and set(result["versions"]) >= {"python", "torch", "numpy"}
+    assert list(result["rows"]["cnn"]) == ["0", "1", "2"] and set(result["versions"]) >= {
+        "python", "torch", "numpy", "pillow", "zkmark"}
     assert result["data"]["sha256"] == data_digest(load_first(Budget.of(TINY))[0])
     assert set(result["seconds"]["cnn"]) == {"0", "1", "2"} and "cnn, seeds 0, 1, 2" in page.read_text()
     assert "| one | 51 ± 1 | yes |" in page.read_text() and "paper: trigger %" in page.read_text()
 
     seen.append("other options")
-    tiny["adi-table-2"] = {**tiny["adi-table-2"], "options": {"to": "mnist"}}
+    tiny["adi-table-2"] = {**tiny["adi-table-2"], "options": {"other": "mnist"}}
     run(["adi-table-2"], "tiny", tmp_path, chosen=tiny)
     assert seen[5:] == ["0 mnist", "1 mnist", "2 mnist"]
     (tmp_path / "adi-table-2.json").write_text('{"rows": 3}')
@@ -94,6 +97,43 @@ def test_runs_resume_and_record_what_they_depend_on(
     tiny["presets"]["tiny"] = {**TINY, "seeds": [1, 2, 3]}  # a seed more, and one less
     run(["adi-table-2"], "tiny", tmp_path, chosen=tiny)
     assert seen[11:] == ["3 mnist"] and "seeds 1, 2, 3" in page.read_text()
+
+
+def test_rows_belong_to_the_second_data_set_that_was_there(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, with it, and with another of the same name."""
+    monkeypatch.setattr("ml.experiments.lab.build", perceptron)
+    names = ["adi-table-2", "bansal-table-1"]
+    tiny["adi-table-2"]["tiny"] = {"other": "cifar10"}
+    tiny["bansal-table-1"]["tiny"] = {**CERTIFIED, "triggers": ["unrelated"], "samples": 20}
+    seen, shown = [], []
+    for number, images in enumerate((None, 0, 9)):
+        root = tmp_path / str(number)
+        if images is not None:
+            (root / "cifar10").mkdir(parents=True)
+            record = np.random.default_rng(images).integers(0, 256, (50, 3073)).astype(np.uint8)
+            record[:, 0] %= 10
+            for file in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+                (root / "cifar10" / file).write_bytes(record.tobytes())
+        monkeypatch.setenv("ZKMARK_DATA", str(root))
+        said: list[str] = []
+        for _ in range(2):
+            page = run(names, "tiny", tmp_path, said.append, tiny).read_text()
+        assert len(said) == 2  # measured anew, and not twice
+        results = [json.loads((tmp_path / f"{name}.json").read_text()) for name in names]
+        seen.append([result["other"] for result in results])
+        shown.append([result["rows"]["cnn"]["0"][0]["setting"] for result in results])
+        assert f"Beside it: cifar10 ({seen[-1][0]['source']})." in page
+    assert shown == [["to odd or even", "unrelated, but abstract"], *2 * [["to cifar10", "unrelated"]]]
+    assert seen[0] == 2 * [{"name": "cifar10", "source": "not at hand"}]
+    assert seen[1][0] == seen[1][1] == described(load("cifar10", tmp_path / "1"))
+    assert seen[2][0]["sha256"] == described(load("cifar10", tmp_path / "2"))["sha256"] != seen[1][0]["sha256"]
+
+    part = runner.Part("adi-table-2", {"other": "cifar10"}, Budget.of(TINY), described(load_first(Budget.of(TINY))[0]),
+                       seen[1][0], "cnn", 0, tmp_path)  # fmt: skip
+    with pytest.raises(ParameterError, match="not those that the run began with"):
+        runner.measure(part)
 
 
 def test_a_section_has_its_own_budget_and_architectures(
@@ -227,7 +267,70 @@ def test_real_experiments_on_few_digits(
         assert part in text
     made = {p.name for p in tmp_path.rglob("*") if p.is_file()}
     assert {"results.md", "compression.png", "compression.json", "triggers-false-claim-digits.png"} <= made
+    assert '<img src="triggers-false-claim-digits.png"' in text and "The tables took `tiny` 0" in text
     assert not [name for name in made if name.endswith(".new")] and len([n for n in made if n.endswith(".npz")]) == 5
+
+
+FRONTIER = {"count": 24, "epsilon": {"cnn": 0.1}, "rehearsal": 50, "embedding_rate": 0.02}
+CERTIFIED = {"count": 12, "replays": 2, "draws": 1, "warm_up": 0, "trigger_batch": 12, "epochs": 4, "drops": 0}
+LONGER = {"train": 1200, "test": 0, "batches": 60}  # until there are adversaries of both kinds
+READ_BEHIND = ["RTLL", "RTLL, owner's last layer", "RTAL", "RTAL, owner's last layer"]
+REMOVALS = ["fine-tuning", "hard labels", "soft labels"]
+Cells = dict[str, dict[str, Any]]
+
+
+@pytest.mark.parametrize(("name", "changes", "settings_there", "true"), [
+    ("adi-table-1", {}, ["no mark", "from scratch", "pretrained"],
+     lambda r: [row["proven"] for row in r.values()] == [False, True, True]),
+    ("adi-figure-6", {}, [f"{mode}{attack}" for mode in ("from scratch", "pretrained")
+                          for attack in ("", ", FTLL", ", FTAL", *(f", {how}" for how in READ_BEHIND))],
+     lambda r: all((row["needed %"] is None) == name.endswith("last layer") for name, row in r.items())
+     and r["from scratch, RTLL"]["trigger %"] < r["from scratch, RTLL, owner's last layer"]["trigger %"] == 1.0),
+    ("adi-figure-7", {}, ["no fine-tuning", "FTAL", *READ_BEHIND[2:]],
+     lambda r: r["no fine-tuning"]["TS-NEW %"] == 1.0 > r["RTAL"]["TS-NEW %"]),
+    ("adi-table-2", {}, ["to odd or even"],
+     lambda r: r["to odd or even"]["needed %"] is None and not r["to odd or even"]["provable"]),
+    ("bansal-table-1", {**CERTIFIED, "triggers": ["content", "noise", "unrelated"], "samples": 40, "radii": [0.2, 0.4]},
+     ["content", "noise", "unrelated, but abstract"],
+     lambda r: all(row["at 0.4 σ %"] <= row["at 0.2 σ %"] <= row["median %"] and row["median %"] >
+                   row["unmarked median %"] for row in r.values())),
+    ("bansal-table-2", {**CERTIFIED, "rates": [0.001], "after": [1, 2]}, [f"{name}, rate 0.001" for name in REMOVALS],
+     lambda r: all(0 < row["after 1"] < row["after 2"] for row in r.values())),
+    ("bansal-table-3", {**CERTIFIED, "samples": 40},
+     ["none", *REMOVALS, "fine-tuning, slower", "hard labels, regularized", "soft labels, regularized"],
+     lambda r: r["none"]["moved"] == 0 < r["fine-tuning, slower"]["moved"] < r["fine-tuning"]["moved"]
+     and r["none"]["baseline %"] < r["none"]["black-box %"]),
+    ("le-merrer-table-1", {**FRONTIER, **LONGER, "shares": [0.25, 0.99]}, ["no mark", "none", "25%", "99%"],
+     lambda r: r["none"]["removed of 100"] == 0 < r["99%"]["removed of 100"] and r["none"]["extracted"]),
+    ("le-merrer-table-3", {**FRONTIER, **LONGER, "adversaries": 100}, ["none", "adversarial fine-tuning"],
+     lambda r: r["none"]["removed of 100"] == 0),
+    ("le-merrer-figure-6", {**LONGER, "count": 24, "epsilons": [0.1, 0.9], "strangers": 1, "asked": ["cnn"]},
+     ["asked of cnn, ε = 0.1", "asked of cnn, ε = 0.9"],
+     lambda r: 0 <= r["asked of cnn, ε = 0.1"]["errors"] <= 24 and r["asked of cnn, ε = 0.9"]["no key"]),
+    ("hitaj-ensemble", {"sizes": [2, 3]}, ["vote of 2", "vote of 3", "its weights"],
+     lambda r: r["vote of 3"]["trigger %"] < r["its weights"]["trigger %"] == 1.0 and r["its weights"]["provable"]),
+    ("hitaj-detector", {"images": 100, "epochs": 2}, ["service with detector", "its weights"],
+     lambda r: r["service with detector"]["trigger %"] < 0.5 < r["service with detector"]["detector %"]),
+])  # fmt: skip
+def test_every_other_experiment_on_few_digits(
+    name: str, changes: dict[str, Any], settings_there: list[str], true: Callable[[Cells], bool],
+    tiny: dict[str, Any], digits_folder: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of the sizes at which what an experiment is about can be seen; without a second data set."""
+    monkeypatch.setattr("ml.experiments.lab.build", perceptron)
+    monkeypatch.setenv("ZKMARK_DATA", str(digits_folder))
+    tiny[name]["tiny"] = changes
+    text = run([name], "tiny", digits_folder, chosen=tiny).read_text()
+    result = json.loads((digits_folder / f"{name}.json").read_text())
+    rows = {row["setting"]: row for row in result["rows"]["cnn"]["0"]}
+    assert list(rows) == settings_there and all(f"| {setting} |" in text for setting in rows)
+    assert true(rows), rows
+
+
+@pytest.fixture(scope="module")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all experiments, which share their models."""
+    return tmp_path_factory.mktemp("digits")
 
 
 def test_models_come_back_from_their_files(tmp_path: Path) -> None:
@@ -279,12 +382,34 @@ def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figure(tmp_path / "d.png", curves | {"rows": {"cnn": {"0": rising}}})
     assert [axes.get_title() for axes in drawn[0].axes] == ["a", "b"]
     assert all(axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 90 for axes in drawn[0].axes)  # of both
+    assert [axes.get_xlabel() for axes in drawn[0].axes] == 2 * ["share"] and drawn[0].axes[0].get_ylabel() == "%"
+    keyless = [{"setting": "asked, ε = 0.1", "errors": 3, "tolerated": 42},
+               {"setting": "asked, ε = 0.5", "errors": None, "no key": "smaller"}]  # fmt: skip
+    figure(tmp_path / "e.png", curves | {
+        "plot": {"columns": ["errors", "tolerated"], "curves": True}, "rows": {"cnn": {"0": keyless}}})
+    (axes,) = drawn[1].axes
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("asked", "ε", "errors")
+    assert [(text.get_text(), text.get_position()[0]) for text in axes.texts] == [("no key", 1)]
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    assert axes.get_legend_handles_labels()[1] == ["tolerated", "errors"] and list(lines["tolerated"]) == 4 * [42]
+    composed = [{"setting": "a", "test %": 0.6, "trigger %": 0.5, "needed %": 0.4},
+                {"setting": "b", "test %": 0.6, "trigger %": 0.9, "needed %": None}]  # fmt: skip
+    figure(tmp_path / "f.png", result | {
+        "plot": {"columns": ["test %", "trigger %"]}, "rows": {"cnn": {"0": composed}}})
+    (axes,) = drawn[2].axes
+    hatched = [(round(bar.get_x(), 1), bar.get_height()) for bar in axes.patches if bar.get_hatch()]
+    assert hatched == [(1.0, 90.0), (-0.4, 0)]  # of "b" the triggers alone, and the legend's own
+    (line,) = axes.lines[:1]
+    assert np.array_equal(line.get_ydata(), [40, 40, np.nan, np.nan], equal_nan=True)
     for name in ("a.png", "b.png", "c.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 300
     assert "| b | – | – |" in markdown(result) and "A note. It grows." in markdown(result)
     contact_sheet(tmp_path / "sheet.png", load("digits").test_x[:13])
-    contact_sheet(tmp_path / "color.png", np.zeros((1, 3, 32, 32), np.uint8))
+    contact_sheet(tmp_path / "color.png", np.zeros((1, 3, 32, 32), np.uint8), np.array([7]))
+    with Image.open(tmp_path / "color.png") as color:
+        below = np.asarray(color)[64 + 2 :]
+        assert color.size == (10 * 68, 64 + 4 + 14) and below[:, :64].min() < 99 and below[:, 68:].min() == 255
     with Image.open(tmp_path / "sheet.png") as picture:
         assert picture.size == (10 * 52, 2 * 52)
     write(tmp_path / "deep" / "file", b"x")

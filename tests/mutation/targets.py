@@ -57,7 +57,8 @@ TARGETS = {
         "_reversal _roots _transform evaluate_subgroup interpolate_subgroup _shifts encode row_coefficients "
         "evaluate_domain _montgomery",
     ),
-    "transcript": _target("honest edges test_transcript.py test_masking.py cheats", "InteractiveProver Messages _bytes_for"),
+    "transcript": _target(
+        "honest edges test_transcript.py test_masking.py cheats", "InteractiveProver Messages _bytes_for"),
     "claim": _target("edges", "Claim.to_bytes"),
     "identity": _target("edges test_log.py", "public_key sign sign_text _secret_key"),
     "keygen": _target("edges keys honest test_keygen.py", "MarkingKey PendingKey commit_key generate_key _uniform"),
