@@ -105,7 +105,7 @@ def _embedded(lab: Lab, scheme: Frontier, key: TriggerKey, rest: Dataset, name: 
 def _marked(lab: Lab, options: dict[str, Any]) -> tuple[Frontier, TriggerKey, Dataset, nn.Module]:
     scheme = _scheme(lab, options)
     key, rest = scheme.split(options["count"], lab.unmarked(), lab.owner)
-    lab.sheet(f"frontier-{lab.arch}", key.images)
+    lab.sheet(f"frontier-{lab.arch}", key.images, key.labels)
     return scheme, key, rest, _embedded(lab, scheme, key, rest, "frontier")
 
 

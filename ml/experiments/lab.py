@@ -215,13 +215,13 @@ class Lab:
     def test(self, model: nn.Module) -> float:
         return accuracy(model, self.data.test_x, self.data.test_y)
 
-    def sheet(self, name: str, images: Images, labels: Ints | None = None) -> None:
+    def sheet(self, name: str, images: Images, labels: Ints) -> None:
         """A picture of up to 40 images in `folder`, with their labels, once for all seeds."""
         from ml.experiments.report import contact_sheet
 
         if self.seed == self.budget.seeds[0]:
             path = self.folder / f"triggers-{name}-{self.data.name}.png"
-            contact_sheet(path, images[:40], None if labels is None else labels[:40])
+            contact_sheet(path, images[:40], labels[:40])
 
 
 def verdict_cells(verdict: Verdict) -> Row:
