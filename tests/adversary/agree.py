@@ -258,7 +258,8 @@ def lies(base: Base, random: Random) -> list[tuple[str, list[AbstractContextMana
         ("no codeword", [faults.codewords(random.randrange(layout.h))]),
         ("masked sum", [faults.masked_sum(random.randrange(1, field.P))]),
         ("zero roots", [faults.zero_roots()]),
-        ("columns of her choice", [faults.chosen_columns()]),
+        ("fold", [faults.fold(random.randrange(12))]),
+        ("neighbors of the columns", [faults.neighbors()]),
     ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ Every fault is a context manager; `argument.prove` inside it makes the forged pr
     pads          her pads or their products are wrong                          quadratic.zero or linear.sum
     message       one of her masked messages is changed                         linear.sum
     root, zero_roots  lookup trees claim other roots                            linear.sum
+    fold          she folds the tables of a sumcheck at another challenge       linear.sum
     masked_sum    her linear mask has a sum                                     linear.sum
     padding       slots of her rows that nothing is said to be in hold values   linear.sum
     weighed       she looks a value up zero times, or twice                     linear.sum
@@ -16,7 +17,7 @@ Every fault is a context manager; `argument.prove` inside it makes the forged pr
     polynomial    one of her test polynomials is changed                        *.columns, linear.sum, quadratic.zero
     stubborn      her test polynomials are corrected to pass all sums           linear.columns, quadratic.columns
     codewords     a row of her matrix is no codeword                            proximity.columns
-    chosen_columns  she opens columns of her own choice                         merkle.path
+    neighbors     she opens other columns than those that are asked for         merkle.path
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from protocol import argument, field, layers, ligero, link, lookup, witness
+from protocol import argument, field, layers, ligero, link, lookup, sumcheck, witness
 from protocol import pads as pads_module
 from protocol.layers import Witness
 from protocol.layout import LIMB_BITS, Layout
@@ -190,6 +191,34 @@ def message(label: str, occurrence: int = 0, position: int = 0, delta: int = 1) 
     with replaced(pads_module.Party, "_masked", make):
         yield
     assert seen[0] > occurrence, f"no message {label} number {occurrence}"
+
+
+@contextmanager
+def fold(occurrence: int = 0, kind: str = "round") -> Iterator[None]:
+    """After one round of a sumcheck she folds at r + 1, and goes on with what that gives.
+
+    Only her own tables: the transcript has r, and all later messages are right for the tables that she has.
+    kind: "round" counts the rounds of sums that are weighted by eq, "plain_round" those of others.  After the last
+    round of a plain sum the tables are not needed any more, so that it makes no difference there.
+    """
+    seen = [0]
+
+    def make(original: Any) -> Any:
+        def lie(sums: Any, axis: int, *point: Any) -> Any:
+            def bind(axis: int, r: Any) -> None:
+                del sums.bind
+                sums.bind(axis, field.add(r, field.ONE))
+
+            if seen[0] == occurrence:
+                sums.bind = bind
+            seen[0] += 1
+            return original(sums, axis, *point)
+
+        return lie
+
+    with replaced(sumcheck.Sums, kind, make):
+        yield
+    assert seen[0] > occurrence, f"no {kind} number {occurrence}"
 
 
 def root(change: Callable[[Any, Any], tuple[Any, Any]], shape: tuple[int, ...] | None = None) -> Any:
@@ -356,8 +385,7 @@ def codewords(row: int, share: float = 1.0) -> Any:
     return replaced(ligero.Committed, "_encode", make)
 
 
-def chosen_columns() -> Any:
-    """She opens the first t columns, whatever the challenge says."""
+def neighbors() -> Any:
+    """She opens the neighbor of every column that is asked for: as many columns with as many siblings."""
     return replaced(ligero.Committed, "open", lambda original: lambda committed, columns, out: original(
-        committed, list(range(len(columns))), out))  # fmt: skip
-
+        committed, sorted(column ^ 1 for column in columns), out))  # fmt: skip
