@@ -66,7 +66,15 @@ def test_the_table_of_checks_is_rendered():
 
 def test_a_check_without_a_cheater_is_noticed(monkeypatch):
     monkeypatch.setattr(table, "checks", lambda: ["linear.sum", "linear.product"])
+    monkeypatch.setitem(table.LEDGER, "linear.product", table.EXACT)
     assert table.render().count(table.NOBODY) == 2
+
+
+def test_every_check_says_what_it_rests_on(monkeypatch):
+    assert {*table.LEDGER} == {*table.checks()}
+    monkeypatch.setattr(table, "checks", lambda: ["linear.product"])
+    with pytest.raises(KeyError, match=r"linear\.product"):
+        table.render()
 
 
 def test_cheaters_reach_what_they_say(request):

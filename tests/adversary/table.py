@@ -2,7 +2,7 @@
 
     check        every name in SPEC.md, in its order
     in the code  the functions that raise it, found in the source
-    ledger term  the errors that a cheater may hope for there (LEDGER)
+    ledger term  the errors that a cheater may hope for there (LEDGER, which has to name every check)
     cheaters     the tests that are marked with `@pytest.mark.reaches(check)`; they fail where another check stops them
 """
 
@@ -21,20 +21,24 @@ BEGIN, END = "<!-- rendered by python -m tests.adversary.table -->", "<!-- end o
 RAISERS = ("VerificationError", "check_signature", "check_text", "check_name", "_check")
 
 NOBODY = "**nobody**"
-EXACT = "none: exact"
-SIGNATURE, HASHES = "Ed25519", "collisions of SHA-256"
-# Checks that are not here leave no error: they compare what is public.
+EXACT = "none: exact"  # it compares what is public
+SIGNATURE, HASHES, WITNESSES = "Ed25519", "collisions of SHA-256", "BLS"
 LEDGER = {
     "prove.matches": "the prover's own",
     "key.signature": SIGNATURE,
+    "key.window": EXACT,
     "key.openings": "2^-128, binding of the commitments",
     "key.range": "cut and choose",
     "key.duplicates": "cut and choose",
     "key.ground_truth": "void limit, 2^-40",
     "log.signature": SIGNATURE,
+    "log.entry": EXACT,
     "log.inclusion": HASHES,
+    "log.window": EXACT,
+    "log.rollback": EXACT,
+    "log.split": EXACT,
     "log.consistency": HASHES,
-    "log.cosignature": "BLS",
+    "log.cosignature": WITNESSES,
     "timestamp.digest": HASHES,
     "timestamp.signature": "the authority's signature",
     "policy.owner": SIGNATURE,
@@ -42,13 +46,26 @@ LEDGER = {
     "policy.chosen_labels": "none: no bound",
     "policy.k_min": "false-claim bits",
     "policy.fidelity": "none: undecided",
+    "policy.published": EXACT,
+    "policy.witnesses": WITNESSES,
     "policy.review": SIGNATURE,
+    "prover.refused": EXACT,
     "owner.signature": SIGNATURE,
+    "statement.key": HASHES,
+    "statement.model": HASHES,
+    "statement.network": HASHES,
+    "statement.derivation": HASHES,
+    "statement.nonce": EXACT,
+    "statement.purpose": EXACT,
+    "statement.claimant": EXACT,
+    "statement.verifier": EXACT,
+    "statement.k_min": EXACT,
     "channel.second_coin": "`sessions`",
     "channel.coin": "`sessions`",
     "channel.unused_coin": "`sessions`",
     "link.range": "`link of pixels`, `link of labels`",
     "link.opening": "`openings checked at once`, `link of pixels`, `link of labels`",
+    "messages.count": EXACT,
     "linear.sum": "`batched linear equations`, `lookups`, `lookup trees`, `affine and output sumchecks`, "
                   "`random points`",
     "quadratic.zero": "`batched quadratic constraints`",
@@ -141,7 +158,7 @@ def render() -> str:
         )
 
     for check in checks():
-        found = quoted(code(check)) or NOBODY, LEDGER.get(check, EXACT), by_file(cheaters().get(check, {})) or NOBODY
+        found = quoted(code(check)) or NOBODY, LEDGER[check], by_file(cheaters().get(check, {})) or NOBODY
         row = (f"`{check}`", *found)
         rows.append(f"| {' | '.join(row)} |")
     return "\n".join(rows)
