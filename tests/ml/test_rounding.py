@@ -7,6 +7,8 @@ it says is lost in float32 on its way, so that a runtime never sees it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,13 @@ from ml.quantise import derive, fidelity, float_classes
 from ml.real_network import RealEdge, RealNode
 from ml.rounding import SMALLEST
 from ml.single import spacing
+from ml.triggers import abstract_images
+from protocol.argument import Context
 from protocol.errors import ParameterError
+from protocol.keygen import KeyParameters, VerificationKey, generate_key
 from protocol.network import IDENTITY, Edge, Node
+from protocol.transcript import Channel
+from verifier.check import Subject, check
 
 Build = Callable[..., bytes]
 Nodes = list[tuple[str, list[str], str, dict[str, Any]]]
@@ -446,8 +453,8 @@ def test_honest_extremes_are_the_same_networks(onnx_model: Build, seed: int, mon
     assert derive(model).network.digest == network.digest
 
 
-def test_what_remains_without_large_numbers(onnx_model: Build) -> None:
-    """Not covered (SECURITY.md): what no calibration image shows is clipped in the integer network only.
+def clipping(onnx_model: Build) -> bytes:
+    """A branch that another one cancels in float32 only: integers clip what no calibration image shows.
 
     s is 0 on all of them, and so s - 1/100 has a range of some hundredths there, and of 3 in float32.
     """
@@ -459,7 +466,34 @@ def test_what_remains_without_large_numbers(onnx_model: Build) -> None:
     plus = np.zeros((2 * AREA * AREA, CLASSES))
     plus[:, -1] = 4.0
     constants = UNIT | {"shift": np.full(2, -0.01), "plus": plus, "minus": -plus, "threshold": np.full(2, -14.0)}
-    model = hiding(onnx_model, nodes, constants)
+    return hiding(onnx_model, nodes, constants)
+
+
+def test_what_remains_without_large_numbers(onnx_model: Build) -> None:
+    """Not covered (SECURITY.md), unless the verifier has images that show it."""
+    model = clipping(onnx_model)
     assert (float_classes(model, triggers()) != CLASSES - 1).all()
     assert (derive(model).network.classify(triggers()) == CLASSES - 1).all()
     assert agreement(model, noise_images(SHAPE, 200)) >= 0.98
+
+
+@pytest.mark.reaches("policy.fidelity")
+def test_a_verifier_whose_images_show_it_decides_nothing(onnx_model: Build) -> None:
+    """With noise alone a proof is asked for; with some images like the triggers among it there is no need of one."""
+
+    class Asked(Exception):
+        pass
+
+    def obtain(_: VerificationKey) -> tuple[bytes, Channel]:
+        raise Asked
+
+    random = Random(1).randbytes
+    key = generate_key(KeyParameters(SHAPE, CLASSES, 256), abstract_images(256, SHAPE, random), entropy=random)
+    noise = noise_images(SHAPE, 180)
+    subject = Subject(key.vk, clipping(onnx_model), Context("a dispute", "", "the court", bytes(32)), images=noise)
+    with pytest.raises(Asked):
+        check(subject, obtain)
+    verdict = check(replace(subject, images=np.concatenate([noise, triggers(20)])), obtain)
+    assert (verdict.outcome, verdict.failed_check) == ("undecided", "policy.fidelity")
+    assert verdict.fidelity is not None and not verdict.fidelity.constant
+    assert verdict.fidelity.count == 200 and 0.85 <= verdict.fidelity.agreement <= 0.9
