@@ -297,6 +297,19 @@ def test_vectors_are_small():
     assert sum(path.stat().st_size for path in VECTORS.iterdir() if path.is_file()) < 600_000
 
 
+def test_other_bytes_are_another_version():
+    stated = {name: digest for version, name, digest in tables("version") if version == generate.argument.VERSION}
+    assert stated == {name: hashlib.sha256((VECTORS / name).read_bytes()).hexdigest() for name in stated}
+    assert [*stated] == ["key.vk", "model.network", "claim.proof"]
+
+
+def test_the_frozen_files_are_made_as_they_were(frozen):
+    """Every byte, around the proof that is in one of them."""
+    statement, _ = generate.statement_and_key()
+    made = generate.binary(statement, frozen[1])
+    assert {name: (VECTORS / name).read_bytes() == data for name, data in made.items()} == dict.fromkeys(made, True)
+
+
 def test_fields_of_a_proof(frozen):
     _, proof, vectors = frozen
     fields = vectors["fields"]

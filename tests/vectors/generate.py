@@ -1,7 +1,7 @@
 """Makes the frozen statement and proof of SPEC.md section 14; `python tests/vectors/generate.py` rewrites the files.
 
-Frozen means that they change only with the protocol's version: later code has to accept them byte for byte.  The key
-is a test key, its owner's secret is printed in vectors.json.
+Frozen means that they change only with the protocol's version: later code has to accept them byte for byte, and SPEC.md
+has their digests.  The key is a test key, its owner's secret is printed in vectors.json.
 """
 
 from __future__ import annotations
@@ -273,19 +273,31 @@ def load() -> tuple[Statement, bytes, dict[str, Any]]:
     return statement, claim.proof, json.loads((HERE / "vectors.json").read_text())
 
 
+def frozen_proof(statement: Statement, key: MarkingKey) -> bytes:
+    with mock.patch.object(os, "urandom", stream("prover")):
+        return argument.prove(statement, key)
+
+
+def binary(statement: Statement, proof: bytes) -> dict[str, bytes]:
+    """The three files that hold bytes of the protocol, by name."""
+    claim = Claim(statement.k_min, statement.context, statement_digests(statement), proof)
+    return {
+        "key.vk": statement.key.to_bytes(),
+        "model.network": statement.network.to_bytes(),
+        "claim.proof": claim.to_bytes(),
+    }
+
+
 def main() -> None:
     statement, key = statement_and_key()
-    with mock.patch.object(os, "urandom", stream("prover")):
-        proof = argument.prove(statement, key)
+    proof = frozen_proof(statement, key)
     values = intermediate(statement, proof)
     cases = []
     for change in changes(proof, values["fields"]):
         found = outcome(statement, altered(statement, key.owner_secret_seed, proof, change))
         cases.append({**change, "outcome": found})
-    claim = Claim(statement.k_min, statement.context, statement_digests(statement), proof)
-    (HERE / "key.vk").write_bytes(key.vk.to_bytes())
-    (HERE / "model.network").write_bytes(statement.network.to_bytes())
-    (HERE / "claim.proof").write_bytes(claim.to_bytes())
+    for name, data in binary(statement, proof).items():
+        (HERE / name).write_bytes(data)
     values = {"owner_secret_seed": key.owner_secret_seed.hex(), **values, "altered": cases}
     lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
     (HERE / "vectors.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
