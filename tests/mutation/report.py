@@ -14,7 +14,7 @@ HEAD = """# Mutants of the verifier
 
 Written by `make mutate`. Every mutant is the code of a module of `protocol/` with one small change
 ([operators](operators.py)); the suites of [targets.py](targets.py) judge it. A timeout counts as killed. Left out is
-what only a prover, an owner or a log's server runs, and the kernels, which have plain twins.
+what only a prover, an owner or a log's server runs, and the kernels with what calls them, which have plain twins.
 
 *source* are the first digits of the SHA-256 of the module that was mutated. A run of some modules replaces only
 what [outcomes.json](outcomes.json) says of these. Fewer mutants are *judged* than there are where only a share of them

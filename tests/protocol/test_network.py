@@ -17,13 +17,15 @@ from protocol.network import (
     Network,
     Node,
     P,
+    Product,
     Table,
     Window,
+    affine,
     affine_bounds,
     rounding_offset,
     strict_argmax,
 )
-from tests.protocol.conftest import cases, relu
+from tests.protocol.conftest import cases, finish, relu
 
 W1 = Window(1)
 
@@ -101,6 +103,31 @@ def test_forward(case):
         assert forward.logits[:, i].tolist() == logits
         best = [c for c, v in enumerate(logits) if v == max(logits)]
         assert network.classify(case.images)[i] == (best[0] if len(best) == 1 else -1)
+
+
+def test_edges_and_a_product_add_up():
+    """In the hidden node and in the logits; and the values before the shift, of any node."""
+    rng, one, three = np.random.default_rng(4), Window(1), Window(3, 1, 1, 1)
+
+    def edge(source, *shape, window=one):
+        return Edge(source, rng.integers(-3, 4, shape), window, window)
+
+    table = Table(9, rng.integers(-20, 21, 512))
+    nodes = [
+        Node((edge(0, 3, 2, 3, 3, window=three),), rng.integers(-9, 10, 3), 0, table),
+        Node((edge(1, 3, 3, 1, 1), edge(0, 3, 2, 3, 3, window=three)), rng.integers(-9, 10, 3), 0, table,
+             product=Product(1, 1)),
+    ]  # fmt: skip
+    out = Node(tuple(edge(k, 4, 3, 2, 2, window=Window(2)) for k in (1, 2)), rng.integers(-9, 10, 4))
+    network = finish((2, 2, 2), rng.integers(-9, 10, (2, 256)), nodes, out)
+    images = rng.integers(0, 256, (3, 2, 2, 2), dtype=np.uint8)
+    forward = network.forward(images)
+    for i, image in enumerate(images):
+        values = plain(network, image)
+        assert [forward.outputs[k + 1][..., i].tolist() for k in range(2)] == [z for _, _, _, z in values[:2]]
+        assert forward.logits[:, i].tolist() == [row[0][0] for row in values[2][0]]
+        for node, (y, _, _, _) in zip(network.nodes, values, strict=True):
+            assert affine(node, forward.outputs)[..., i].tolist() == y
 
 
 @given(cases(), st.integers(1, 4000))
