@@ -196,8 +196,8 @@ def mark_command(
 @click.option("--mk", type=FILE, help="The marking key, for the verdict on the triggers that the model keeps.")
 @click.option("--scheme", type=SCHEMES, help="Of the mark; needed under chosen labels [default: backdoor].")
 @click.option("--sigma", type=POSITIVE,
-              help="Of certified: find the distance within which every model keeps the triggers, by noise of this "
-                   "deviation on the weights.")  # fmt: skip
+              help="Of certified: find the distance of weights within which every model, smoothed by noise of this "
+                   "deviation, keeps the triggers.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(min=1), help="Of certified: noisy copies [default: 1000].")
 @click.option("--share", type=Number(min=0, min_open=True, max=1),
               help="Of certified: of the triggers, kept within the distance [default: 0.5].")  # fmt: skip

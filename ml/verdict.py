@@ -85,8 +85,9 @@ def sentences(verdict: Verdict, key: TriggerKey) -> list[str]:
     if verdict.certificate is not None:
         found = verdict.certificate
         lines.append(
-            f"certificate: {found.accuracy:.0%} of the triggers within an L2 distance of {found.radius:.4g} of the "
-            f"parameters, confidence {float(found.confidence):.1%} ({found.samples} copies, sigma {found.sigma:g})"
+            f"certificate: every model whose parameters are within {found.radius:.4g} (L2) keeps {found.accuracy:.0%} "
+            f"of the triggers, as the median under noise of deviation {found.sigma:g}; confidence "
+            f"{float(found.confidence):.1%}, {found.samples} samples"
         )
     return lines
 
