@@ -2,8 +2,9 @@
 
 It shares no code with the package and is slow on purpose.  Section numbers are those of SPEC.md; section 3 is in
 plain_network.py.  `verify` takes the bytes of the three frozen files and returns the intermediate values of
-vectors.json; a failed check raises Failed.  Sums of points are left to the library that the package has, too, to be in
-time for a thousand proofs: test_group.py compares it with py_ecc.
+vectors.json; a failed check raises Failed.  Some things come from the libraries that the package has, too: points,
+their sums and hash-to-curve, to be in time for a thousand proofs (test_group.py compares them with py_ecc and RFC
+9380), Ed25519 (test_keygen.py with RFC 8032), cSHAKE256 and SHA-256.
 """
 
 from __future__ import annotations
@@ -604,7 +605,7 @@ def choose(rows, counts):
 def verify(vk_data, network_data, claim_data, checked_columns=4, coins=None):
     """Check everything; the column tests at the first `checked_columns` of the opened columns only, to save time.
 
-    coins: those of the session, by pending digest, in the interactive channel.
+    checked_columns: None for all.  coins: those of the session, by pending digest, in the interactive channel.
     """
     key, net, out = Key(vk_data), Network(network_data), {}
     r = Bytes(claim_data)
