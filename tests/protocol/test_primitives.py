@@ -132,3 +132,9 @@ def test_trees():
     leaves = [sha(0, bytes.fromhex(entry)) for entry in v["entries"]]
     assert [leaf.hex() for leaf in leaves] == v["leaves"]
     assert sha(1, sha(1, leaves[0], leaves[1]), leaves[2]).hex() == v["root"]
+    v = VECTORS["consistency"]
+    a, b, c, d, e, f, g = (sha(0, bytes.fromhex(entry)) for entry in v["entries"])
+    ab, efg = sha(1, a, b), sha(1, sha(1, e, f), g)
+    assert v["old_size"] == 3 and sha(1, ab, c).hex() == v["old_root"]
+    assert sha(1, sha(1, ab, sha(1, c, d)), efg).hex() == v["root"]
+    assert v["path"] == [part.hex() for part in (c, d, ab, efg)]

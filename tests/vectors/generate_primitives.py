@@ -78,6 +78,22 @@ def cosignature() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def consistency() -> dict[str, Any]:
+    """A log of seven entries shows that it continues the one of three."""
+    nodes: dict[tuple[int, int], bytes] = {}
+
+    def read(level: int, index: int) -> bytes:
+        return nodes[level, index]
+
+    for size in range(7):
+        for level, index, value in log.appended(read, size, log.leaf_hash(bytes([size]))):
+            nodes[level, index] = value
+    old, new = log.root_hash(read, 3), log.root_hash(read, 7)
+    path = [value.hex() for value in log.consistency_path(read, 3, 7)]
+    return {"entries": [f"{k:02x}" for k in range(7)], "old_size": 3, "old_root": old.hex(), "root": new.hex(),
+            "path": path}  # fmt: skip
+
+
 def primitives() -> dict[str, Any]:
     a, b = elements("a", 1), elements("b", 1)
     point = [elements("rows", 2), elements("columns", 1)]
@@ -109,6 +125,7 @@ def primitives() -> dict[str, Any]:
                    "siblings": [s.hex() for s in hashes.open([1, 6])]},
         "log": {"entries": ["00", "01", "02"], "leaves": [leaf.hex() for leaf in entries],
                 "root": log.node_hash(log.node_hash(entries[0], entries[1]), entries[2]).hex()},
+        "consistency": consistency(),
     }  # fmt: skip
 
 
