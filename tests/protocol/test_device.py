@@ -18,8 +18,11 @@ from protocol import argument, kernels
 from protocol.argument import prove, verify
 from protocol.errors import ParameterError
 from protocol.kernels import cpu, cuda
+from tests.adversary import agree
+from tests.assurance.hiding import tiny
 from tests.protocol import test_kernels
 from tests.protocol.conftest import cases
+from tests.protocol.test_forks import elsewhere
 
 DIMS = [(1, 1, 1), (2, 5, 3), (1, 4, 7), (3, 2, 1), (1, 3, 300)]
 
@@ -111,6 +114,23 @@ def test_a_proof_is_the_same_on_every_device(statement, key, monkeypatch):
     proof = prove(statement, key, device="cuda")
     assert launched and proof == prove(statement, key)
     verify(statement, proof)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few launches, each of which keeps the interpreter busy: of the trees of `tiny`, only the largest leaves."""
+    monkeypatch.setattr(kernels, "SMALL", 12)
+    monkeypatch.setattr(cuda, "Leaves", Leaves)
+
+
+@pytest.mark.parametrize("engine", [None, elsewhere])
+def test_two_verifiers_accept_a_proof(engine, quick, monkeypatch):
+    """Of the device, also where it proves forks that are sent to it: the bytes of every other prover."""
+    statement, key = tiny()
+    monkeypatch.setattr(argument.os, "urandom", bytes)
+    proof = prove(statement, key, engine=engine, device="cuda")
+    assert proof == prove(statement, key)
+    assert agree.both(statement, proof) == ("true", "true")
 
 
 def test_memory_that_runs_out(statement, key, monkeypatch):

@@ -8,6 +8,8 @@ from protocol import argument
 from protocol.argument import Cancelled, prove, verify
 from protocol.errors import ParameterError
 from protocol.transcript import InteractiveProver
+from tests.adversary import agree
+from tests.assurance.hiding import tiny
 
 
 @pytest.fixture
@@ -32,6 +34,11 @@ def test_the_proof_does_not_depend_on_where_forks_are_proven(statement, key, fix
     assert here == there
     assert shares == sorted(shares, key=lambda one: one[1])
     verify(statement, there)
+
+
+def test_two_verifiers_accept_a_proof_from_elsewhere():
+    statement, key = tiny()
+    assert agree.both(statement, prove(statement, key, engine=elsewhere)) == ("true", "true")
 
 
 def test_a_part_is_what_its_fork_reads_and_no_more(statement, key):
