@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -31,34 +32,45 @@ RETRIES = 8  # workers that one fork may lose
 POLL_S = 0.5  # between looks at whether the caller cancels
 
 Array = npt.NDArray[np.uint32]
+Packed = tuple[bytes, list[npt.NDArray[np.uint8]]]  # pickled, its arrays apart: the workers of a machine share them
 
 
 @cache
 def version() -> str:
-    """Digest of the protocol's source: workers with another one would make proofs that nobody accepts."""
-    folder, digest = Path(protocol.__path__[0]), hashlib.sha256()
+    """Digest of the source of the protocol and of this file: workers with another one would make proofs that nobody
+    accepts, or not understand what they are sent."""
+    folder, digest = Path(protocol.__path__[0]), hashlib.sha256(Path(__file__).read_bytes() + b"\0")
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
-def prove_fork(
-    shared: Shared, fork: Fork, keys: list[tuple[str, Any]], expected: str, threads: int, *arrays: Array
-) -> MaskedElements:
-    """In a worker: the messages of one fork; keys: where its arrays belong in its part of the witness.
+def prove_fork(expected: str, threads: int, packed: Packed, task: bytes, *arrays: Array) -> MaskedElements:
+    """In a worker: the messages of one fork.
 
-    Raises ParameterError in a worker with another version.
+    packed: what the forks share; task: the fork, pickled, and where its arrays belong in its part of the witness.
+    Raises ParameterError in a worker with another version, which could not read either.
     """
     if version() != expected:
         raise ParameterError("a worker of the cluster runs another version of zkmark")
     cpu.THREADS = threads
     heap.keep()
+    shared: Shared = pickle.loads(packed[0], buffers=packed[1])
+    fork, keys = pickle.loads(task)
     part = Part({}, {}, {})
     for (kind, key), array in zip(keys, arrays, strict=True):
         getattr(part, kind)[key] = _writable(array)
     shared = replace(
         shared, alpha=_writable(shared.alpha), beta=_writable(shared.beta), pads=_writable(shared.pads))
     return shared.prove(fork, part)
+
+
+def _packed(shared: Shared) -> Packed:
+    import ray
+
+    buffers: list[pickle.PickleBuffer] = []
+    data: bytes = ray.cloudpickle.dumps(shared, protocol=5, buffer_callback=buffers.append)
+    return data, [np.asarray(buffer.raw()) for buffer in buffers]
 
 
 def _writable(array: Array) -> Array:
@@ -100,7 +112,7 @@ def ray_engine(address: str | None = None, *, workers: int | None = None, thread
         most = AHEAD * max(1, int(resources.get("CPU", 1)) // threads)
         # A device is one worker's at a time; what a cluster has none of, no worker waits for.
         gpus = int(shared.device != "cpu" and resources.get("GPU", 0) >= 1)
-        on, kept, done = task.options(num_gpus=gpus), ray.put(shared), 0
+        on, kept, done = task.options(num_gpus=gpus), ray.put(_packed(shared)), 0
         stored: dict[tuple[int, int], Any] = {}  # what several forks read is sent once; `forks` keeps the places taken
         running: dict[Any, int] = {}
         found: dict[int, MaskedElements] = {}
@@ -113,7 +125,8 @@ def ray_engine(address: str | None = None, *, workers: int | None = None, thread
                         if _place(array) not in stored:
                             stored[_place(array)] = ray.put(array)
                     there = [stored[_place(array)] for array in arrays.values()]
-                    running[on.remote(kept, fork, [*arrays], version(), threads, *there)] = fork.index
+                    sent = pickle.dumps((fork, [*arrays]))
+                    running[on.remote(version(), threads, kept, sent, *there)] = fork.index
                 report(done / sum(work.values()))
                 ready, _ = ray.wait(list(running), timeout=POLL_S)
                 for reference in ready:

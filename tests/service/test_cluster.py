@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from ml.quantise import Derivation
+from protocol import argument
 from protocol.argument import Cancelled, Context, Statement, prove, verify
 from protocol.errors import ParameterError, VerificationError
 from protocol.forks import Shared
@@ -18,6 +19,8 @@ from protocol.transcript import InteractiveProver, InteractiveVerifier
 from prover import cluster
 from prover.jobs import Resources, Subject, make_claim, subject
 from prover.options import resources
+from tests.adversary import agree
+from tests.assurance.hiding import tiny
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,11 @@ def test_a_proof(engine, case):
     assert "nodes" in seen
 
 
+def test_two_verifiers_accept_a_proof(engine):
+    statement, key = tiny()
+    assert agree.both(statement, prove(statement, key, engine=engine)) == ("true", "true")
+
+
 def test_a_worker_that_dies_is_replaced(engine, case, tmp_path):
     statement, key = case
 
@@ -66,11 +74,38 @@ def test_a_worker_that_dies_is_replaced(engine, case, tmp_path):
     assert (tmp_path / "dead").exists()
 
 
-def test_another_version_of_the_protocol(engine, case, monkeypatch):
+def gone():
+    raise ModuleNotFoundError("no module that another version has")
+
+
+class Foreign(Shared):
+    """Cannot be read where it arrives."""
+
+    def __reduce__(self):
+        return gone, ()
+
+
+def test_another_version(engine, case, monkeypatch):
+    """A worker looks at the version before it reads what it is sent."""
     statement, key = case
+
+    def foreign(shared, tasks, report):
+        return engine(Foreign(**vars(shared)), tasks, report)
+
+    with pytest.raises(ModuleNotFoundError):
+        prove(statement, key, engine=foreign)
     monkeypatch.setattr(cluster, "version", lambda: "another")
-    with pytest.raises(ParameterError, match="version"):
-        prove(statement, key, engine=engine)
+    for one in (engine, foreign):
+        with pytest.raises(ParameterError, match="version"):
+            prove(statement, key, engine=one)
+
+
+@pytest.mark.parametrize("changed", [cluster, argument])
+def test_a_version_is_the_source_of_what_workers_run(changed, monkeypatch):
+    read, before = Path.read_bytes, cluster.version()
+    assert cluster.version.__wrapped__() == before
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path == Path(changed.__file__)))
+    assert cluster.version.__wrapped__() != before
 
 
 def test_cancelled(engine, case):
