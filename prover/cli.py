@@ -194,19 +194,21 @@ def prove_command(
     nonce_bytes = _nonce(nonce)
     check_new(out)
     from protocol.argument import Context
-    from prover.jobs import make_claim, subject
+    from prover.jobs import choose_k_min, find_device, make_claim, subject
     from prover.keys import load_owner, read_secret, write_file
 
     context = Context(purpose, claimant, verifier, nonce_bytes)
     use = resources(memory_limit, device, engine, address, self_check)
     secret = read_secret(passphrase_file, key_file)
-    key = load_owner(mk, secret)[0]
+    key, approvals = load_owner(mk, secret)
     check_pair(key.vk.digest, vk)
     derivation, images = _derivation(calibration, preprocess, key.vk.parameters.shape)
     warm_up()
     with progress(as_json) as report:
         report("derive", 0.0)
         about = subject(read(model, MAX_MODEL_BYTES, "model"), derivation, images, key.vk, memory(memory_limit))
+    # Before the approval, which is for good.
+    find_device(about.statement(key.vk, choose_k_min(key.vk, approvals, about, k_min), context), use)
     k_min = approve(mk, secret, about, k_min, yes).k_min[about.network.digest]  # which may ask
     with progress(as_json) as report:
         claim = make_claim(key, about, k_min, context, resources=use, progress=report)

@@ -59,6 +59,10 @@ class Subject:
     derivation_digest: bytes
     freedom_bits: float
 
+    def statement(self, key: VerificationKey, k_min: int, context: Context) -> Statement:
+        """The claim that it carries the mark of `key`.  Raises ParameterError where no proof of it can exist."""
+        return Statement(key, self.network, k_min, context, self.model_digest, self.derivation_digest)
+
 
 def subject(
     model: bytes,
@@ -93,14 +97,20 @@ def approve(path: Path, secret: bytes, about: Subject, k_min: int | None = None)
     k_min.
     """
     key, approvals = load_owner(path, secret)
-    k_min = k_min or approvals.k_min.get(about.network.digest) or default_k_min(key.vk, about.freedom_bits)
-    if not 1 <= k_min <= key.vk.h:
-        raise ParameterError(f"k_min must be 1 to {key.vk.h}")
+    k_min = choose_k_min(key.vk, approvals, about, k_min)
     matches = int((about.network.classify(key.hidden_images) == key.hidden_labels).sum())
     approvals = record_approval(path, secret, about.network.digest, k_min if matches >= k_min else 0)
     if matches < k_min:
         raise VerificationError("prove.matches", f"fewer than {k_min} of the {key.vk.h} hidden triggers match")
     return approvals
+
+
+def choose_k_min(key: VerificationKey, approvals: Approvals, about: Subject, k_min: int | None = None) -> int:
+    """The one that is named, or was approved, or is the default.  Raises ParameterError if it is not 1 to h."""
+    k_min = k_min or approvals.k_min.get(about.network.digest) or default_k_min(key, about.freedom_bits)
+    if not 1 <= k_min <= key.h:
+        raise ParameterError(f"k_min must be 1 to {key.h}")
+    return k_min
 
 
 def default_k_min(key: VerificationKey, freedom_bits: float) -> int:
@@ -140,6 +150,22 @@ class Resources:
     check: bool = True
 
 
+def find_device(statement: Statement, use: Resources) -> str:
+    """The name of the device that the proof would be made on, before anything is done for good.
+
+    Raises ParameterError if it is not there, or if the proof is estimated to take more memory than is allowed or there.
+    """
+    device = kernels.on(use.device)
+    limit = device.memory() if use.memory is None else min(use.memory, device.memory())
+    if statement.memory_bytes > limit:
+        need, most = statement.memory_bytes / 2**30, limit / 2**30
+        raise ParameterError(
+            f"proving this network needs about {need:.1f} GiB, over the limit of {most:.1f} GiB; a smaller network or "
+            "a key with fewer triggers needs less"
+        )
+    return "cpu" if device is kernels.cpu else "cuda"
+
+
 def make_claim(
     key: MarkingKey,
     about: Subject,
@@ -156,21 +182,12 @@ def make_claim(
     Raises as `protocol.argument.prove` does, ParameterError if that is estimated to take more memory, and RuntimeError
     if a device or a worker computed wrongly.
     """
-    statement = Statement(key.vk, about.network, k_min, context, about.model_digest, about.derivation_digest)
+    statement = about.statement(key.vk, k_min, context)
     use, channel = resources or Resources(), channel or FiatShamir()
-    device = kernels.on(use.device)
-    limit = device.memory() if use.memory is None else min(use.memory, device.memory())
-    if statement.memory_bytes > limit:
-        need, most = statement.memory_bytes / 2**30, limit / 2**30
-        raise ParameterError(
-            f"proving this network needs about {need:.1f} GiB, over the limit of {most:.1f} GiB; a smaller network or "
-            "a key with fewer triggers needs less"
-        )
+    device = find_device(statement, use)
     engine = None if channel.interactive else use.engine
-    proof = prove(
-        statement, key, channel, progress=progress, cancelled=cancelled, engine=engine, device=use.device
-    )
-    if use.check and not channel.interactive and (engine is not None or device is not kernels.cpu):
+    proof = prove(statement, key, channel, progress=progress, cancelled=cancelled, engine=engine, device=device)
+    if use.check and not channel.interactive and (engine is not None or device != "cpu"):
         try:
             verify(statement, proof)
         except (DecodingError, VerificationError) as error:

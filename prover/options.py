@@ -106,8 +106,10 @@ def memory(limit: float | None) -> int:
 
 def resources(limit: float | None, device: str, engine: str, address: str | None, check: bool) -> Resources:
     """What the options of `resource_options` allow.  Raises ParameterError for what is not there."""
+    from protocol import kernels
     from prover.jobs import Resources
 
+    kernels.on(device)
     most = None if limit is None else memory(limit)
     if engine == "local":
         if address is not None:

@@ -22,11 +22,13 @@ from Crypto.Hash import SHAKE256
 
 from ml import cli as ml
 from ml.cli import cli as ml_cli
-from protocol import soundness
+from protocol import kernels, soundness
 from protocol.keygen import VerificationKey
 from protocol.soundness import bits
 from prover import options as prover_options
+from prover import server
 from prover.cli import cli as prover_cli
+from prover.jobs import state_folder
 from prover.keys import load_owner
 from tests.service.conftest import memorize, two_layers
 from verifier import options as verifier_options
@@ -462,6 +464,36 @@ def test_a_k_min_that_is_named_is_said_to_be_for_good(world, owner_file, tmp_pat
         assert list(known.values()) == [fewest - 1] and ("Approve it?" in result.stderr) == (not words)
     again = prover("approve", "--mk", owner_file, *model, "--k-min", fewest - 1)
     assert again.exit_code == 0 and "for good" not in again.stderr  # it is already
+
+
+@pytest.fixture
+def _no_device(monkeypatch):
+    """As where the extra is not installed."""
+    monkeypatch.setitem(sys.modules, "protocol.kernels.cuda", None)
+    monkeypatch.delattr(kernels, "cuda", raising=False)
+
+
+@pytest.mark.parametrize("options, said", [
+    (["--device", "cuda"], "no device to prove on"), (["--memory-limit", 0.2], "needs about"),
+    (["--memory-limit", 0.2, "--k-min", 70], "needs about"), (["--k-min", 5000], "k_min must be"),
+])  # fmt: skip
+def test_what_cannot_be_proven_here_is_not_approved(options, said, world, owner_file, tmp_path, _no_device):
+    """An approval is for good: what the machine lacks is found before."""
+    sealed, out = owner_file.read_bytes(), tmp_path / "claim.proof"
+    result = prover(
+        "prove", "--mk", owner_file, "--vk", world.path("owner.vk"), "--model", world.path("marked.onnx"),
+        *world.secret_options(), "--nonce", NONCE, "--out", out, *options,
+    )  # fmt: skip
+    assert result.exit_code == 2 and said in result.stderr and "for good" not in result.stderr
+    assert owner_file.read_bytes() == sealed and not out.exists()
+
+
+def test_no_server_for_a_device_that_is_not_there(world, owner_file, monkeypatch, _no_device):
+    monkeypatch.setattr(server, "serve", lambda *_: pytest.fail("it serves"))
+    result = prover("serve", "--mk", owner_file, "--vk", world.path("owner.vk"), *world.secret_options(),
+                    "--listen", "127.0.0.1:0", "--device", "cuda")  # fmt: skip
+    assert result.exit_code == 2 and "no device to prove on" in result.stderr
+    assert not state_folder(owner_file).exists()
 
 
 def test_no_proof_for_an_unmarked_model(shop, tmp_path):
