@@ -86,8 +86,17 @@ def seconds(value: float) -> str:
 
 def disturbed(measured: list[dict[str, Any]]) -> str:
     """A sentence, if there is one to say, about what else the machine did."""
-    names = [job["job"] for job in measured if job["machine"].get("busy_before", 1.0) > BUSY]
+    names = [job["job"] for job in measured if _busy(job)]
     return f" The machine had other work while these were measured: {', '.join(names)}." if names else ""
+
+
+def remark(measured: dict[str, Any]) -> str:
+    """As `disturbed`, for one measurement."""
+    return " The machine had other work while this was measured." if _busy(measured) else ""
+
+
+def _busy(measured: dict[str, Any]) -> bool:
+    return float(measured["machine"].get("busy_before", 1.0)) > BUSY
 
 
 def memory(job: dict[str, Any], *stages: str) -> str:
@@ -136,18 +145,18 @@ def table() -> str:
         from benchmarks.curves import linearity
 
         lines += ["", "![Cost of a proof by its size](benchmarks/results/scaling.svg)", "",
-                  f"ResNet-18 at 32 x 32: {linearity(curves)}"]  # fmt: skip
+                  f"ResNet-18 at 32 x 32: {linearity(curves)}{remark(curves)}"]  # fmt: skip
     if peers := load("peers"):
         lines += ["", *_peers(peers)]
     if workers := load("workers"):
         from benchmarks.workers import line
 
-        lines += ["", line(workers)]
+        lines += ["", line(workers) + remark(workers)]
     if soak := load("soak"):
-        lines += ["", _soak(soak)]
+        lines += ["", _soak(soak) + remark(soak)]
     for name in ("board", "board-postgresql"):
         if board := load(name):
-            lines += ["", _board(board)]
+            lines += ["", _board(board) + remark(board)]
     return "\n".join(lines) + "\n"
 
 
@@ -210,7 +219,7 @@ def _peers(peers: dict[str, Any]) -> list[str]:
         f"LeNet against EZKL {theirs['version']} in one run: the image is private, the weights are public. A proof of "
         f"zkmark is about {h} images and hides their logits; one of EZKL is about one image (2^{settings['logrows']} "
         f"rows, scales 2^{settings['input_scale']} from its own calibration for `{theirs['target']}`), shows the "
-        "logits, and needs a reference string from a trusted setup and a key per network.",
+        f"logits, and needs a reference string from a trusted setup and a key per network.{remark(peers)}",
         "",
         "| | prove, per image | prove, one proof | verify | proof | memory, prove / verify | setup per network |",
         "|---|---|---|---|---|---|---|",

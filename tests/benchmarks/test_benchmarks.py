@@ -126,6 +126,18 @@ def test_the_table_shows_how_far_bandwidth_and_products_are_used() -> None:
     assert whole == "| **all** | 6.7 | 100% | 75% | 7 | 1.3 | 10% | 100% | 6.7 | 1.0 |"
 
 
+@pytest.mark.parametrize("name", ["workers", "soak", "board", "curves", "peers"])
+def test_other_work_on_the_machine_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """In the text of every measurement of time, as beside the table."""
+    remark, load = " The machine had other work while this was measured.", results.load
+    for busy in (results.BUSY, results.BUSY + 0.01):
+        found = load(name)
+        assert found
+        found["machine"]["busy_before"] = busy
+        monkeypatch.setattr(results, "load", lambda asked, found=found: found if asked == name else None)
+        assert (remark in results.table()) == (busy > results.BUSY)
+
+
 def fake_stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stages that cost nothing; each names its seconds after itself.  Those that ran."""
     ran: list[str] = []
