@@ -1,6 +1,7 @@
 """A short form of `make agree`: the package and the plain verifier name the same outcome."""
 
 import ast
+import json
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -18,10 +19,13 @@ from protocol.transcript import InteractiveProver, InteractiveVerifier
 from tests.adversary import agree, networks
 from tests.protocol import plain_network
 
+REPORT = json.loads((agree.PROTOCOL.parent / agree.REPORT).read_text())
+
 
 @pytest.mark.parametrize("seed", [1000])
 def test_two_verifiers_agree(seed):
-    found = [(name, agree.package(files), agree.second(files)) for name, files in islice(agree.cases(seed), 12)]
+    cases = agree.cases(agree.Base.make(seed), Random(-1 - seed))
+    found = [(name, agree.package(files), agree.second(files)) for name, files in islice(cases, 12)]
     assert [(name, one, two) for name, one, two in found if one != two] == []
     assert found[0][1] == "true" and all(one != "true" for _, one, _ in found[1:])
     assert len({one for _, one, _ in found}) >= 5
@@ -33,6 +37,19 @@ def test_a_difference_is_noticed(monkeypatch):
     files = base.files(agree.flipped(base.proof, len(base.proof) - 100, Random(1)))
     monkeypatch.setattr(agree.plain, "signed", lambda *_: None)
     assert agree.package(files) == "owner.signature" != agree.second(files)
+
+
+def test_a_lie_in_few_columns_needs_the_arithmetic_of_all():
+    files = agree.few_columns(agree.Base.make(1000), Random(1000))
+    assert agree.package(files) == agree.second(files, columns=None) == "proximity.columns"
+    assert agree.second(files) == "true"
+
+
+def test_the_last_report_counts_every_base_and_proof():
+    kinds, bases = REPORT["bases of kind"], REPORT["bases"]
+    assert kinds["anchored"] + kinds["not anchored"] == kinds["chosen"] + kinds["joint_coin"] == bases
+    assert sum(REPORT["outcomes"].values()) == REPORT["proofs"] and REPORT["outcomes"]["true"] == bases
+    assert REPORT["differences"] == [] and len(REPORT["all columns"]) == 2
 
 
 def test_two_readers_of_networks_agree():
