@@ -3,6 +3,7 @@
 The interpreter shows that they compute the right thing, the compiler that a device could run them.
 """
 
+import inspect
 import os
 import subprocess
 import sys
@@ -45,6 +46,11 @@ def test_vectors_on_the_device(check, n):
     getattr(test_kernels, f"check_{check}")(cuda, np.random.default_rng(n), n)
 
 
+def test_extremes_on_the_device():
+    test_kernels.check_products_of_the_extremes(cuda)
+    test_kernels.check_largest_sums(cuda)
+
+
 @pytest.mark.parametrize("rows, n", [(1, 1), (3, 9), (700, 3), (2, 700)])
 def test_combine_on_the_device(rows, n):
     test_kernels.check_combine(cuda, np.random.default_rng(n), rows, n)
@@ -82,18 +88,21 @@ def test_networks_on_the_device(case):
     assert (here.logits == there.logits).all()
 
 
-def test_the_devices_offer_the_same():
-    """Whatever `cuda` has, `cpu` has under the same name with the same arguments."""
-    import inspect
+def offered(kernels):
+    """Public functions of a module by name; not what only its own kernels call."""
+    found = {name: getattr(f, "py_func", f) for name, f in vars(kernels).items()
+             if not getattr(f, "targetoptions", {}).get("forceinline")}  # fmt: skip
+    return {name: f for name, f in found.items()
+            if inspect.isfunction(f) and f.__module__ == kernels.__name__ and not name.startswith("_")}  # fmt: skip
 
-    names = [name for name, f in vars(cuda).items() if inspect.isfunction(f) and f.__module__ == cuda.__name__]
-    shared = [name for name in names if name != "device" and not name.startswith("_")]
-    assert len(shared) == 36
-    for name in [*shared, "Leaves"]:
-        ours = getattr(cpu, name)
-        assert [*inspect.signature(getattr(ours, "py_func", ours)).parameters] == [
-            *inspect.signature(getattr(cuda, name)).parameters
-        ]
+
+def test_the_devices_offer_the_same():
+    """The same names with the same arguments, except what only the host does and where the device is."""
+    ours, theirs = offered(cpu), offered(cuda)
+    assert set(ours) - {"scatter_add"} == set(theirs) - {"device"}
+    for name in {*ours, "Leaves"} - {"scatter_add"}:
+        one, other = (inspect.signature(found.get(name, k.Leaves)) for found, k in ((ours, cpu), (theirs, cuda)))
+        assert [*one.parameters] == [*other.parameters], name
 
 
 class Leaves(cpu.Leaves):
@@ -107,7 +116,8 @@ def test_a_proof_is_the_same_on_every_device(statement, key, monkeypatch):
     """Everything large begins on the device; trees end on the host."""
     monkeypatch.setattr(argument.os, "urandom", bytes)
     monkeypatch.setattr(kernels, "SMALL", 9000)
-    monkeypatch.setattr(cuda, "Leaves", Leaves)
+    if cuda.INTERPRETED:
+        monkeypatch.setattr(cuda, "Leaves", Leaves)
     launched = []
     launch = cuda._launch
     monkeypatch.setattr(cuda, "_launch", lambda *given: launched.append(given) or launch(*given))
@@ -159,15 +169,19 @@ def test_devices_that_are_not_there(statement, key, monkeypatch):
 
 
 def test_a_device_could_run_the_kernels(tmp_path):
-    """All of them compile for one that need not be there."""
+    """All of them compile for one that need not be there, as does each with sizes of 1, which Triton takes as fixed."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [name for name, *ones in lines if not ones] == [
         "_k_mul", "_k_outer", "_f_scale", "_combine", "_fold", "_round_sums", "_tree_level", "_tree_level",
         "_tree_open", "_tree_open", "_leaves", "_butterflies", "_butterflies", "_cosets", "_gather", "_gather",
         "_depthwise", "_depthwise", "_sha256",
     ]  # fmt: skip
+    for few in (["half"], ["step"], ["half", "step", "lanes", "entries"]):  # the first level, the last, one entry
+        assert lines.count(["_butterflies", *few]) == 2
+    assert ["_round_sums", "inner"] in lines
 
 
 COMPILE = """
@@ -190,11 +204,14 @@ for name, more in (
     of_x = {}  # of the kernels that read a tensor of either kind
     if isinstance(more, str):
         of_x, more = {"x": more, "rows": "*i64", "columns": "*i64", "out": "*fp64", "weight": "*fp64"}, {}
-    kernel, fixed = getattr(cuda, name), {"BLOCK": 256, **more}
-    kinds = {a: of_x[a] if a in of_x else "constexpr" if a in fixed else "*i32" if a in POINTERS
-             else "*i64" if a == "sums" else "i32" for a in kernel.arg_names}
-    constants = {(kernel.arg_names.index(a),): value for a, value in fixed.items()}
-    made = triton.compile(ASTSource(kernel, kinds, constants), target=GPUTarget("cuda", 90, 32))
-    assert made.asm["cubin"]
-    print(name)
+    kernel = getattr(cuda, name)
+    sizes = [a for a in kernel.arg_names if a not in (*of_x, *more, *POINTERS, "sums", "BLOCK")]
+    for ones in ([], sizes, *([size] for size in sizes if size in ("half", "step", "inner"))):  # 1 in every proof
+        fixed = {"BLOCK": 256, **more, **dict.fromkeys(ones, 1)}
+        kinds = {a: of_x[a] if a in of_x else "constexpr" if a in fixed else "*i32" if a in POINTERS
+                 else "*i64" if a == "sums" else "i32" for a in kernel.arg_names}
+        constants = {(kernel.arg_names.index(a),): value for a, value in fixed.items()}
+        made = triton.compile(ASTSource(kernel, kinds, constants), target=GPUTarget("cuda", 90, 32))
+        assert made.asm["cubin"]
+        print(name, *ones)
 """

@@ -82,15 +82,18 @@ def test_products(rng, n):
     check_products(cpu, rng, n)
 
 
-def test_products_of_the_extremes():
+def check_products_of_the_extremes(k):
     """Every coordinate at its stored extremes: the 64-bit sums of five products do not overflow."""
     values = np.array([0, 1, P - 1, P - 2], np.uint32)
     every = np.stack(np.meshgrid(*[values] * 5, indexing="ij")).reshape(5, -1)  # stored (Montgomery) words
-    out = np.empty((5, every.shape[1] ** 2), np.uint32)
-    cpu.k_outer(np.ascontiguousarray(every[:, ::37]), np.ascontiguousarray(every[:, ::31]),
-                part := out[:, : len(range(0, 1024, 37)) * len(range(0, 1024, 31))].copy())  # fmt: skip
-    expected = [times(x, y) for x in plain(every[:, ::37]) for y in plain(every[:, ::31])]
-    assert plain(part) == expected
+    a, b = (np.ascontiguousarray(every[:, ::step]) for step in (37, 31))
+    out = k.empty(a.shape[1] * b.shape[1])
+    k.k_outer(k.to_device(a), k.to_device(b), out)
+    assert plain(k.to_host(out)) == [times(x, y) for x in plain(a) for y in plain(b)]
+
+
+def test_products_of_the_extremes():
+    check_products_of_the_extremes(cpu)
 
 
 def check_scale_and_sum(k, rng, n):
@@ -108,8 +111,17 @@ def test_scale_and_sum(rng, n):
     check_scale_and_sum(cpu, rng, n)
 
 
-def test_a_sum_of_many_largest_values():
-    assert (cpu.k_sum(np.full((5, 1 << 18), P - 1, np.uint32)) == (-(1 << 18)) % P).all()
+def check_largest_sums(k):
+    """Of as many of the largest values as a proof may add up at once: they do not overflow."""
+    assert (k.k_sum(k.to_device(np.full((5, 1 << 18), P - 1, np.uint32))) == (-(1 << 18)) % P).all()
+    values, half = np.full((1, cpu.MAX_TERMS), P - 1, np.uint32), np.full((5, cpu.MAX_TERMS), 0xFFFF, np.uint32)
+    out, halves = k.empty(1), k.to_device(half)
+    k.combine(k.to_device(values), halves, halves, out, 0, 1)
+    assert (k.to_host(out) == -cpu.MAX_TERMS * 0xFFFFFFFF % P).all()
+
+
+def test_largest_sums():
+    check_largest_sums(cpu)
 
 
 @given(seeds, lengths, st.integers(0, 20))
