@@ -268,7 +268,7 @@ class BaseStream:
     def take(self, count: int) -> npt.NDArray[np.uint32]:
         """[count] the next elements, canonical."""
         while len(self._held) < count:
-            words = np.frombuffer(self._read(_bytes_for(count)), "<u4") & np.uint32(0x7FFFFFFF)
+            words = np.frombuffer(self._read(_bytes_for(count - len(self._held))), "<u4") & np.uint32(0x7FFFFFFF)
             self._held = np.concatenate([self._held, words[words < field.P]])
         taken, self._held = np.split(self._held, [count])
         return taken

@@ -141,7 +141,7 @@ def test_a_worker_that_computes_wrongly(case):
 
     def wrong(shared, tasks, report):
         found = {fork.index: shared.prove(fork, part) for fork, part in tasks}
-        found[1][0, 0] ^= 1
+        found[1].values[0, 0] ^= 1
         return found
 
     def claim(check):
