@@ -52,12 +52,14 @@ def memory() -> int:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """As `cpu.bounded`, for the device's memory, too."""
+    """As `cpu.bounded`, for the device's memory, too: what torch would keep is free for the next proof to find."""
     try:
         with cpu.bounded():
             yield
     except torch.OutOfMemoryError:
         raise ParameterError("the device has too little memory for this network") from None
+    finally:
+        torch.cuda.empty_cache()
 
 
 def to_device(array: Any) -> torch.Tensor:

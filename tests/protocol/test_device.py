@@ -7,6 +7,7 @@ import inspect
 import os
 import subprocess
 import sys
+import weakref
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -16,7 +17,7 @@ import torch
 from hypothesis import given, settings
 
 from protocol import argument, kernels
-from protocol.argument import prove, verify
+from protocol.argument import Cancelled, prove, verify
 from protocol.errors import ParameterError
 from protocol.kernels import cpu, cuda
 from tests.adversary import agree
@@ -133,12 +134,33 @@ def quick(monkeypatch):
     monkeypatch.setattr(cuda, "Leaves", Leaves)
 
 
+@pytest.fixture
+def left(monkeypatch):
+    """Of each proof, when torch has to give back what it keeps: whether it made tensors, and how many are held yet."""
+    made, found = [], []
+
+    def watched(make):
+        def wrapper(*given):
+            tensor = make(*given)
+            made.append(weakref.ref(tensor))
+            return tensor
+
+        return wrapper
+
+    for name in ("words", "integers", "reals", "empty"):
+        monkeypatch.setattr(cuda, name, watched(getattr(cuda, name)))
+    monkeypatch.setattr(
+        torch.cuda, "empty_cache", lambda: found.append((len(made) > 0, sum(one() is not None for one in made))))
+    return found
+
+
 @pytest.mark.parametrize("engine", [None, elsewhere])
-def test_two_verifiers_accept_a_proof(engine, quick, monkeypatch):
+def test_two_verifiers_accept_a_proof(engine, quick, left, monkeypatch):
     """Of the device, also where it proves forks that are sent to it: the bytes of every other prover."""
     statement, key = tiny()
     monkeypatch.setattr(argument.os, "urandom", bytes)
     proof = prove(statement, key, engine=engine, device="cuda")
+    assert left == [(True, 0)]
     assert proof == prove(statement, key)
     assert agree.both(statement, proof) == ("true", "true")
 
@@ -156,6 +178,13 @@ def test_memory_that_runs_out(statement, key, monkeypatch):
         with pytest.raises(ParameterError, match=f"{name} has too little memory"):
             prove(statement, key, device="cuda")
     assert cuda.memory() > 0
+
+
+def test_a_proof_that_is_cancelled_leaves_no_memory_behind(statement, key, left):
+    asked = []
+    with pytest.raises(Cancelled):
+        prove(statement, key, device="cuda", progress=lambda *now: asked.append(now), cancelled=lambda: len(asked) > 0)
+    assert left == [(True, 0)]
 
 
 def test_devices_that_are_not_there(statement, key, monkeypatch):
