@@ -12,13 +12,14 @@ import io
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ml.quantise import MEMORY_LIMIT, Derivation, derive, images_digest
-from protocol import kernels
+from protocol import kernels, layers
 from protocol.argument import Cancelled as Stopped
 from protocol.argument import Context, Statement, prove, verify
 from protocol.claim import Claim, statement_digests
@@ -40,6 +41,9 @@ Cancelled = Callable[[], bool]
 log = logging.getLogger("zkmark.prover")
 
 REFUSAL = "no proof is made for this model"
+# Leaves of the largest lookup tree up to which "auto" means the host, as for LeNet with 256 hidden triggers (2^21):
+# there the rounds that the host does in any case decide, and a device hardly helps.  An estimate, not measured.
+AUTO_LEAVES = 1 << 22
 
 
 class Refused(Exception):
@@ -144,9 +148,10 @@ def below_default(key: VerificationKey, freedom_bits: float, k_min: int) -> str:
 class Resources:
     """What a proof may use.
 
-    memory: bytes, None for what the machine and the device have; device: a name of `protocol.kernels.on`; engine: where
-    forks are proven, None for this process; check: verify what was not all computed by this process's own cores before
-    it is given out.  An interactive proof is always made in this process, and its verifier checks it.
+    memory: bytes, None for what the machine and the device have; device: a name of `protocol.kernels.on`, where "auto"
+    is the host for what has no tree over AUTO_LEAVES; engine: where forks are proven, None for this process; check:
+    verify what was not all computed by this process's own cores before it is given out.  An interactive proof is always
+    made in this process, and its verifier checks it.
     """
 
     memory: int | None = None
@@ -161,7 +166,8 @@ def find_device(statement: Statement, use: Resources) -> str:
     Raises ParameterError if it is not there, or if the proof is estimated to take more memory than is allowed or there.
     The estimate has to fit the device and the host: what of it lies where is not estimated.
     """
-    device = kernels.on(use.device)
+    leaves = max(prod(layers.tree_shape(statement.layout, index)[0]) for index in range(statement.forks))
+    device = kernels.on("cpu" if use.device == "auto" and leaves <= AUTO_LEAVES else use.device)
     limit = min(kernels.cpu.memory(), device.memory())
     limit = limit if use.memory is None else min(use.memory, limit)
     if statement.memory_bytes > limit:

@@ -87,7 +87,8 @@ memory_option = click.option(
 resource_options = options(
     memory_option,
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True,
-                 help="Where the network is evaluated and proven; cuda needs the extra of that name."),
+                 help="Where the network is evaluated and proven; cuda needs the extra of that name, auto takes it "
+                      "for large networks, if it is there."),
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
                  help="Prove the parts of a proof in this process or on a Ray cluster, which sees the secrets."),
     click.option("--address", metavar="HOST:PORT", help="A running Ray cluster [default: one of this machine]."),

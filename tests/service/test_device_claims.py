@@ -17,7 +17,7 @@ from protocol.errors import ParameterError, VerificationError
 from protocol.kernels import cpu, cuda
 from protocol.keygen import MarkingKey
 from prover import jobs
-from prover.jobs import Resources, Subject, make_claim
+from prover.jobs import Resources, Subject, find_device, make_claim
 from tests.assurance.hiding import tiny
 from tests.protocol.test_device import Leaves
 
@@ -118,3 +118,19 @@ def test_a_proof_has_to_fit_the_device_and_the_host(case, there, here, limit, be
     with pytest.raises(Begun):
         case.claim(memory=MUCH)
     assert begun == ["cuda"]
+
+
+def test_auto_is_the_host_for_small_networks(case, begun, monkeypatch):
+    leaves = 131 * 256  # of the tables, the largest tree
+    assert jobs.AUTO_LEAVES > leaves
+    for most in (jobs.AUTO_LEAVES, leaves, leaves - 1):
+        monkeypatch.setattr(jobs, "AUTO_LEAVES", most)
+        with pytest.raises(Begun):
+            case.claim(device="auto")
+    assert begun == ["cpu", "cpu", "cuda"]
+
+    def none():
+        raise ParameterError("nothing here")
+
+    monkeypatch.setattr(cuda, "device", none)
+    assert find_device(case.statement, Resources(device="auto")) == "cpu"
