@@ -69,7 +69,8 @@ def _packed(shared: Shared) -> Packed:
     import ray
 
     buffers: list[pickle.PickleBuffer] = []
-    data: bytes = ray.cloudpickle.dumps(shared, protocol=5, buffer_callback=buffers.append)
+    dumps: Any = ray.cloudpickle.dumps
+    data: bytes = dumps(shared, protocol=5, buffer_callback=buffers.append)
     return data, [np.asarray(buffer.raw()) for buffer in buffers]
 
 
