@@ -21,7 +21,7 @@ FALSE_CLAIM_TARGET = 128
 LOG2_MODELS = 32  # models that one accuser may try a key on
 VOID_TARGET = 40  # an honest key is refused for its void items with probability 2^-40
 ARGUMENT_TARGET = 120  # no parameters under it can be constructed
-QUERY_TARGET = 124  # bits that the column queries are chosen for
+QUERY_TARGETS = 124, 128  # bits that the column queries are chosen for; the second where the first leaves no parameters
 LINK_REPETITIONS = 5
 SESSIONS = 8  # that one proof may take; in the interactive channel each is a try
 MAX_LOG2_ROW = 18
@@ -292,27 +292,29 @@ def opening_bytes(parameters: Parameters, rows: int) -> int:
 def choose_parameters(counts: Counts, rows: Callable[[int], int], log2_rate_inverse: int = 3) -> Parameters:
     """The parameters of the smallest proof; `rows(a)` is the number of committed rows of 2^a slots.
 
-    The fewest queries with QUERY_TARGET bits are taken for each row length (150 from 2^13 slots on at rate 1/8).
-    Raises ParameterError when no row length reaches ARGUMENT_TARGET.
+    For each row length the fewest queries are taken that have the first of QUERY_TARGETS (150 from 2^12 slots on at
+    rate 1/8); where no row length reaches ARGUMENT_TARGET so, those that have the second.  Raises ParameterError when
+    none does then.
     """
-    found = []
-    for a in range(8, MAX_LOG2_ROW + 1):
-        try:
-            parameters = Parameters(a, log2_rate_inverse, _queries(a, log2_rate_inverse))
-            argument_ledger(replace(counts, rows=rows(a)), parameters, interactive=True)
-        except ParameterError:
-            continue
-        found.append(parameters)
-    if not found:
-        raise ParameterError(f"no parameters reach {ARGUMENT_TARGET} bits for this network and key")
-    return min(found, key=lambda q: opening_bytes(q, rows(q.log2_row)))
+    for target in QUERY_TARGETS:
+        found = []
+        for a in range(8, MAX_LOG2_ROW + 1):
+            try:
+                parameters = Parameters(a, log2_rate_inverse, _queries(a, log2_rate_inverse, target))
+                argument_ledger(replace(counts, rows=rows(a)), parameters, interactive=True)
+            except ParameterError:
+                continue
+            found.append(parameters)
+        if found:
+            return min(found, key=lambda q: opening_bytes(q, rows(q.log2_row)))
+    raise ParameterError(f"no parameters reach {ARGUMENT_TARGET} bits for this network and key")
 
 
 @cache
-def _queries(log2_row: int, log2_rate_inverse: int) -> int:
-    """The fewest queries with QUERY_TARGET bits, which fall short where 255 do; their error falls with their number."""
+def _queries(log2_row: int, log2_rate_inverse: int, target: int) -> int:
+    """The fewest queries with `target` bits, which fall short where 255 do; their error falls with their number."""
 
     def enough(t: int) -> bool:
-        return query_error(log2_row, log2_rate_inverse, t)[0] <= Fraction(1, 1 << QUERY_TARGET)
+        return query_error(log2_row, log2_rate_inverse, t)[0] <= Fraction(1, 1 << target)
 
     return bisect_left(range(255), True, key=enough)

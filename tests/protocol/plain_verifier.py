@@ -582,10 +582,14 @@ def choose(rows, counts):
 
     counts: lookups + table rows, layers, rounds, points, equations, variables of an image.
     """
+    return choose_for(124, rows, counts) or choose_for(128, rows, counts)
+
+
+def choose_for(bits, rows, counts):
     best = None
     size = (p - 1) * p**4
     for a in range(8, 19):
-        t = next((t for t in range(1, min(255, 1 << (a - 1)) + 1) if query(a, t)[0] <= Fraction(1, 2**124)), None)
+        t = next((t for t in range(1, min(255, 1 << (a - 1)) + 1) if query(a, t)[0] <= Fraction(1, 2**bits)), None)
         if t is None:
             continue
         error, agree, n, k = query(a, t)
@@ -599,7 +603,7 @@ def choose(rows, counts):
         cost = 4 * t * rows(a) + 32 * t * (1 + n.bit_length() - t.bit_length()) + 20 * (4 * k + (1 << a))
         if best is None or cost < best[0]:
             best = cost, a, t
-    return best[1:]
+    return best and best[1:]
 
 
 def verify(vk_data, network_data, claim_data, checked_columns=4, coins=None):

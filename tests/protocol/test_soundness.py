@@ -306,8 +306,24 @@ def test_every_row_length_is_tried():
     """With the fewest queries that do; a length at which the ledger fails stops nothing."""
     for a in range(9, 19):
         for rate in (3, 4):
-            assert soundness._queries(a, rate) == smallest_queries(a, rate, 124)
+            for target in (124, 128):
+                assert soundness._queries(a, rate, target) == smallest_queries(a, rate, target)
         assert choose_parameters(RESNET, lambda b, a=a: 1000 if a == b else P).log2_row == a
+
+
+def test_more_queries_where_there_is_no_room_for_their_error():
+    """ResNet-50 at 224 x 224 with 64 triggers; where the fewer queries do, they are taken."""
+    def rows(a):
+        return 64 * -(-11_015_680 * 2 // 2**a) + 40
+
+    large = replace(RESNET, leaves=1_329_853_440, trees=(31,) * 60)
+    assert 8 * query_error(14, 3, 150)[0] + Fraction(16 * large.leaves, (P - 1) * P**4) > Fraction(1, 2**120)
+    chosen = choose_parameters(large, rows)
+    assert chosen.queries == smallest_queries(chosen.log2_row, 3, 128)
+    fewer = choose_parameters(replace(large, leaves=935_053_200), rows)
+    assert fewer.queries == smallest_queries(fewer.log2_row, 3, 124)
+    with pytest.raises(ParameterError):
+        choose_parameters(replace(large, leaves=3 * 2**29), rows)
 
 
 def test_no_parameters_for_too_much_work():
@@ -321,5 +337,6 @@ def test_parameters_have_to_do_for_all_sessions():
     once = argument_ledger(replace(many, rows=1000), Parameters(14), False)
     assert 120 < once.bits < 123
     with pytest.raises(ParameterError):
-        choose_parameters(many, lambda a: 1000)
-    choose_parameters(replace(RESNET, leaves=4 * 10**8), lambda a: 1000)
+        argument_ledger(replace(many, rows=1000), Parameters(14), True)
+    chosen = choose_parameters(many, lambda a: 1000)
+    assert chosen.queries == smallest_queries(chosen.log2_row, 3, 128)

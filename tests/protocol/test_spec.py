@@ -142,12 +142,12 @@ def test_ledger_terms(frozen):
 
 
 def test_queries():
-    for rows, stated in tables("log2 N"):
+    for rows, *stated in tables("log2 N"):
         first, _, last = rows.partition(" to ")
         for a in range(int(first), int(last or first) + 1):
-            found = soundness._queries(a, 3)
-            fits = 2 * found - 1 <= 1 << a  # p_quad has at most 3 N coefficients
-            assert stated == (str(found) if fits else "none")
+            found = [soundness._queries(a, 3, target) for target in soundness.QUERY_TARGETS]
+            fit = [2 * t - 1 <= 1 << a for t in found]  # p_quad has at most 3 N coefficients
+            assert stated == [str(t) if fits else "none" for t, fits in zip(found, fit, strict=True)]
 
 
 def test_code_refers_to_sections_that_exist():
