@@ -304,15 +304,15 @@ class Network:
         units: list[Any] = []
         remainders: list[Any] = []
         for node, (channels, height, width) in zip(self.nodes, self.shapes[1:], strict=True):
-            y = linear(node, outputs).reshape(channels, -1)
+            y = linear(node, outputs).reshape(channels, height * width * len(images))
             if node.table is None:
                 logits = k.to_host(y).astype(np.int64) + node.bias[:, None]
                 return Forward(pixels, tuple(outputs), tuple(units), tuple(remainders), logits)
             u, rem, z = (k.integers(*y.shape) for _ in range(3))
             fixed = k.to_device(node.bias), rounding_offset(node.shift), node.shift, k.to_device(node.table.values)
-            k.parallel(partial(k.requantize, y, *fixed, u, rem, z), channels, y.shape[0] * y.shape[1])
+            k.parallel(partial(k.requantize, y, *fixed, u, rem, z), channels, prod(y.shape))
             for made, value in ((units, u), (remainders, rem), (outputs, z)):
-                made.append(value.reshape(channels, height, width, -1))
+                made.append(value.reshape(channels, height, width, len(images)))
         raise ParameterError("network has no output node")
 
     def classify(self, images: npt.NDArray[np.uint8], batch: int = 256) -> npt.NDArray[np.int64]:
