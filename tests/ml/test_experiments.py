@@ -169,7 +169,7 @@ def test_other_processes_measure_the_same(tiny: dict[str, Any], tmp_path: Path) 
     assert said == 3 * ["le-merrer-table-2, mlp, seed 0"]
     files = (tmp_path / folder / "le-merrer-table-2.json" for folder in ("here", "processes", "cluster"))
     rows = [json.loads(file.read_text())["rows"]["mlp"]["0"] for file in files]
-    assert all([row["setting"] for row in found] == ["no mark", "none", "50%"] for found in rows)
+    assert all([row["setting"] for row in found] == ["before marking", "a stranger's", "none", "50%"] for found in rows)
     assert all(found[1]["removed of 100"] == 0.0 for found in rows)
     for folder in ("processes", "cluster"):
         assert list((tmp_path / folder / "models").glob("frontier-mlp-0-*.npz"))
@@ -262,13 +262,13 @@ def test_real_experiments_on_few_digits(
     weakest = min((r for r in rows.values() if r["provable"]), key=lambda r: r["integer %"])
     assert weakest["proven"] is True and all(r["proven"] == r["provable"] for r in rows.values() if "proven" in r)
     rows = {r["setting"]: r for r in json.loads((tmp_path / "frontier-key.json").read_text())["rows"]["cnn"]["0"]}
-    assert rows["none"]["integer %"] == 1.0 and rows["none"]["proven"] and not rows["no mark"]["proven"]
+    assert rows["none"]["integer %"] == 1.0 and rows["none"]["proven"] and not rows["before marking"]["proven"]
     for part in ("| 8 bits |", "| SVD 50% |", "| labels chosen |", "![How much compression", "| RTAL, epoch 1 |"):
         assert part in text
     made = {p.name for p in tmp_path.rglob("*") if p.is_file()}
     assert {"results.md", "compression.png", "compression.json", "triggers-false-claim-digits.png"} <= made
     assert '<img src="triggers-false-claim-digits.png"' in text and "The tables took `tiny` 0" in text
-    assert not [name for name in made if name.endswith(".new")] and len([n for n in made if n.endswith(".npz")]) == 5
+    assert not [name for name in made if name.endswith(".new")] and len([n for n in made if n.endswith(".npz")]) == 6
 
 
 FRONTIER = {"count": 24, "epsilon": {"cnn": 0.1}, "rehearsal": 50, "embedding_rate": 0.02}
@@ -300,9 +300,11 @@ Cells = dict[str, dict[str, Any]]
      ["none", *REMOVALS, "fine-tuning, slower", "hard labels, regularized", "soft labels, regularized"],
      lambda r: r["none"]["moved"] == 0 < r["fine-tuning, slower"]["moved"] < r["fine-tuning"]["moved"]
      and r["none"]["baseline %"] < r["none"]["black-box %"]),
-    ("le-merrer-table-1", {**FRONTIER, **LONGER, "shares": [0.25, 0.99]}, ["no mark", "none", "25%", "99%"],
+    ("le-merrer-table-1", {**FRONTIER, **LONGER, "shares": [0.25, 0.99]},
+     ["before marking", "a stranger's", "none", "25%", "99%"],
      lambda r: r["none"]["removed of 100"] == 0 < r["99%"]["removed of 100"] and r["none"]["extracted"]),
-    ("le-merrer-table-3", {**FRONTIER, **LONGER, "adversaries": 100}, ["none", "adversarial fine-tuning"],
+    ("le-merrer-table-3", {**FRONTIER, **LONGER, "adversaries": 100},
+     ["before marking", "a stranger's", "none", "adversarial fine-tuning"],
      lambda r: r["none"]["removed of 100"] == 0),
     ("le-merrer-figure-6", {**LONGER, "count": 24, "epsilons": [0.1, 0.9], "strangers": 1, "asked": ["cnn"]},
      ["asked of cnn, ε = 0.1", "asked of cnn, ε = 0.9"],
