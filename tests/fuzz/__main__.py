@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -31,17 +32,19 @@ class Meter:
         self._name, self._engine, self._target = name, engine, target
         target(b"")  # what is built at the first call is not the input's
         self._started = self._written = time.monotonic()
-        self._base, self._inputs, self._taken, self._slowest = peak(), 0, 0, 0.0
+        self._most, self._inputs, self._taken, self._slowest = 0, 0, 0, 0.0
 
     def __call__(self, data: bytes) -> bool:
         """As the target."""
-        began, taken = time.process_time(), False
+        forget_peak()
+        began, before, taken = time.process_time(), peak(), False
         try:
             taken = self._target(data)
         finally:
             now = time.monotonic()
             self._inputs, self._taken = self._inputs + 1, self._taken + taken
             self._slowest = max(self._slowest, time.process_time() - began)
+            self._most = max(self._most, peak() - before)
             if now - self._written > 2 or self._inputs == 1:
                 self._written = now
                 self.write(now)
@@ -51,14 +54,20 @@ class Meter:
         found = {
             "target": self._name, "engine": self._engine, "seconds": round(now - self._started), "inputs": self._inputs,
             "taken": self._taken, "failures": 0, "slowest": round(self._slowest, 2),
-            "memory": (peak() - self._base) >> 20,
+            "memory": self._most >> 20,
         }  # fmt: skip
         (OUT / f"{self._name}.json").write_text(json.dumps(found))
 
 
 def peak() -> int:
-    """The most memory that this process has held, in bytes."""
+    """The most memory that this process has held since `forget_peak`, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def forget_peak() -> None:
+    """As that of tests.fuzz.base, which is imported only where it is instrumented."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def report(name: str, failures: int, names: Iterable[str]) -> None:

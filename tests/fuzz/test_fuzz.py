@@ -68,3 +68,8 @@ def test_a_failure_is_noticed(monkeypatch):
     monkeypatch.setattr("tests.fuzz.base.BYTES", -1)
     with pytest.raises(Failure, match="MiB"):
         failing(len)(b"x")
+    monkeypatch.setattr("tests.fuzz.base.BYTES", 64 << 20)
+    large = failing(lambda data: np.ones(len(data) << 20, np.uint8))
+    assert large(bytes(40))
+    with pytest.raises(Failure, match="MiB"):  # though not much more than an input took before
+        large(bytes(90))
