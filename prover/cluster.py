@@ -55,6 +55,7 @@ def prove_fork(expected: str, threads: int, packed: Packed, task: bytes, *arrays
         raise ParameterError("a worker of the cluster runs another version of zkmark")
     cpu.THREADS = threads
     heap.keep()
+    # From the driver of this cluster, as all that Ray brings, which pickles it as well: never from a stranger.
     shared: Shared = pickle.loads(packed[0], buffers=packed[1])
     fork, keys = pickle.loads(task)
     part = Part({}, {}, {})
