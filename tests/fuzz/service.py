@@ -52,7 +52,7 @@ def mutated_frames(first: int = 0) -> Callable[[Random, tuple[bytes, ...]], byte
         if random.random() < 0.5 or not messages:
             return mutated(random, seeds)
         at = random.randrange(len(messages))
-        messages[at] = mutated(random, (messages[at],))
+        messages[at] = mutated(random, (messages[at],))[:0xFFFF]  # what the frame of a message can say
         return seed[:first] + framed(messages)
 
     return mutate
