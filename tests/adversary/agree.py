@@ -294,8 +294,8 @@ def cases(base: Base, random: Random) -> Iterator[Case]:
 
 
 def few_columns(base: Base, random: Random) -> Files:
-    """A proof whose lie is in a twentieth of the columns."""
-    with faults.codewords(random.randrange(base.statement.layout.h), 0.05):
+    """A proof whose lie is in a tenth of the columns."""
+    with faults.codewords(random.randrange(base.statement.layout.h), 0.1):
         return base.files(argument.prove(base.statement, base.key))
 
 

@@ -119,8 +119,8 @@ def watching(watched: Watched) -> ExitStack:
         def make(original: Any) -> Any:
             def send(committed: Any, *given: Any) -> Any:
                 sent = original(committed, *given)
-                hidden = f.sub(sent, committed._blinding[number])
-                watched.note(f"{name} polynomial", f.to_base(sent).reshape(-1), f.to_base(hidden).reshape(-1))
+                hidden = f.sub(sent.values, committed._blinding[number])
+                watched.note(f"{name} polynomial", f.to_base(sent.values).reshape(-1), f.to_base(hidden).reshape(-1))
                 return sent
 
             return send

@@ -40,9 +40,10 @@ def test_a_difference_is_noticed(monkeypatch):
 
 
 def test_a_lie_in_few_columns_needs_the_arithmetic_of_all():
-    files = agree.few_columns(agree.Base.make(1000), Random(1000))
+    base = agree.Base.make(1000)
+    tries = (agree.few_columns(base, Random(number)) for number in range(50))
+    files = next(files for files in tries if agree.second(files) == "true")  # one in five has it in its first columns
     assert agree.package(files) == agree.second(files, columns=None) == "proximity.columns"
-    assert agree.second(files) == "true"
 
 
 def test_the_last_report_counts_every_base_and_proof():
