@@ -114,6 +114,7 @@ def ray_engine(address: str | None = None, *, workers: int | None = None, thread
         most = AHEAD * max(1, int(resources.get("CPU", 1)) // threads)
         # A device is one worker's at a time; what a cluster has none of, no worker waits for.
         gpus = int(shared.device != "cpu" and resources.get("GPU", 0) >= 1)
+        shared = shared if gpus else replace(shared, device="cpu")  # whatever there is where the driver runs
         on, kept, done = task.options(num_gpus=gpus), ray.put(_packed(shared)), 0
         stored: dict[tuple[int, int], Any] = {}  # what several forks read is sent once; `forks` keeps the places taken
         running: dict[Any, int] = {}

@@ -6,7 +6,7 @@ cheating prover in the first place.  The package and the plain verifier, which w
 name the same outcome: `true`, `malformed`, or the check that fails.
 
 The plain verifier hashes all opened columns and does the arithmetic of the first two.  Of the first base it does that
-of all, for the honest proof and for one of a row that is no codeword in a twentieth of the columns only.
+of all, for the honest proof and for one of a row that is no codeword in a tenth of the columns only.
 """
 
 from __future__ import annotations

@@ -17,20 +17,38 @@ ONLY = "^only what is masked (is sent|or public is absorbed)$"
 
 
 def sites(source: str, module: str) -> set[str]:
-    """The functions in which a value is given one of the types, as module.qualname."""
+    """The functions in which a value is given one of the types, as module.qualname.
+
+    Every use of a type's name counts, but in an annotation or the brackets of another type, in `isinstance`, and where
+    it is imported or defined.
+    """
     found = set()
 
     def visit(node: ast.AST, path: str) -> None:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            path = f"{path}.{node.name}"
+        if isinstance(node, ast.ImportFrom) and any(a.name in TYPES and a.asname for a in node.names):
+            found.add(f"{path}: under another name")
+        if getattr(node, "id", getattr(node, "attr", None)) in TYPES:
+            found.add(path)
+        types = {getattr(node, name, None) for name in ("annotation", "returns", "slice")}
         for child in ast.iter_child_nodes(node):
-            inner = path
-            if isinstance(child, ast.FunctionDef | ast.ClassDef):
-                inner = f"{path}.{child.name}"
-            elif isinstance(child, ast.Call) and getattr(child.func, "id", getattr(child.func, "attr", "")) in TYPES:
-                found.add(path)
-            visit(child, inner)
+            if child not in types and getattr(getattr(child, "func", None), "id", "") != "isinstance":
+                visit(child, path)
 
     visit(ast.parse(source), module)
     return found
+
+
+@pytest.mark.parametrize("way", [
+    "Masked(x)", "Masked.fromhex(x)", "map(Masked, x)", "t.Masked(x)", "type(x, (Masked,), {})", "y = Masked",
+])  # fmt: skip
+def test_every_way_to_give_a_type_is_seen(way):
+    assert sites(f"def f(x):\n    {way}", "m") == {"m.f"}
+    assert sites(f"class Other(Masked):\n    pass\ndef g(x):\n    {way}", "m") == {"m.Other", "m.g"}
+    assert sites("from t import Masked as M", "m") and not sites("from t import Masked", "m")
+    harmless = "E = Callable[[Masked], int]\ndef f(x: Masked) -> list[Masked]:\n    y: Masked = x\n    assert isinstance(y, Masked | Public)"
+    assert not sites(harmless, "m")
 
 
 def test_types_are_given_where_security_md_says():
