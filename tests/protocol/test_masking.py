@@ -47,7 +47,8 @@ def test_every_way_to_give_a_type_is_seen(way):
     assert sites(f"def f(x):\n    {way}", "m") == {"m.f"}
     assert sites(f"class Other(Masked):\n    pass\ndef g(x):\n    {way}", "m") == {"m.Other", "m.g"}
     assert sites("from t import Masked as M", "m") and not sites("from t import Masked", "m")
-    harmless = "E = Callable[[Masked], int]\ndef f(x: Masked) -> list[Masked]:\n    y: Masked = x\n    assert isinstance(y, Masked | Public)"
+    annotated = "E = Callable[[Masked], int]\ndef f(x: Masked) -> list[Masked]:\n    y: Masked = x"
+    harmless = f"{annotated}\n    assert isinstance(y, Masked | Public)"
     assert not sites(harmless, "m")
 
 
