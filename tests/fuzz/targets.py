@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -29,6 +30,7 @@ from protocol.claim import Claim
 from protocol.cosignature import WitnessKey, cosign
 from protocol.errors import DecodingError, ParameterError
 from protocol.group import POINT_BYTES
+from protocol.history import last_seen
 from protocol.keygen import MarkingKey, Openings, PendingKey, VerificationKey, check_key
 from protocol.log import (
     Checkpoint,
@@ -43,6 +45,8 @@ from protocol.log import (
 from protocol.network import Network
 from protocol.timestamp import check_timestamp, query
 from prover import keys
+from prover.board import anchor
+from prover.witness import Witness
 from tests.fuzz.base import (
     ALLOWED,
     LOG,
@@ -179,10 +183,55 @@ def receipt() -> pb.Receipt:
     leaves = leaf_hash(entry), leaf_hash(LOG_ENTRIES[1])
     checkpoint = Checkpoint(LOG.name, 2, node_hash(*leaves))
     note = sign_checkpoint(LOG_SEED, checkpoint)
-    signed_note = pb.SignedCheckpoint(note=note)
+    signed_note = pb.SignedCheckpoint(note=note, consistency=[leaves[1]])  # from the first entry on
     witnessed = pb.Witnessed(note=note, path=[leaves[1]], witnesses=[WITNESS.public],
                              signature=cosign(LOG_SEED, LOG, checkpoint))  # fmt: skip
     return pb.Receipt(entry=entry, index=0, path=[leaves[1]], checkpoint=signed_note, witnessed=witnessed)
+
+
+def first() -> Checkpoint:
+    """Of that log, when it had one entry: what is remembered."""
+    vk = world()[0].key
+    entry = Entry(EntryKind.KEY, vk.digest, vk.owner_public_key, 1)
+    return Checkpoint(LOG.name, 1, leaf_hash(entry.to_bytes()))
+
+
+def sign_offer(data: bytes) -> None:
+    """What a lying board offers to a witness who remembers the first checkpoint."""
+    try:
+        answer = pb.SignedCheckpoint.FromString(data)
+    except DecodeError:
+        raise DecodingError("not an offer") from None
+    board = SimpleNamespace(Offer=lambda *_, **__: answer, AddCosignature=lambda *_, **__: None)
+    asked = mock.patch("prover.witness.ask", lambda target, call, *_: call(board))
+    with tempfile.TemporaryDirectory() as folder, asked:
+        (seen := Path(folder, "seen")).write_text(sign_checkpoint(LOG_SEED, first()))
+        signed = Witness(WITNESS.public, LOG_SEED, seen).sign_next("", LOG)
+        if signed not in (first(), open_checkpoint(receipt().checkpoint.note, LOG)) or last_seen(seen, LOG) != signed:
+            raise Failure("another history was signed")
+
+
+def anchored() -> pb.Receipt:
+    """What an honest board says about the commitments of bytes(32)."""
+    entry = Entry(EntryKind.COMMITMENTS, bytes(32), b"", 1).to_bytes()
+    leaves = leaf_hash(entry), leaf_hash(LOG_ENTRIES[1])
+    note = sign_checkpoint(LOG_SEED, Checkpoint(LOG.name, 2, node_hash(*leaves)))
+    return pb.Receipt(entry=entry, index=0, path=[leaves[1]], checkpoint=pb.SignedCheckpoint(note=note))
+
+
+def read_anchor(data: bytes) -> None:
+    """What a lying board says about commitments."""
+
+    def found(answer: pb.Receipt) -> Anchor:
+        with mock.patch("prover.board.ask", lambda *_: answer):
+            return anchor("", LOG, bytes(32))
+
+    try:
+        answer = pb.Receipt.FromString(data)
+    except DecodeError:
+        raise DecodingError("not a receipt") from None
+    if found(answer) != found(anchored()):
+        raise Failure("a changed anchor was accepted")
 
 
 def read_receipt(data: bytes) -> None:
@@ -193,7 +242,8 @@ def read_receipt(data: bytes) -> None:
         raise DecodingError("not a receipt") from None
     asked = Board("", LOG, (WITNESS,), 1)
     with tempfile.TemporaryDirectory() as folder, mock.patch("verifier.board._ask", lambda *_: answer):
-        found = find(asked, world()[0].key, Path(folder, "seen"))
+        (seen := Path(folder, "seen")).write_text(sign_checkpoint(LOG_SEED, first()))
+        found = find(asked, world()[0].key, seen)
     if found.entry.to_bytes() != receipt().entry:
         raise Failure("a changed receipt was accepted")
 
@@ -300,6 +350,8 @@ def targets() -> dict[str, Target]:
         Target("log-note", read_note, (NOTE.encode(),), mutated, examples=200),
         Target("log-key", read_log_key, (LOG.to_text().encode(),), mutated, examples=200),
         Target("witness-key", read_witness_key, (WITNESS.to_text().encode(),), mutated, examples=200),
+        Target("anchor-answer", read_anchor, (anchored().SerializeToString(),), mutated, examples=100),
+        Target("offer", sign_offer, (receipt().checkpoint.SerializeToString(),), mutated, examples=100),
         Target("receipt", read_receipt, (receipt().SerializeToString(),), mutated, examples=60),
         Target("timestamp", read_timestamp, (stamped(),), mutated, examples=100),
         Target("cases", read_cases, CASES, mutated, examples=200),
