@@ -1,15 +1,34 @@
-"""ONNX models made by hand, without torch."""
+"""ONNX models made by hand, without torch; and what the tests of training share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+if TYPE_CHECKING:
+    from ml.data import Dataset
+
 Build = Callable[..., bytes]
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> None:
+    """The same training on every machine."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    from ml.data import load
+
+    return load("digits")
 
 
 @pytest.fixture(scope="session")

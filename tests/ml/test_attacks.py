@@ -16,7 +16,7 @@ from ml.attacks.compression import few_bits, low_rank, prune, truncated, weights
 from ml.attacks.distillation import distill
 from ml.attacks.evasion import Detector, evading, features_of, train_detector, vote
 from ml.attacks.false_claim import false_key, with_coin_labels
-from ml.data import Dataset, load
+from ml.data import Dataset
 from ml.fit import Fit, accuracy, answers, last_layer
 from ml.mark import Training, train
 from ml.models import Normalized
@@ -27,15 +27,7 @@ from protocol.errors import ParameterError
 
 SHORT = Fit(epochs=2, rate=0.005)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load("digits")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import torch
 from scipy import stats
 from torch.nn import functional
 
-from ml.data import load
 from ml.export import export_onnx
 from ml.mark import Training, train
 from ml.models import build
@@ -30,11 +29,6 @@ from verifier.policy import LEVEL, Policy
 
 ELL, CLASSES = 160, 10
 KEYS = 250
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits")
 
 
 def network(data, half, seed):

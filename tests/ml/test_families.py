@@ -31,10 +31,7 @@ ACTIVATIONS = {  # per image, of the whole network at width 1 and 32 x 32
     "vgg11": 276_480, "vgg16": 401_408, "resnet18": 557_568, "resnet20": 188_480, "mobilenetv2": 545_152,
 }  # fmt: skip
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def same(network: Network, image: np.ndarray) -> None:

@@ -27,15 +27,7 @@ from protocol.errors import ParameterError
 Triggers = tuple[np.ndarray, np.ndarray]
 HIDDEN, OPENED = np.arange(0, 48), np.arange(48, 96)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load("digits")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ml.adversaries import direction, fgsm, targeted
-from ml.data import Dataset, load
+from ml.data import Dataset
 from ml.fit import Done, Fit, accuracy, answers, fit, last_layer
 from ml.mark import Training, train
 from ml.models import Normalized
@@ -30,15 +30,7 @@ from protocol.errors import ParameterError
 
 CONFIDENCE = Fraction(999, 1000)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load("digits")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def perceptron() -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ml.data import Dataset, load
+from ml.data import Dataset
 from ml.fit import Fit, fit
 from ml.inputs import labeled_images
 from ml.mark import Training, train
@@ -23,15 +23,7 @@ from protocol.errors import ParameterError
 from protocol.keygen import KeyParameters, LabelRule, generate_key
 from tests.ml.test_schemes import key_of, perceptron
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load("digits")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

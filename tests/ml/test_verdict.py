@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ml.attacks.compression import few_bits, prune
-from ml.data import Dataset, load
+from ml.data import Dataset
 from ml.fit import Fit, answers, fit, last_layer
 from ml.mark import Training
 from ml.models import Normalized
@@ -28,11 +28,7 @@ from protocol.soundness import false_claim_bits, smallest_k_min
 
 SCHEME = Backdoor(Training(epochs=10))
 
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    torch.set_num_threads(1)
-    return load("digits")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
