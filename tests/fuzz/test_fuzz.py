@@ -10,10 +10,10 @@ from tests.fuzz.__main__ import REPORT, due
 from tests.fuzz.targets import Failure, Target, decoder, mutated, targets
 
 NAMES = [
-    "context", "claim", "derivation", "network", "key", "pending-key", "marking-key", "review", "log-entry", "anchor",
-    "log-note", "log-key", "witness-key", "receipt", "timestamp", "cases", "owner-file", "proof", "signed-proof",
-    "proof-words", "model", "images", "label-table", "preprocessing", "service", "board", "client",
-    "client-job",
+    "context", "claim", "derivation", "network", "key", "pending-key", "marking-key", "review", "log-entry",
+    "anchor", "log-note", "log-key", "witness-key", "anchor-answer", "offer", "receipt", "timestamp", "cases",
+    "owner-file", "proof", "signed-proof", "proof-words", "model", "images", "label-table", "preprocessing",
+    "service", "board", "client", "client-job",
 ]  # fmt: skip
 
 
