@@ -83,6 +83,11 @@ def _depthwise(x: Any, weight: Any, rows: Any, columns: Any, out: Any, *rest: An
     return 0, 0, 0, channels * (16 * _size(out[0]) + x.itemsize * _size(x[0]))
 
 
+def _fold(tables: Any, out: Any, n: int, inner: int, r: Any, pads: Any, *rows: int) -> tuple[int, int, int, int]:
+    entries = (rows[1] - rows[0]) * inner * pads.shape[1]
+    return entries, 0, 0, 60 * entries
+
+
 def _rows(products: int, elements: int, inner: int) -> Callable[..., tuple[int, int, int, int]]:
     """A kernel over rows of `args[inner]` entries: products in K and elements of K moved, per entry."""
 
@@ -97,15 +102,17 @@ def _rows(products: int, elements: int, inner: int) -> Callable[..., tuple[int, 
 COSTS: dict[str, Callable[..., tuple[int, int, int, int]]] = {
     "k_mul": lambda a, b, out: (a.shape[1], 0, 0, 60 * a.shape[1]),
     "k_outer": lambda a, b, out: (out.shape[1], 0, 0, 20 * out.shape[1]),
+    "eq_table": lambda coordinates, out: (out.shape[1], 0, 0, 20 * out.shape[1]),
     "f_scale": lambda values, factor, out: (0, _size(values), 0, 8 * _size(values)),
+    "f_scale_rows": lambda matrix, factors, out: (0, _size(matrix), 0, 8 * _size(matrix)),
     "k_sum": lambda a: (0, 0, 0, 20 * a.shape[1]),
     "scatter_add": lambda target, index, values: (0, 0, 0, 60 * index.size),
     "combine": lambda v, low, high, out, a, b: (0, 0, 10 * (b - a) * v.shape[1], 4 * (b - a) * v.shape[1]),
-    "fold": _rows(1, 3, 3),
-    "round_sums": _rows(6, 8, 9),
+    "fold": _fold,
+    "round_sums": _rows(6, 8, 3),
     "tree_level": _rows(3, 6, 5),
     "tree_leaves": _rows(1, 4, 4),
-    "tree_open": _rows(1, 8, 8),
+    "tree_open": _rows(1, 8, 5),
     "leaves": lambda *args: (0, 10 * (args[-1] - args[-2]), 0, 28 * (args[-1] - args[-2])),
     "transform": _transform,
     "encode": _encode,

@@ -53,7 +53,14 @@ def to_base(elements: Vector) -> npt.NDArray[np.uint32]:
 
 def residues(values: npt.NDArray[np.integer]) -> Base:
     """Integers of any sign to F, same shape."""
-    return np.mod(np.asarray(values, np.int64), P).astype(np.uint32)
+    flat, out = np.asarray(values).ravel(), np.empty(np.shape(values), np.uint32)
+    to = out.ravel()
+
+    def some(first: int, last: int) -> None:
+        to[first:last] = np.mod(flat[first:last].astype(np.int64), P)
+
+    cpu.parallel(some, flat.size, flat.size)
+    return out
 
 
 def embed(values: npt.NDArray[np.integer] | Sequence[int]) -> Vector:

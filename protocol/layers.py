@@ -21,7 +21,7 @@ from protocol.lookup import TreeEnd, TreeWitness, fractional_tree, tree_need, va
 from protocol.multilinear import Point, eq_table, eq_tensor, lg, real
 from protocol.network import Edge, Node, P, Product, Window, rounding_offset
 from protocol.pads import Form, Need, Party, Wire
-from protocol.sumcheck import Sums, eq_sumcheck, product_sumcheck
+from protocol.sumcheck import eq_sumcheck, of_product, product_sumcheck
 
 _LEAF_ORDER = (3, 2, 1, 4, 0)  # fold columns, rows, channels, images, sets of a leaf tensor [set, C, H, W, h]
 _PRODUCT_ORDER = (2, 1, 0, 3)  # the same without the sets
@@ -323,11 +323,10 @@ def _product(party: Party, context: Context, index: int, product: Product, rho: 
             right = np.repeat(right.reshape(shape[0], 1, h), shape[1] * shape[2], axis=1)
         a, b = (field.embed(z.reshape(-1)) for z in (left, right))
         value = field.dot(field.mul(a, b), eq_tensor(rho, shape))
-        none = np.zeros_like(a)
-        sums = Sums([a, b, none, none], [field.ZERO] * 4, shape, field.ZERO)
+        sums = of_product(a, b, shape)
     wire = party.exchange("product", 1, value)
     form, point = eq_sumcheck(party, variables(shape, _PRODUCT_ORDER), rho, Form().add(wire, field.ONE), sums)
-    ends = sums.tables[:2] if sums is not None else (None, None)
+    ends = sums.ends()[:2] if sums is not None else (None, None)
     x, y, (xy,) = party.exchange_factors("product.ends", 1, *ends)
     minus, group = field.neg(field.ONE), f"{index} product"
     _group(party, context, group, point[3])

@@ -124,7 +124,7 @@ class Committed:
         for i, polynomial in enumerate(self._blinding):
             canonical = field.to_base(polynomial)
             coefficients[: canonical.shape[1], field.DEGREE * i : field.DEGREE * (i + 1)] = canonical.T
-        yield k.to_device(reed_solomon.evaluate_domain(coefficients, self.shape.size, rate))
+        yield reed_solomon.evaluate_domain(k.to_device(coefficients), self.shape.size, rate)
 
     def proximity(self, coefficients: Vector) -> MaskedElements:
         """p [5, k] for coefficients [5, rows]."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 
@@ -97,10 +98,10 @@ class Masks:
 
     def commit(self) -> list[bytes]:
         """Five commitments to pixel masks, five to share masks."""
-        return [
-            group.encode(pedersen.commit(np.array(row, object), r))
-            for row, r in zip(self.pixels, self.pixel_blindings, strict=True)
-        ] + [
+        with ThreadPoolExecutor(LINK_REPETITIONS) as pool:
+            rows = [np.array(row, object) for row in self.pixels]
+            points = list(pool.map(pedersen.commit, rows, self.pixel_blindings))
+        return [group.encode(point) for point in points] + [
             group.encode(pedersen.commit_share(value, r))
             for value, r in zip(self.shares, self.share_blindings, strict=True)
         ]

@@ -65,23 +65,25 @@ class TreeWitness:
         self, numerators: Any | None, denominators: Any, shape: Sequence[int], order: Sequence[int]
     ) -> None:
         self._variables = variables(shape, order)
-        self._levels = [_Level(tuple(shape), field.zeros(0) if numerators is None else numerators, denominators)]
+        top = _Level(tuple(shape), field.zeros(0) if numerators is None else numerators, denominators)
+        self._levels = []
         for axis in self._variables:
-            self._levels.append(self._levels[-1].parent(axis))
+            self._levels.append(top)
+            top = top.parent(axis)
+        self._root = top.p if top.p.shape[1] else field.ONE, kernels.to_host(top.q)
 
     def root(self) -> tuple[Vector, Vector]:
-        top = self._levels[-1]
-        return top.p if top.p.shape[1] else field.ONE, kernels.to_host(top.q)
+        return self._root
 
     def open_layer(self, challenge: Vector) -> Sums:
-        """The sums of the children of the level opened last, as A B + C D with A = P_0 + lambda Q_0; drops that level.
+        """The sums of the pairs of the next level, from the root on, as A B + C D with A = P_0 + lambda Q_0; drops it.
 
         Index pairs outside the real lengths hold 0/1 leaves: each adds lambda.
         """
-        self._levels.pop()
-        level, axis = self._levels[-1], self._variables[len(self._levels) - 1]
-        return Sums(level.children(axis, challenge), [challenge, field.ONE, field.ZERO, field.ONE], level.halved(axis),
-                    challenge)  # fmt: skip
+        level = self._levels.pop()
+        axis = self._variables[len(self._levels)]
+        pads = field.concat([challenge, field.ONE, field.ZERO, field.ONE])
+        return Sums(level.children(axis, challenge), pads, level.halved(axis), challenge)
 
 
 @dataclass
@@ -94,21 +96,20 @@ class _Level:
         return (*self.shape[:axis], (self.shape[axis] + 1) // 2, *self.shape[axis + 1 :])
 
     def parent(self, axis: int) -> _Level:
-        (p, q), k = self._empty(axis, 2), kernels.of(self.q)
+        k, size = kernels.of(self.q), prod(self.halved(axis))
+        p, q = k.empty(size), k.empty(size)
         if self.p.shape[1]:
             self._parallel(axis, lambda n, inner, i, j: k.tree_level(self.p, self.q, p, q, n, inner, i, j))
         else:
             self._parallel(axis, lambda n, inner, i, j: k.tree_leaves(self.q, p, q, n, inner, i, j))
         return _Level(self.halved(axis), kernels.host_if_small(p), kernels.host_if_small(q))
 
-    def children(self, axis: int, challenge: Vector) -> list[Any]:
-        """P_0 + challenge Q_0, Q_1, P_1 and Q_0 of the pairs along an axis."""
-        out, k = self._empty(axis, 4), kernels.of(self.q)
-        self._parallel(axis, lambda n, inner, i, j: k.tree_open(self.p, self.q, challenge, *out, n, inner, i, j))
-        return out
-
-    def _empty(self, axis: int, count: int) -> list[Any]:
-        return [kernels.of(self.q).empty(prod(self.halved(axis))) for _ in range(count)]
+    def children(self, axis: int, challenge: Vector) -> Any:
+        """P_0 + challenge Q_0, Q_1, P_1 and Q_0 of the pairs along an axis, one after the other."""
+        k = kernels.of(self.q)
+        out = k.empty(prod(self.halved(axis)), 4)
+        self._parallel(axis, lambda n, inner, i, j: k.tree_open(self.p, self.q, challenge, out, n, inner, i, j))
+        return kernels.host_if_small(out)
 
     def _parallel(self, axis: int, call: Callable[[int, int, int, int], None]) -> None:
         """call(length of the axis, entries within a row, first row, last row), rows as in the kernels."""

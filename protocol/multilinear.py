@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from protocol import field
 from protocol.field import Vector
+from protocol.kernels import cpu
 
 Point = Sequence[Vector]
 
@@ -26,11 +27,9 @@ def lg(n: int) -> int:
 
 def eq_table(coordinates: Vector, n: int) -> Vector:
     """[5, n] of eq(coordinates, i) = prod over bits of i_b x_b + (1 - i_b)(1 - x_b), for i < n."""
-    table = field.ONE
-    for bit in range(coordinates.shape[1]):
-        high = field.mul(table, coordinates[:, bit : bit + 1])
-        table = np.concatenate([field.sub(table, high), high], axis=1)[:, :n]
-    return table[:, :n]
+    table = np.empty((field.DEGREE, min(n, 1 << coordinates.shape[1])), np.uint32)
+    cpu.eq_table(np.ascontiguousarray(coordinates), table)
+    return table
 
 
 def eq_tensor(point: Point, shape: Sequence[int]) -> Vector:

@@ -24,14 +24,15 @@ def root(size: int) -> int:
     return pow(field.GENERATOR, (P - 1) // size, P)
 
 
-def _geometric(first: int, ratio: int, count: int) -> list[int]:
-    out = [first % P]
-    for _ in range(count - 1):
-        out.append(out[-1] * ratio % P)
-    return out
+def _geometric(first: int, ratio: int, count: int) -> npt.NDArray[np.uint64]:
+    """[count] of first, first ratio, first ratio^2, ..."""
+    out = np.array([first % P], np.uint64)
+    while len(out) < count:
+        out = np.concatenate([out, out * np.uint64(pow(ratio, len(out), P)) % np.uint64(P)])
+    return out[:count]
 
 
-def _montgomery(values: list[int]) -> npt.NDArray[np.uint32]:
+def _montgomery(values: npt.NDArray[np.uint64] | list[int]) -> npt.NDArray[np.uint32]:
     return np.ascontiguousarray(field.embed(values)[0])
 
 
@@ -77,7 +78,7 @@ def interpolate_subgroup(values: Matrix) -> Matrix:
 def _shifts(size: int, cosets: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
     """(s_c^i / size in bit-reversed order of i, size (s_c^size - 1)), Montgomery; s_c = g w_n^c."""
     inverse = pow(size, -1, P)
-    starts = _geometric(field.GENERATOR, root(size * cosets), cosets)
+    starts = _geometric(field.GENERATOR, root(size * cosets), cosets).tolist()
     order = _reversal(size)
     shifts = np.stack([_montgomery(_geometric(inverse, s, size))[order] for s in starts])
     return np.ascontiguousarray(shifts), _montgomery([(pow(s, size, P) - 1) * size for s in starts])
@@ -107,20 +108,30 @@ def row_coefficients(values: Matrix, masks: Matrix) -> Matrix:
 
 
 def evaluate_domain(coefficients: Matrix, size: int, cosets: int) -> Matrix:
-    """Values [cosets * size, lanes] of polynomials of any degree on the whole domain."""
-    blocks = -(-coefficients.shape[0] // size)
-    padded = np.zeros((blocks * size, coefficients.shape[1]), np.uint32)
-    padded[: coefficients.shape[0]] = coefficients
-    padded = padded.reshape(blocks, size, -1)
-    out = []
-    for start in _geometric(field.GENERATOR, root(size * cosets), cosets):
-        wrap, total = 1, np.zeros(padded.shape[1:], np.uint64)
-        for block in padded:
-            total = (total + block * np.uint64(wrap) % np.uint64(P)) % np.uint64(P)
-            wrap = wrap * pow(start, size, P) % P
-        powers = np.array(_geometric(1, start, size), np.uint64)[:, None]
-        out.append(evaluate_subgroup((total * powers % np.uint64(P)).astype(np.uint32)))
-    return np.concatenate(out)
+    """Values [cosets * size, lanes] of polynomials of any degree on the whole domain.
+
+    On the coset of s, X^(b size + i) is s^(b size + i) (X / s)^i: all coefficients are scaled and the blocks added up.
+    """
+    (count, lanes), k = coefficients.shape, kernels.of(coefficients)
+    blocks, out = -(-count // size), []
+    padded = k.words(blocks * size, lanes)
+    padded[:count] = coefficients
+    for powers in _domain_powers(blocks * size, size * cosets, cosets):
+        scaled = k.words(blocks * size, lanes)
+        k.f_scale_rows(padded, powers, scaled)
+        total = scaled[:size]
+        for first in range(size, blocks * size, size):
+            total = k.k_add(total, scaled[first : first + size])  # coordinate by coordinate: of F as of K
+        out.append(total)
+    values: Matrix = k.join([evaluate_subgroup(total) for total in out], 0)
+    return values
+
+
+@lru_cache(maxsize=4)
+def _domain_powers(count: int, domain: int, cosets: int) -> list[npt.NDArray[np.uint32]]:
+    """For each coset s of a domain of that order: [count] of 1, s, s^2, ..., Montgomery."""
+    starts = _geometric(field.GENERATOR, root(domain), cosets).tolist()
+    return [_montgomery(_geometric(1, s, count)) for s in starts]
 
 
 def domain_points(columns: list[int], size: int, cosets: int) -> list[int]:
@@ -135,7 +146,7 @@ def lagrange(points: list[int], size: int) -> Matrix:
     L_j(x) = (x^size - 1) / size * w^j / (x - w^j); one batch inversion per point.
     """
     p = np.uint64(P)
-    elements = np.array(_geometric(1, root(size), size), np.uint64)[:, None]
+    elements = _geometric(1, root(size), size)[:, None]
     x = np.array(points, np.uint64)[None, :]
     differences = (x + p - elements) % p
     prefix = np.empty((size + 1, len(points)), np.uint64)

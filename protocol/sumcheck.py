@@ -11,7 +11,6 @@ the factor eq is taken out: the claim is normalized to the remaining variables, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from math import prod
 from typing import Any
 
@@ -24,36 +23,36 @@ from protocol.pads import Form, Party, Wire
 
 
 class Sums:
-    """The prover's tables of a sum over A B + C D: four tensors [5, prod(shape)], and what stands past their ends.
+    """The prover's tables of a sum over A B + C D: four tensors, one after the other [20, prod(shape)], on any device.
 
-    absent: the value of A B + C D where nothing is real.
+    pads [5, 4]: what stands past their ends; absent: the value of A B + C D where nothing is real.
     """
 
-    def __init__(
-        self, tables: Sequence[Any], pads: Sequence[Vector], shape: tuple[int, ...], absent: Vector
-    ) -> None:
-        self.tables = list(tables)
-        self._pads, self._shape, self._absent = pads, shape, absent
-        self._outer: dict[int, Vector] = {}
+    def __init__(self, tables: Any, pads: Vector, shape: tuple[int, ...], absent: Vector) -> None:
+        self._tables, self._pads, self._shape, self._absent = tables, pads, shape, absent
+        self._around: dict[Any, tuple[Any, Any, Vector]] = {}
 
     def round(self, axis: int, point: Sequence[Vector]) -> Vector:
         """[5, 2]: h(0) and h_2 under the weight eq; `point` holds the unbound coordinates per axis."""
         shape, n, half, rows, inner = self._cut(axis)
-        if axis not in self._outer:  # the outer axes stay as they are while this axis is folded
-            self._outer = {axis: eq_tensor(point[:axis], shape[:axis])}
-        weights = (
-            self._outer[axis], eq_table(point[axis][:, 1:], half), eq_tensor(point[axis + 1 :], shape[axis + 1 :])
-        )
-        out = self._round(n, inner, weights, rows)
-        missing = field.sub(field.ONE, reduce(field.mul, map(field.total, weights)))
-        out[:, :1] = field.add(out[:, :1], field.mul(self._absent, missing))
+        k = kernels.of(self._tables)
+        if (axis, k) not in self._around:  # the other axes stay as they are while this one is folded
+            before, after = eq_tensor(point[:axis], shape[:axis]), eq_tensor(point[axis + 1 :], shape[axis + 1 :])
+            totals = field.mul(field.total(before), field.total(after))
+            self._around = {(axis, k): (k.to_device(before), k.to_device(after), totals)}
+        before, after, totals = self._around[axis, k]
+        weights = eq_table(point[axis][:, 1:], half)
+        out = self._round(n, inner, (before, weights, after), rows)
+        missing = field.sub(field.ONE, field.mul(totals, field.total(weights)))
+        if missing.any():
+            out[:, :1] = field.add(out[:, :1], field.mul(self._absent, missing))
         return out
 
     def plain_round(self, axis: int) -> Vector:
         """[5, 2]: h(0) and h_2 of the sum without weights."""
         _, n, half, rows, inner = self._cut(axis)
-        weights = tuple(field.repeat(field.ONE, count) for count in (rows // half, half, inner))
-        return self._round(n, inner, weights, rows)
+        before, weights, after = (field.repeat(field.ONE, count) for count in (rows // half, half, inner))
+        return self._round(n, inner, (before, weights, after), rows)
 
     def _cut(self, axis: int) -> tuple[tuple[int, ...], int, int, int, int]:
         """(shape, length of the axis, its half, rows of a round, entries within a row)."""
@@ -61,12 +60,11 @@ class Sums:
         half = (shape[axis] + 1) // 2
         return shape, shape[axis], half, prod(shape[:axis]) * half, prod(shape[axis + 1 :])
 
-    def _round(self, n: int, inner: int, weights: tuple[Vector, ...], rows: int) -> Vector:
+    def _round(self, n: int, inner: int, weights: tuple[Any, Vector, Any], rows: int) -> Vector:
         """weights: of the entries before the axis, on its pairs, and after it."""
-        pads, tables = [field.repeat(pad, inner) for pad in self._pads], self.tables
-        k = kernels.of(tables[0])
+        k = kernels.of(self._tables)
         sums = k.parallel(
-            lambda i, j: k.round_sums(*tables, *pads, n, inner, *weights, i, j), rows, rows * inner
+            lambda i, j: k.round_sums(self._tables, self._pads, n, inner, *weights, i, j), rows, rows * inner
         )
         out: Vector = sums[0]
         for more in sums[1:]:
@@ -76,21 +74,23 @@ class Sums:
     def bind(self, axis: int, r: Vector) -> None:
         """Fold the lowest variable of `axis` at r."""
         shape, n, half, rows, inner = self._cut(axis)
-        for k, pad in enumerate(self._pads):
-            folded = _fold(self.tables[k], n, inner, r, field.repeat(pad, inner), rows)
-            self.tables[k] = kernels.host_if_small(folded)
+        k, count = kernels.of(self._tables), self._pads.shape[1]
+        out = k.empty(rows * inner, count)
+        k.parallel(
+            lambda i, j: k.fold(self._tables, out, n, inner, r, self._pads, i, j), rows, count * rows * inner
+        )
+        self._tables = kernels.host_if_small(out)
         self._shape = (*shape[:axis], half, *shape[axis + 1 :])
 
     def ends(self) -> list[Vector]:
         """The tables, bound to one entry each, on the host."""
-        return [kernels.to_host(table) for table in self.tables]
+        return np.split(kernels.to_host(self._tables), self._pads.shape[1])
 
 
-def _fold(table: Any, n: int, inner: int, r: Vector, pad: Vector, rows: int) -> Any:
-    k = kernels.of(table)
-    out = k.empty(rows * inner)
-    k.parallel(lambda i, j: k.fold(table, out, n, inner, r, pad, i, j), rows, rows * inner)
-    return out
+def of_product(a: Vector, b: Vector, shape: tuple[int, ...]) -> Sums:
+    """The sum over A B alone."""
+    none = np.zeros_like(a)
+    return Sums(np.concatenate([a, b, none, none]), field.zeros(4), shape, field.ZERO)
 
 
 def eq_sumcheck(
@@ -122,8 +122,7 @@ def product_sumcheck(
     """The same for the plain sum of A B over tensors of `shape`, axis by axis."""
     sums = None
     if tensors is not None:
-        none = np.zeros_like(tensors[0])
-        sums = Sums([*tensors, none, none], [field.ZERO] * 4, tuple(shape), field.ZERO)
+        sums = of_product(*tensors, tuple(shape))
     point: list[Vector] = [field.zeros(0) for _ in shape]
     rounds, rs = [], []
     for axis, n in enumerate(shape):

@@ -270,7 +270,7 @@ class BaseStream:
         while len(self._held) < count:
             words = np.frombuffer(self._read(_bytes_for(count - len(self._held))), "<u4") & np.uint32(0x7FFFFFFF)
             self._held = np.concatenate([self._held, words[words < field.P]])
-        taken, self._held = np.split(self._held, [count])
+        taken, self._held = self._held[:count], self._held[count:]
         return taken
 
     def take_heads(self, count: int) -> npt.NDArray[np.uint32]:

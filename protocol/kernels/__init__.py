@@ -33,11 +33,12 @@ def on(device: str) -> ModuleType:
 
 def of(*arrays: Any) -> ModuleType:
     """The kernels of the device where arrays are; small ones may be on the host nevertheless."""
-    if all(isinstance(array, np.ndarray) for array in arrays):
-        return cpu
-    from protocol.kernels import cuda
+    for array in arrays:
+        if not isinstance(array, np.ndarray):
+            from protocol.kernels import cuda
 
-    return cuda
+            return cuda
+    return cpu
 
 
 def to(kernels: ModuleType, array: Any) -> Any:
@@ -51,5 +52,5 @@ def to_host(array: Any) -> Any:
 
 
 def host_if_small(array: Any) -> Any:
-    """Elements of K [5, n], brought to the host if they are few."""
+    """Elements of K [5 tables, n], brought to the host if they are few."""
     return to_host(array) if array.shape[1] < SMALL else array

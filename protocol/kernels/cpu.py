@@ -100,9 +100,9 @@ def contiguous(array: Array) -> Array:
     return np.ascontiguousarray(array)
 
 
-def empty(count: int) -> Array:
-    """Elements of K [5, count], not set."""
-    return np.empty((5, count), np.uint32)
+def empty(count: int, tables: int = 1) -> Array:
+    """Elements of K [5 tables, count], table by table, not set."""
+    return np.empty((5 * tables, count), np.uint32)
 
 
 def words(*shape: int) -> Array:
@@ -269,10 +269,37 @@ def k_outer(a, b, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def eq_table(coordinates, out):  # type: ignore[no-untyped-def]
+    """out[i] = prod over bits of i_b x_b + (1 - i_b)(1 - x_b); coordinates x [5, m], out [5, n], n <= 2^m."""
+    n = out.shape[1]
+    have = min(1, n)
+    if n:
+        put(out, 0, (_ONE, _ZERO, _ZERO, _ZERO, _ZERO))
+    for bit in range(coordinates.shape[1]):
+        x = get(coordinates, bit)
+        for i in range(have):
+            low = get(out, i)
+            high = mul(low, x)
+            put(out, i, sub5(low, high))
+            if have + i < n:
+                put(out, have + i, high)
+        have = min(2 * have, n)
+
+
+@kernel
 def f_scale(values, factor, out):  # type: ignore[no-untyped-def]
     """out[i] = mont(values[i], factor): uint32 [n]."""
     for i in range(uint64(values.size)):
         out[i] = mont(values[i], factor)
+
+
+@kernel
+def f_scale_rows(matrix, factors, out):  # type: ignore[no-untyped-def]
+    """out[i, l] = mont(matrix[i, l], factors[i]): uint32 [n, lanes]."""
+    for i in range(matrix.shape[0]):
+        row, to, factor = matrix[i], out[i], factors[i]
+        for lane in range(uint64(row.size)):
+            to[lane] = mont(row[lane], factor)
 
 
 @kernel
@@ -335,34 +362,47 @@ def combine(values, low, high, out, first, last):  # type: ignore[no-untyped-def
 # --- sumcheck over A B + C D, tensors [outer, n, inner] -------------------------------------------
 
 
-@kernel
-def fold(table, out, n, inner, r, pad, first, last):  # type: ignore[no-untyped-def]
-    """out[o, j, i] = lo + r (hi - lo), lo = table[o, 2j, i], hi = table[o, 2j + 1, i] or pad[i] past the end.
+@inline
+def _past_the_end(pads, n, inner):  # type: ignore[no-untyped-def]
+    """[5 m, inner] of the pads [5, m], or [5 m, 0] where all of n entries have their neighbor."""
+    out = np.empty((5 * pads.shape[1], inner if n % 2 else 0), np.uint32)
+    for k in range(out.shape[0]):
+        out[k] = pads[k % 5, k // 5]
+    return out
 
-    table [5, outer n inner], out [5, outer ceil(n / 2) inner]; rows (o, j) from first to last; r [5, 1], pad [5,
-    inner].
+
+@kernel
+def fold(tables, out, n, inner, r, pads, first, last):  # type: ignore[no-untyped-def]
+    """out[o, j, i] = lo + r (hi - lo), lo = table[o, 2j, i], hi = table[o, 2j + 1, i] or its pad past the end.
+
+    tables [5 m, outer n inner], out [5 m, outer ceil(n / 2) inner]; rows (o, j) from first to last; r [5, 1], pads
+    [5, m].
     """
-    half = (n + 1) // 2
+    half, filled = (n + 1) // 2, _past_the_end(pads, n, inner)
     s = (r[0, 0], r[1, 0], r[2, 0], r[3, 0], r[4, 0])
     for row in range(first, last):
         o, j = row // half, row % half
         at = (o * n + 2 * j) * inner
-        lo, to = rows(table, at, at + inner), rows(out, row * inner, (row + 1) * inner)
-        hi = rows(table, at + inner, at + 2 * inner) if 2 * j + 1 < n else rows(pad, 0, inner)
-        for i in range(uint64(inner)):
-            x = get(lo, i)
-            put(to, i, add5(x, mul(sub5(get(hi, i), x), s)))
+        for k in range(0, tables.shape[0], 5):
+            table = tables[k : k + 5]
+            lo, to = rows(table, at, at + inner), rows(out[k : k + 5], row * inner, (row + 1) * inner)
+            hi = rows(table, at + inner, at + 2 * inner) if 2 * j + 1 < n else rows(filled[k : k + 5], 0, inner)
+            for i in range(uint64(inner)):
+                x = get(lo, i)
+                put(to, i, add5(x, mul(sub5(get(hi, i), x), s)))
 
 
 @kernel
-def round_sums(a, b, c, d, pa, pb, pc, pd, n, inner, outer_weights, weights, inner_weights, first, last):  # type: ignore[no-untyped-def]
+def round_sums(tables, pads, n, inner, outer_weights, weights, inner_weights, first, last):  # type: ignore[no-untyped-def]
     """Sums of one round of sumcheck over weight * (A B + C D), one variable open (SPEC section 7).
 
-    Tables [5, outer n inner]; a missing upper neighbor reads the pads [5, inner].  The weight of entry i in row (o, j)
-    is outer_weights[:, o] * weights[:, j] * inner_weights[:, i].
+    Tables [20, outer n inner]; a missing upper neighbor is its pad, of pads [5, 4].  The weight of entry i in row (o,
+    j) is outer_weights[:, o] * weights[:, j] * inner_weights[:, i].
     Returns uint32 [5, 2]: the value at X = 0 and the coefficient of X^2.
     """
-    half = (n + 1) // 2
+    half, filled = (n + 1) // 2, _past_the_end(pads, n, inner)
+    a, b, c, d = tables[:5], tables[5:10], tables[10:15], tables[15:]
+    pa, pb, pc, pd = filled[:5], filled[5:10], filled[10:15], filled[15:]
     w = rows(inner_weights, 0, inner)
     t0 = t1 = t2 = t3 = t4 = _0
     s0 = s1 = s2 = s3 = s4 = _0
@@ -467,12 +507,13 @@ def tree_leaves(q, to_p, to_q, n, inner, first, last):  # type: ignore[no-untype
 
 
 @kernel
-def tree_open(p, q, s, a, q1, p1, q0, n, inner, first, last):  # type: ignore[no-untyped-def]
-    """The children of a level, apart: a = p0 + s q0, q1, p1, q0, all [5, outer ceil(n / 2) inner]; s [5, 1].
+def tree_open(p, q, s, out, n, inner, first, last):  # type: ignore[no-untyped-def]
+    """The children of a level, apart: p0 + s q0, q1, p1, q0 in out [20, outer ceil(n / 2) inner]; s [5, 1].
 
     p [5, 0]: all that are present are 1.  Past the end of the axis stands p1 / q1 = 0 / 1.
     """
     half, ones = (n + 1) // 2, p.shape[1] == 0
+    a, q1, p1, q0 = out[:5], out[5:10], out[10:15], out[15:]
     e = (s[0, 0], s[1, 0], s[2, 0], s[3, 0], s[4, 0])
     unit, none = (_ONE, _ZERO, _ZERO, _ZERO, _ZERO), (_ZERO, _ZERO, _ZERO, _ZERO, _ZERO)
     for row in range(first, last):

@@ -81,9 +81,9 @@ def contiguous(array: Any) -> torch.Tensor:
     return to_device(array).contiguous()
 
 
-def empty(count: int) -> torch.Tensor:
-    """Elements of K [5, count], not set."""
-    return torch.empty((5, count), dtype=torch.int32, device=device())
+def empty(count: int, tables: int = 1) -> torch.Tensor:
+    """Elements of K [5 tables, count], table by table, not set."""
+    return torch.empty((5 * tables, count), dtype=torch.int32, device=device())
 
 
 def words(*shape: int) -> torch.Tensor:
@@ -126,11 +126,11 @@ def parallel(call: Callable[[int, int], Any], rows: int, work: int) -> list[Any]
     return [call(0, rows)]
 
 
-def _launch(kernel: Any, entries: int, *arguments: Any) -> None:
-    """One program for each BLOCK of entries; small arguments come from the host."""
+def _launch(kernel: Any, entries: int, *arguments: Any, tables: int = 1) -> None:
+    """One program for each BLOCK of entries, of each table; small arguments come from the host."""
     if entries:
         there = [to_device(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        kernel[(triton.cdiv(entries, BLOCK),)](*there, entries, BLOCK=BLOCK)
+        kernel[(triton.cdiv(entries, BLOCK), tables)](*there, entries, BLOCK=BLOCK)
 
 
 # --- scalars --------------------------------------------------------------------------------------
@@ -301,6 +301,19 @@ def f_scale(values: torch.Tensor, factor: Any, out: torch.Tensor) -> None:
     _launch(_f_scale, values.numel(), values, out, np.array([factor], np.uint32))
 
 
+@triton.jit
+def _f_scale_rows(matrix, factors, out, lanes, entries, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = k < entries
+    scaled = _mont(_word(matrix + k, inside), _word(factors + k // lanes, inside))
+    tl.store(out + k, scaled.to(tl.int32, bitcast=True), mask=inside)
+
+
+def f_scale_rows(matrix: torch.Tensor, factors: Any, out: torch.Tensor) -> None:
+    """As `cpu.f_scale_rows`."""
+    _launch(_f_scale_rows, matrix.numel(), matrix, factors, out, matrix.shape[1])
+
+
 def k_sum(a: torch.Tensor) -> npt.NDArray[np.uint32]:
     """As `cpu.k_sum`; the sum is on the host."""
     total: npt.NDArray[np.uint32] = (a.long().sum(dim=1, keepdim=True).cpu().numpy() % _P.value).astype(np.uint32)
@@ -336,34 +349,41 @@ def combine(values: Any, low: Any, high: Any, out: Any, first: int, last: int) -
 
 
 @triton.jit
-def _fold(table, out, r, pad, n, inner, size, entries, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _fold(tables, out, given, n, inner, size, entries, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """given [5, 1 + m]: r and the pads."""
     k, at, inside, present = _neighbors(n, inner, entries, BLOCK)
+    number, count = tl.program_id(1).to(tl.int64), tl.num_programs(1) + 1
+    table = tables + 5 * number * size
     low = _get(table, size, at, inside)
-    high = _pick(present, _get(table, size, at + inner, present), _get(pad, inner, k % inner, inside))
-    step = _mul(_sub5(high, low), _get(r, 1, k * 0, inside))
-    _put(out, entries, k, inside, _add5(low, step))
+    high = _pick(present, _get(table, size, at + inner, present), _get(given + 1 + number, count, k * 0, inside))
+    step = _mul(_sub5(high, low), _get(given, count, k * 0, inside))
+    _put(out + 5 * number * entries, entries, k, inside, _add5(low, step))
 
 
-def fold(table: Any, out: Any, n: int, inner: int, r: Any, pad: Any, first: int, last: int) -> None:
+def fold(tables: Any, out: Any, n: int, inner: int, r: Any, pads: Any, first: int, last: int) -> None:
     """As `cpu.fold`."""
-    _launch(_fold, (last - first) * inner, table, out, r, pad, n, inner, table.shape[1])
+    given = np.concatenate([r, pads], axis=1)
+    _launch(_fold, (last - first) * inner, tables, out, given, n, inner, tables.shape[1], tables=len(tables) // 5)
 
 
 @triton.jit
 def _round_sums(  # type: ignore[no-untyped-def]
-    a, b, c, d, pads, outer_weights, weights, inner_weights, sums, n, inner, size, entries, BLOCK: tl.constexpr
+    tables, given, outer_weights, inner_weights, sums, n, inner, size, entries, BLOCK: tl.constexpr
 ):
+    """given [5, 4 + ceil(n / 2)]: the pads, and the weights of the pairs."""
     k, at, inside, present = _neighbors(n, inner, entries, BLOCK)
     i, up = k % inner, at + inner
+    row, half = k // inner, (n + 1) // 2
+    step, none, count = (at * 0 + size) * 5, k * 0, half + 4
+    a, b, c, d = tables, tables + step, tables + 2 * step, tables + 3 * step
     a0, b0 = _get(a, size, at, inside), _get(b, size, at, inside)
     c0, d0 = _get(c, size, at, inside), _get(d, size, at, inside)
-    a1 = _pick(present, _get(a, size, up, present), _get(pads, inner, i, inside))
-    b1 = _pick(present, _get(b, size, up, present), _get(pads + 5 * inner, inner, i, inside))
-    c1 = _pick(present, _get(c, size, up, present), _get(pads + 10 * inner, inner, i, inside))
-    d1 = _pick(present, _get(d, size, up, present), _get(pads + 15 * inner, inner, i, inside))
-    row, half = k // inner, (n + 1) // 2
+    a1 = _pick(present, _get(a, size, up, present), _get(given, count, none, inside))
+    b1 = _pick(present, _get(b, size, up, present), _get(given + 1, count, none, inside))
+    c1 = _pick(present, _get(c, size, up, present), _get(given + 2, count, none, inside))
+    d1 = _pick(present, _get(d, size, up, present), _get(given + 3, count, none, inside))
     weight = _mul(_get(outer_weights, entries // inner // half, row // half, inside),
-                  _get(weights, half, row % half, inside))
+                  _get(given + 4, count, row % half, inside))
     weight = _mul(weight, _get(inner_weights, inner, i, inside))
     zero = _mul(_add5(_mul(a0, b0), _mul(c0, d0)), weight)
     square = _add5(_mul(_sub5(a1, a0), _sub5(b1, b0)), _mul(_sub5(c1, c0), _sub5(d1, d0)))
@@ -375,15 +395,14 @@ def _round_sums(  # type: ignore[no-untyped-def]
 
 
 def round_sums(
-    a: Any, b: Any, c: Any, d: Any, pa: Any, pb: Any, pc: Any, pd: Any, n: int, inner: int, outer_weights: Any,
-    weights: Any, inner_weights: Any, first: int, last: int,
+    tables: Any, pads: Any, n: int, inner: int, outer_weights: Any, weights: Any, inner_weights: Any, first: int,
+    last: int,
 ) -> npt.NDArray[np.uint32]:
     """As `cpu.round_sums`: uint32 [5, 2] on the host.  Entries outside weigh nothing, since their weights read as 0."""
     entries = (last - first) * inner
-    sums = torch.zeros((10, triton.cdiv(entries, BLOCK)), dtype=torch.int64, device=a.device)
-    pads = np.concatenate([pa, pb, pc, pd])
-    given = outer_weights, weights, inner_weights
-    _launch(_round_sums, entries, a, b, c, d, pads, *given, sums, n, inner, a.shape[1])
+    sums = torch.zeros((10, triton.cdiv(entries, BLOCK)), dtype=torch.int64, device=tables.device)
+    given = np.concatenate([pads, weights], axis=1)
+    _launch(_round_sums, entries, tables, given, outer_weights, inner_weights, sums, n, inner, tables.shape[1])
     total = sums.sum(dim=1).cpu().numpy() % _P.value
     return np.ascontiguousarray(total.reshape(5, 2).astype(np.uint32))
 
@@ -419,26 +438,26 @@ def tree_leaves(q: Any, to_p: Any, to_q: Any, n: int, inner: int, first: int, la
 
 @triton.jit
 def _tree_open(  # type: ignore[no-untyped-def]
-    p, q, s, a, q1, p1, q0, n, inner, size, ones: tl.constexpr, entries, BLOCK: tl.constexpr
+    p, q, s, out, n, inner, size, ones: tl.constexpr, entries, BLOCK: tl.constexpr
 ):
     k, at, inside, present = _neighbors(n, inner, entries, BLOCK)
+    step = (k * 0 + entries) * 5
     low = _get(q, size, at, inside)
     if ones:
         left, right = _constant(_ONE, at), _pick(present, _constant(_ONE, at), _constant(0, at))
     else:
         left, right = _get(p, size, at, inside), _get(p, size, at + inner, present)
-    _put(q0, entries, k, inside, low)
-    _put(a, entries, k, inside, _add5(left, _mul(low, _get(s, 1, k * 0, inside))))
-    _put(q1, entries, k, inside, _pick(present, _get(q, size, at + inner, present), _constant(_ONE, at)))
-    _put(p1, entries, k, inside, right)
+    high = _pick(present, _get(q, size, at + inner, present), _constant(_ONE, at))
+    _put(out, entries, k, inside, _add5(left, _mul(low, _get(s, 1, k * 0, inside))))
+    _put(out + step, entries, k, inside, high)
+    _put(out + 2 * step, entries, k, inside, right)
+    _put(out + 3 * step, entries, k, inside, low)
 
 
-def tree_open(
-    p: Any, q: Any, s: Any, a: Any, q1: Any, p1: Any, q0: Any, n: int, inner: int, first: int, last: int
-) -> None:
+def tree_open(p: Any, q: Any, s: Any, out: Any, n: int, inner: int, first: int, last: int) -> None:
     """As `cpu.tree_open`."""
     ones = p.shape[1] == 0
-    _launch(_tree_open, (last - first) * inner, q if ones else p, q, s, a, q1, p1, q0, n, inner, q.shape[1], ones)
+    _launch(_tree_open, (last - first) * inner, q if ones else p, q, s, out, n, inner, q.shape[1], ones)
 
 
 @triton.jit

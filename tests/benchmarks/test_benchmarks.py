@@ -77,7 +77,7 @@ def test_profile_counts_the_products_that_were_made(monkeypatch: pytest.MonkeyPa
     def count(table: object, out: field.Vector, *rest: int) -> None:
         nonlocal made
         first, last = rest[-2:]
-        made += out.shape[1] * (last - first) // (out.shape[1] // rest[1])
+        made += out.size // field.DEGREE * (last - first) // (out.shape[1] // rest[1])
         fold(table, out, *rest)
 
     monkeypatch.setattr(cpu, "fold", count)

@@ -100,8 +100,8 @@ def offered(kernels):
 def test_the_devices_offer_the_same():
     """The same names with the same arguments, except what only the host does and where the device is."""
     ours, theirs = offered(cpu), offered(cuda)
-    assert set(ours) - {"scatter_add"} == set(theirs) - {"device"}
-    for name in {*ours, "Leaves"} - {"scatter_add"}:
+    assert set(ours) - {"scatter_add", "eq_table"} == set(theirs) - {"device"}
+    for name in {*ours, "Leaves"} - {"scatter_add", "eq_table"}:
         one, other = (inspect.signature(found.get(name, k.Leaves)) for found, k in ((ours, cpu), (theirs, cuda)))
         assert [*one.parameters] == [*other.parameters], name
 
@@ -121,7 +121,7 @@ def test_a_proof_is_the_same_on_every_device(statement, key, monkeypatch):
         monkeypatch.setattr(cuda, "Leaves", Leaves)
     launched = []
     launch = cuda._launch
-    monkeypatch.setattr(cuda, "_launch", lambda *given: launched.append(given) or launch(*given))
+    monkeypatch.setattr(cuda, "_launch", lambda *given, **more: launched.append(given) or launch(*given, **more))
     proof = prove(statement, key, device="cuda")
     assert launched and proof == prove(statement, key)
     verify(statement, proof)
@@ -204,9 +204,9 @@ def test_a_device_could_run_the_kernels(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [name for name, *ones in lines if not ones] == [
-        "_k_mul", "_k_outer", "_f_scale", "_combine", "_fold", "_round_sums", "_tree_level", "_tree_level",
-        "_tree_open", "_tree_open", "_leaves", "_butterflies", "_butterflies", "_cosets", "_gather", "_gather",
-        "_depthwise", "_depthwise", "_sha256",
+        "_k_mul", "_k_outer", "_f_scale", "_f_scale_rows", "_combine", "_fold", "_round_sums", "_tree_level",
+        "_tree_level", "_tree_open", "_tree_open", "_leaves", "_butterflies", "_butterflies", "_cosets", "_gather",
+        "_gather", "_depthwise", "_depthwise", "_sha256",
     ]  # fmt: skip
     for few in (["half"], ["step"], ["half", "step", "lanes", "entries"]):  # the first level, the last, one entry
         assert lines.count(["_butterflies", *few]) == 2
@@ -219,14 +219,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from protocol.kernels import cuda
 
-POINTERS = ("table", "out", "r", "pad", "a", "b", "c", "d", "pads", "outer_weights", "weights", "inner_weights", "p",
-            "q", "to_p", "to_q", "s", "q1", "p1", "q0", "constant", "alpha", "alpha2", "first_column", "second_column",
+POINTERS = ("tables", "out", "given", "a", "b", "outer_weights", "inner_weights", "p", "q", "to_p", "to_q", "s",
+            "matrix", "factors", "constant", "alpha", "alpha2", "first_column", "second_column",
             "values", "factor", "low", "high", "block", "roots", "masks", "shifts", "wraps", "held", "state",
             "constants")
 for name, more in (
-    ("_k_mul", {}), ("_k_outer", {}), ("_f_scale", {}), ("_combine", {"BLOCK": cuda.ROWS, "STEP": cuda.STEP}),
-    ("_fold", {}), ("_round_sums", {}), ("_tree_level", {"ones": False}), ("_tree_level", {"ones": True}),
-    ("_tree_open", {"ones": False}), ("_tree_open", {"ones": True}), ("_leaves", {}),
+    ("_k_mul", {}), ("_k_outer", {}), ("_f_scale", {}), ("_f_scale_rows", {}),
+    ("_combine", {"BLOCK": cuda.ROWS, "STEP": cuda.STEP}), ("_fold", {}), ("_round_sums", {}),
+    ("_tree_level", {"ones": False}), ("_tree_level", {"ones": True}), ("_tree_open", {"ones": False}),
+    ("_tree_open", {"ones": True}), ("_leaves", {}),
     ("_butterflies", {"TIME": False}), ("_butterflies", {"TIME": True}), ("_cosets", {"BITS": 13}),
     ("_gather", "*i32"), ("_gather", "*fp64"), ("_depthwise", "*i32"), ("_depthwise", "*fp64"), ("_sha256", {}),
 ):

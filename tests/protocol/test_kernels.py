@@ -102,6 +102,11 @@ def check_scale_and_sum(k, rng, n):
     k.f_scale(k.to_device(values), factor, out)
     unit = pow(2**32, -1, P)
     assert k.to_host(out).tolist() == [int(v) * int(factor) * unit % P for v in values]
+    factors, lanes = random_base(rng, n), k.words(n, 3)
+    k.f_scale_rows(k.to_device(np.stack([values, values[::-1], factors], axis=1)), factors, lanes)
+    columns = [[int(v) * int(f) * unit % P for v, f in zip(column, factors, strict=True)]
+               for column in (values, values[::-1], factors)]  # fmt: skip
+    assert k.to_host(lanes).T.tolist() == columns
     a = random_k(rng, n)
     assert plain(k.k_sum(k.to_device(a))) == [combined(*((1, x) for x in plain(a)))]
 
@@ -150,18 +155,19 @@ def spans(k, rows):
 def check_fold(k, rng, dims):
     outer, n, inner = dims
     half = (n + 1) // 2
-    table, r, pad = random_k(rng, outer * n * inner), random_k(rng, 1), random_k(rng, 1)
-    there, folded = k.to_device(table), k.empty(outer * half * inner)
+    tables, r, pads = [random_k(rng, outer * n * inner) for _ in range(3)], random_k(rng, 1), random_k(rng, 3)
+    there, folded = k.to_device(np.concatenate(tables)), k.empty(outer * half * inner, 3)
     for a, b in spans(k, outer * half):
-        k.fold(there, folded, n, inner, r, field.repeat(pad, inner), a, b)
-    out = k.to_host(folded)
-    (r0,), (p0,), t, expected = plain(r), plain(pad), plain(table), []
-    for o in range(outer):
-        for j in range(half):
-            for i in range(inner):
-                low, high = cell(t, n, inner, o, 2 * j, i, p0), cell(t, n, inner, o, 2 * j + 1, i, p0)
-                expected.append(combined((1, low), (1, times(r0, combined((1, high), (-1, low))))))
-    assert plain(out) == expected
+        k.fold(there, folded, n, inner, r, pads, a, b)
+    (r0,), outs = plain(r), np.split(k.to_host(folded), 3)
+    for table, pad, out in zip(tables, plain(pads), outs, strict=True):
+        t, expected = plain(table), []
+        for o in range(outer):
+            for j in range(half):
+                for i in range(inner):
+                    low, high = cell(t, n, inner, o, 2 * j, i, pad), cell(t, n, inner, o, 2 * j + 1, i, pad)
+                    expected.append(combined((1, low), (1, times(r0, combined((1, high), (-1, low))))))
+        assert plain(out) == expected
 
 
 @given(seeds, tensors)
@@ -174,8 +180,8 @@ def check_round_sums(k, rng, dims):
     half = (n + 1) // 2
     tables = [random_k(rng, outer * n * inner) for _ in range(4)]
     weights, pads = [random_k(rng, count) for count in (outer, half, inner)], random_k(rng, 4)
-    filled, there = [field.repeat(pads[:, m : m + 1], inner) for m in range(4)], [k.to_device(t) for t in tables]
-    parts = [k.round_sums(*there, *filled, n, inner, *weights, a, b) for a, b in spans(k, outer * half)]
+    there = k.to_device(np.concatenate(tables))
+    parts = [k.round_sums(there, pads, n, inner, *weights, a, b) for a, b in spans(k, outer * half)]
     found = plain(reduce(field.add, parts))
     t, (u, w, v), e = [plain(x) for x in tables], [plain(x) for x in weights], plain(pads)
     zero, square = [0] * 5, [0] * 5
@@ -216,14 +222,14 @@ def check_tree_levels(k, rng, dims, ones):
     p = np.repeat(field.ONE, q.shape[1], axis=1) if ones else random_k(rng, outer * n * inner)
     numerators, denominators = pairs_of(plain(p), dims, ZERO), pairs_of(plain(q), dims, ONE)
     given_p, given_q = k.empty(0) if ones else k.to_device(p), k.to_device(q)
-    out = [k.empty(rows * inner) for _ in range(6)]
+    out, apart = [k.empty(rows * inner) for _ in range(2)], k.empty(rows * inner, 4)
     for first, last in spans(k, rows):
         if ones:
-            k.tree_leaves(given_q, *out[:2], n, inner, first, last)
+            k.tree_leaves(given_q, *out, n, inner, first, last)
         else:
-            k.tree_level(given_p, given_q, *out[:2], n, inner, first, last)
-        k.tree_open(given_p, given_q, s, *out[2:], n, inner, first, last)
-    parent_p, parent_q, a, q1, p1, q0 = map(k.to_host, out)
+            k.tree_level(given_p, given_q, *out, n, inner, first, last)
+        k.tree_open(given_p, given_q, s, apart, n, inner, first, last)
+    parent_p, parent_q, a, q1, p1, q0 = *map(k.to_host, out), *np.split(k.to_host(apart), 4)
     both = list(zip(numerators, denominators, strict=True))
     assert plain(parent_p) == [combined((1, times(x0, y1)), (1, times(x1, y0))) for (x0, x1), (y0, y1) in both]
     assert plain(parent_q) == [times(y0, y1) for _, (y0, y1) in both]
