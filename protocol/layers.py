@@ -248,24 +248,20 @@ def _requant(party: Party, context: Context, index: int) -> Wire:
 def _tables(party: Party, context: Context) -> Wire:
     """The table rows, each counted as often as its multiplicity says."""
     layout, shape = context.layout, _table_shape(context.layout)
-    rows = layout.tables.rows
-    tags = np.concatenate([np.full(len(t.first), t.tag) for t in rows])
-    first, second = np.concatenate([t.first for t in rows]), np.concatenate([t.second for t in rows])
-    size = len(tags)
+    rows, size = layout.tables.residues, layout.tables.size
     witness = None
     if context.witness is not None:
         numerators, denominators = field.zeros(prod(shape)), np.empty((field.DEGREE, prod(shape)), np.uint32)
         numerators[:, :size] = field.embed(context.witness.arrays["uses"])
         plain = np.empty((field.DEGREE, size), np.uint32)
-        _leaves(context, context.beta, field.residues(first), field.residues(second), plain)
-        denominators[:, :size] = field.sub(plain, field.embed(tags))
+        _leaves(context, context.beta, rows[1], rows[2], plain)
+        denominators[:, :size] = field.sub(plain, field.embed(rows[0]))
         denominators[:, size:] = field.ONE
         witness = TreeWitness(numerators, denominators, shape, _TABLE_ORDER)
     end = fractional_tree(party, shape, _TABLE_ORDER, witness)
     weights = np.ascontiguousarray(eq_tensor(end.point, shape)[:, :size])
     ones = field.total(weights)
-    matrix = np.stack([field.residues(v) for v in (tags, first, second)])
-    sums = field.combine(matrix, weights)
+    sums = field.combine(rows, weights)
     value = field.add(
         sums[:, :1],
         field.mul(context.alpha, field.add(sums[:, 1:2], field.mul(context.alpha, sums[:, 2:3]))),

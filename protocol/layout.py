@@ -23,6 +23,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from protocol import field
 from protocol.network import MARGIN_BITS, Network
 from protocol.soundness import LINK_REPETITIONS
 
@@ -66,6 +67,13 @@ class Tables:
     @property
     def size(self) -> int:
         return sum(len(t.first) for t in self.rows)
+
+    @cached_property
+    def residues(self) -> npt.NDArray[np.uint32]:
+        """uint32 [3, size]: every row's tag, first and second column in F."""
+        tags = np.concatenate([np.full(len(t.first), t.tag) for t in self.rows])
+        columns = [np.concatenate([getattr(t, name) for t in self.rows]) for name in ("first", "second")]
+        return field.residues(np.stack([tags, *columns]))
 
     def start(self, key: object) -> int:
         return self._start[key]

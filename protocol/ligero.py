@@ -84,13 +84,13 @@ class Committed:
         quad[:, : quotient.shape[1]] = field.sub(quad[:, : quotient.shape[1]], quotient)
         self._blinding = (prox, lin, quad)
         self._salts = expander.bytes(merkle.SALT_BYTES * shape.columns)
-        leaves = k.Leaves([merkle.prefix(self._salt(i)) for i in range(shape.columns)])
+        leaves = k.Leaves(merkle.prefixes(self._salts))
         self._kept: list[Matrix] | None = [] if 4 * shape.columns * shape.column_rows <= KEPT_BYTES else None
         for block in self._encode():
             leaves.update(block)
             if self._kept is not None:
                 self._kept.append(block)
-        self._tree = merkle.Tree(leaves.digests())
+        self._tree = merkle.Tree(leaves.digests(), k)
 
     @property
     def root(self) -> Masked:

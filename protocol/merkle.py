@@ -9,20 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
 
 from protocol.errors import VerificationError
+from protocol.kernels import cpu
 
 SALT_BYTES = 32
 HASH_BYTES = 32
+_FEW = 512  # nodes of a level that the host hashes while a device would only be launched
 
 
-def prefix(salt: bytes) -> bytes:
-    """What stands before a column in its leaf."""
-    return b"\x00" + salt
+def prefixes(salts: bytes) -> npt.NDArray[np.uint8]:
+    """uint8 [leaves, 33]: what stands before each column in its leaf."""
+    return _tagged(0, salts, SALT_BYTES)
+
+
+def _tagged(tag: int, data: bytes, width: int) -> npt.NDArray[np.uint8]:
+    """Rows of so many bytes, behind a byte that says what they are."""
+    return np.pad(np.frombuffer(data, np.uint8).reshape(-1, width), ((0, 0), (1, 0)), constant_values=tag)
 
 
 def leaf(salt: bytes, column: bytes) -> bytes:
-    return sha256(prefix(salt) + column).digest()
+    return sha256(b"\x00" + salt + column).digest()
 
 
 def _node(left: bytes, right: bytes) -> bytes:
@@ -30,24 +41,25 @@ def _node(left: bytes, right: bytes) -> bytes:
 
 
 class Tree:
-    """All levels over the given leaf digests."""
+    """All levels over the given leaf digests, which stand one after the other, hashed by these kernels."""
 
-    def __init__(self, leaves: list[bytes]) -> None:
+    def __init__(self, leaves: bytes, kernels: ModuleType = cpu) -> None:
         self.levels = [leaves]
-        while len(leaves) > 1:
-            leaves = [_node(leaves[i], leaves[i + 1]) for i in range(0, len(leaves), 2)]
+        while len(leaves) > HASH_BYTES:
+            pairs = _tagged(1, leaves, 2 * HASH_BYTES)
+            leaves = (kernels if len(pairs) >= _FEW else cpu).Leaves(pairs).digests()
             self.levels.append(leaves)
 
     @property
     def root(self) -> bytes:
-        return self.levels[-1][0]
+        return self.levels[-1]
 
     def open(self, indices: Sequence[int]) -> list[bytes]:
         """The siblings that a verifier of these distinct leaves lacks, level by level, in ascending order."""
         out, known = [], sorted(indices)
         for level in self.levels[:-1]:
             have = set(known)
-            out += [level[i ^ 1] for i in known if i ^ 1 not in have]
+            out += [level[HASH_BYTES * (i ^ 1) :][:HASH_BYTES] for i in known if i ^ 1 not in have]
             known = sorted({i >> 1 for i in known})
         return out
 

@@ -796,14 +796,15 @@ def histogram(values, offset, size, first, last):  # type: ignore[no-untyped-def
 
 
 class Leaves:
-    """SHA-256(prefix | column) of all columns at once, as the rows of the matrix arrive; a prefix per column.
+    """SHA-256(prefix | column) of all columns at once, as the rows of the matrix arrive; prefixes uint8 [columns, n].
 
     Hashing takes the interpreter's lock for every column, so that one thread is as fast as several: it hashes a block
     while others make the next.
     """
 
-    def __init__(self, prefixes: Sequence[bytes]) -> None:
-        self._hashers = [sha256(prefix) for prefix in prefixes]
+    def __init__(self, prefixes: Array) -> None:
+        (columns, width), data = prefixes.shape, prefixes.tobytes()
+        self._hashers = [sha256(data[i * width : (i + 1) * width]) for i in range(columns)]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="zkmark-hash")
         self._last: Future[None] | None = None
 
@@ -812,11 +813,11 @@ class Leaves:
         self._wait()
         self._last = self._thread.submit(self._append, np.ascontiguousarray(block, "<u4").data.cast("B"))
 
-    def digests(self) -> list[bytes]:
-        """Of all columns; nothing can be appended then."""
+    def digests(self) -> bytes:
+        """Of all columns, one after the other; nothing can be appended then."""
         self._wait()
         self._thread.shutdown()
-        return [hasher.digest() for hasher in self._hashers]
+        return b"".join([hasher.digest() for hasher in self._hashers])
 
     def _append(self, data: memoryview) -> None:
         width = len(data) // len(self._hashers)

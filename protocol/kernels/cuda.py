@@ -692,14 +692,13 @@ def _sha256(  # type: ignore[no-untyped-def]
 class Leaves:
     """As `cpu.Leaves`, for prefixes of one byte and some words."""
 
-    def __init__(self, prefixes: Sequence[bytes]) -> None:
-        raw = np.frombuffer(b"".join(prefixes), np.uint8).reshape(len(prefixes), -1)
-        initial = np.array([_fraction(prime, 2) for prime in _PRIMES[:8]], np.uint32)
-        self._state = to_device(np.repeat(initial[:, None], len(raw), axis=1))
+    def __init__(self, prefixes: npt.NDArray[np.uint8]) -> None:
+        columns, initial = len(prefixes), np.array([_fraction(prime, 2) for prime in _PRIMES[:8]], np.uint32)
+        self._state = to_device(np.repeat(initial[:, None], columns, axis=1))
         self._constants = to_device(np.array([_fraction(prime, 3) for prime in _PRIMES], np.uint32))
-        self._held, self._kept, self._bytes = words(17, len(raw)), 0, 1
-        self._held[16] = to_device(raw[:, 0].astype(np.int32))
-        self.update(to_device(np.ascontiguousarray(raw[:, 1:]).view("<u4")))
+        self._held, self._kept, self._bytes = words(17, columns), 0, 1
+        self._held[16] = to_device(prefixes[:, 0].astype(np.int32))
+        self.update(to_device(np.ascontiguousarray(prefixes[:, 1:]).view("<u4")))
 
     def update(self, block: Any) -> None:
         """As `cpu.Leaves.update`."""
@@ -713,10 +712,10 @@ class Leaves:
             self._held[self._kept : left] = block.T
         self._kept, self._bytes = left, self._bytes + 4 * width
 
-    def digests(self) -> list[bytes]:
+    def digests(self) -> bytes:
         """As `cpu.Leaves.digests`; nothing can be appended afterwards."""
         bits, padding = 8 * self._bytes, np.zeros(3 + (13 - self._kept) % 16, np.uint32)
         # Words that begin one byte after those of the hash: a one, and at the end the length in bits.
         padding[[0, -2, -1]] = 1 << 31, (bits >> 32) << 8 | bits >> 24 & 0xFF, (bits & 0xFFFFFF) << 8
         self.update(to_device(np.repeat(padding.byteswap()[None], self._held.shape[1], axis=0)))
-        return [row.tobytes() for row in to_host(self._state).T.astype(">u4")]
+        return to_host(self._state).T.astype(">u4").tobytes()

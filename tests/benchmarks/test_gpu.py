@@ -36,7 +36,7 @@ def work(k: ModuleType) -> None:
     reed_solomon.interpolate_subgroup(values)
     signed = k.plain(k.to_device(rng.integers(-4, 4, (3, 7), np.int32)))
     k.residues(signed.reshape(-1), k.words(21), 0, 21)
-    columns = k.Leaves([bytes(33)] * 8)
+    columns = k.Leaves(np.zeros((8, 33), np.uint8))
     columns.update(values[:, :9])
 
 

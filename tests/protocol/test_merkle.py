@@ -28,14 +28,14 @@ def test_hashes():
     assert merkle.leaf(b"s" * 32, b"data") == sha256(b"\0" + b"s" * 32 + b"data").digest()
     a, b, c, d = leaf_digests(4)
     left, right = (sha256(b"\1" + x + y).digest() for x, y in ((a, b), (c, d)))
-    assert merkle.Tree([a, b, c, d]).root == sha256(b"\1" + left + right).digest()
+    assert merkle.Tree(a + b + c + d).root == sha256(b"\1" + left + right).digest()
 
 
 @given(trees)
 def test_openings(tree):
     count, indices = tree
     digests = leaf_digests(count)
-    built = merkle.Tree(digests)
+    built = merkle.Tree(b"".join(digests))
     siblings = built.open(sorted(indices))
     assert len(siblings) == merkle.sibling_count(sorted(indices), count)
     opened = {i: digests[i] for i in indices}
@@ -53,16 +53,17 @@ def test_openings(tree):
 
 def test_swapped_leaves():
     digests = leaf_digests(8)
-    built = merkle.Tree(digests)
+    built = merkle.Tree(b"".join(digests))
     rejected(built.root, 8, {2: digests[5], 5: digests[2]}, built.open([2, 5]))
 
 
 def test_a_node_is_not_a_leaf():
     """The children of a node cannot be passed off as a salted column, nor the node as a leaf of a smaller tree."""
     digests = leaf_digests(4)
-    built = merkle.Tree(digests)
-    assert merkle.leaf(digests[0], digests[1]) != built.levels[1][0]
-    rejected(built.root, 4, {0: built.levels[1][0]}, [built.levels[1][1]])
+    built = merkle.Tree(b"".join(digests))
+    left, right = built.levels[1][:32], built.levels[1][32:]
+    assert merkle.leaf(digests[0], digests[1]) != left
+    rejected(built.root, 4, {0: left}, [right])
 
 
 def test_every_salt_counts():

@@ -103,7 +103,7 @@ def primitives() -> dict[str, Any]:
     masks = np.frombuffer(stream("masks")(16), "<u8").astype(object) % f.P
     rows, rate = (np.array(part, np.uint32)[:, None] for part in (values, masks)), 8
     leaves = [merkle.leaf(bytes([k]) * 32, bytes([k, k])) for k in range(8)]
-    hashes, window = merkle.Tree(leaves), Window(3, 2, 1, 1, 2)
+    hashes, window = merkle.Tree(b"".join(leaves)), Window(3, 2, 1, 1, 2)
     entries = [log.leaf_hash(bytes([k])) for k in range(3)]
     return {
         "field": {"a": f.to_bytes(a).hex(), "b": f.to_bytes(b).hex(), "product": f.to_bytes(f.mul(a, b)).hex(),
