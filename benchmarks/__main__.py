@@ -24,7 +24,7 @@ from protocol.errors import ParameterError
 
 BARE = ("keygen", "fit", "derive", "prove", "verify")
 WHOLE = (*BARE, "profile")
-ON_DEVICE = ("keygen", "fit", "derive", "prove-device", "verify", "profile-device")
+ON_DEVICE = ("keygen", "fit", "derive", "prove-device")
 UNMEASURED = ("fit", "profile")  # stages whose memory says nothing
 
 

@@ -182,20 +182,29 @@ def proving(job: Job, runs: int) -> Result:
 
 
 def proving_on_device(job: Job, runs: int) -> Result:
-    """Prove on the GPU, once its kernels are compiled, too; memory as the most that torch took of the device."""
+    """Prove on the GPU once its kernels are compiled, too, then under the profiler; verify on the host.
+
+    All in one process, which has compiled what it needs.  Memory is the most that torch took of the device.
+    """
     import torch
 
     key = load_key(job)
     statement = statement_of(job, key)
     warm_up(print)
-    verify(statement, prove(statement, key, device="cuda"))
+    prove(statement, key, device="cuda")
     seconds = repeated(lambda: job.path("proof").write_bytes(prove(statement, key, device="cuda")), runs)
+    memory, proof = torch.cuda.max_memory_reserved(), job.path("proof").read_bytes()
+    ledger = verify(statement, proof)
+    with Profile(kernels.on("cuda")) as phases:
+        prove(statement, key, device="cuda")
     return {
-        "seconds": {"prove": seconds},
-        "proof_bytes": job.path("proof").stat().st_size,
+        "seconds": {"prove": seconds, "verify": repeated(lambda: verify(statement, proof), runs)},
+        "proof_bytes": len(proof),
         "k_min": statement.k_min,
+        "argument_bits": ledger.bits,
         "device": torch.cuda.get_device_name(),
-        "device_memory_bytes": torch.cuda.max_memory_reserved(),
+        "device_memory_bytes": memory,
+        "phases": phases.result(),
     }
 
 
@@ -206,17 +215,6 @@ def profile(job: Job, runs: int) -> Result:
     warm_up(print)
     with Profile() as phases:
         prove(statement, key)
-    return {"phases": phases.result()}
-
-
-def profile_on_device(job: Job, runs: int) -> Result:
-    """As `profile`, on the GPU, once its kernels are compiled."""
-    key = load_key(job)
-    statement = statement_of(job, key)
-    warm_up(print)
-    prove(statement, key, device="cuda")
-    with Profile(kernels.on("cuda")) as phases:
-        prove(statement, key, device="cuda")
     return {"phases": phases.result()}
 
 
@@ -258,7 +256,6 @@ STAGES: dict[str, Callable[[Job, int], Result]] = {
     "prove": proving,
     "prove-device": proving_on_device,
     "profile": profile,
-    "profile-device": profile_on_device,
     "verify": verifying,
     "device-rates": device_rates,
     "marking": marking,

@@ -150,7 +150,7 @@ def fake_stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             more = {"device": "GPU", **MICRO}
         if stage == "marking":
             more, seconds = {"device": "GPU", "operations": 7 * 10**9}, {"step": 0.25}
-        if stage.startswith("profile"):
+        if stage in ("profile", "prove-device"):
             more = {"phases": {"open": dict.fromkeys((*phases.COUNTS, "seconds", "kernel_seconds"), 0.5)}}
         return {"peak_memory": 3 * 10**9, "seconds": seconds, "proof_bytes": 1, "activations_per_image": 1,
                 "multiply_adds_per_image": 1, "argument_bits": 124.0, **more}  # fmt: skip
@@ -182,7 +182,7 @@ def test_the_device_fills_its_table_and_no_other(monkeypatch: pytest.MonkeyPatch
     ran = fake_stages(monkeypatch)
     monkeypatch.setattr(kernels, "on", lambda name: {"cuda": object()}[name])
     main._measure(["device/resnet50-224x224-64"], 1)
-    assert ran == ["keygen", "fit", "derive", "prove-device", "verify", "profile-device"]
+    assert ran == ["keygen", "fit", "derive", "prove-device"]
     assert device.lines()[4:-3] == before[4:-3] and device.lines()[-1] == before[-1]
     assert device.lines()[-3] == "| resnet50-224x224-64 | 64 | 0.25 s | 120 s | 7.0 / 3.0 GB | 100 GB |"
     assert "GPU" in device.lines()[0] and not results.jobs()
