@@ -151,7 +151,7 @@ def fake_stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if stage == "marking":
             more, seconds = {"device": "GPU", "operations": 7 * 10**9}, {"step": 0.25}
         if stage in ("profile", "prove-device"):
-            more = {"phases": {"open": dict.fromkeys((*phases.COUNTS, "seconds", "kernel_seconds"), 0.5)}}
+            more |= {"phases": {"open": dict.fromkeys((*phases.COUNTS, "seconds", "kernel_seconds"), 0.5)}}
         return {"peak_memory": 3 * 10**9, "seconds": seconds, "proof_bytes": 1, "activations_per_image": 1,
                 "multiply_adds_per_image": 1, "argument_bits": 124.0, **more}  # fmt: skip
 
