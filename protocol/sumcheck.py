@@ -76,9 +76,7 @@ class Sums:
         shape, n, half, rows, inner = self._cut(axis)
         k, count = kernels.of(self._tables), self._pads.shape[1]
         out = k.empty(rows * inner, count)
-        k.parallel(
-            lambda i, j: k.fold(self._tables, out, n, inner, r, self._pads, i, j), rows, count * rows * inner
-        )
+        k.parallel(lambda i, j: k.fold(self._tables, out, n, inner, r, self._pads, i, j), rows, rows * inner)
         self._tables = kernels.host_if_small(out)
         self._shape = (*shape[:axis], half, *shape[axis + 1 :])
 

@@ -52,8 +52,8 @@ inline: Any = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy
 
 
 def parallel(call: Callable[[int, int], Any], rows: int, work: int) -> list[Any]:
-    """[call(first, last)] over a partition of `rows`; on several cores when `work` (elements) makes it worth while."""
-    parts = min(THREADS, rows) if work >= 1 << 14 else 1
+    """[call(first, last)] over a partition of `rows`, on as many cores as `work` (elements) makes worth while."""
+    parts = min(THREADS, rows, work >> 13)
     if parts <= 1:
         return [call(0, rows)]
     cuts = [rows * k // parts for k in range(parts + 1)]
