@@ -44,18 +44,18 @@ TARGETS = {
     "pads": _target("honest edges proofs cheats", "Party.proving"),
     "matrix": _target("honest edges equations proofs cheats", "Shape.proof_bytes"),
     "lookup": _target("honest edges proofs cheats", "copied_triples TreeWitness _Level"),
-    "sumcheck": _target("honest edges proofs cheats", "Sums _fold"),
+    "sumcheck": _target("honest edges proofs cheats", "Sums of_product"),
     "layers": _target(
         "honest edges equations proofs cheats",
         "Witness Part Context.column Context.leaves _leaves work _pooled_table transposed_weights",
     ),
     "layout": _target("honest edges proofs cheats", "Tables.start"),
     "multilinear": _target("honest edges proofs cheats test_multilinear.py", "evaluate"),
-    "merkle": _target("honest edges test_merkle.py cheats", "Tree"),
+    "merkle": _target("honest edges test_merkle.py cheats", "Tree prefixes _tagged _FEW"),
     "reed_solomon": _target(
         "honest edges proofs cheats test_reed_solomon.py",
         "_reversal _roots _transform evaluate_subgroup interpolate_subgroup _shifts encode row_coefficients "
-        "evaluate_domain _montgomery",
+        "evaluate_domain _domain_powers _montgomery",
     ),
     "transcript": _target(
         "honest edges test_transcript.py test_masking.py cheats", "InteractiveProver Messages _bytes_for"),
