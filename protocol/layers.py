@@ -192,6 +192,7 @@ def _input(party: Party, context: Context) -> Wire:
             base = field.sub(context.beta, field.constant(int(tags[c])))
             _leaves(context, base, x[c], z0[c], denominators, c * prod(shape[2:]))
         witness = TreeWitness(None, denominators, shape, _LEAF_ORDER)
+        del denominators  # the tree drops every level once it is opened
     end = fractional_tree(party, shape, _LEAF_ORDER, witness)
     _, rho = _point(end)
     ones = real(rho, shape[1:])
@@ -222,6 +223,7 @@ def _requant(party: Party, context: Context, index: int) -> Wire:
         if shift:
             _leaves(context, base_b, context.witness.remainders[index - 1], None, denominators, prod(shape[1:]))
         witness = TreeWitness(None, denominators, shape, _LEAF_ORDER)
+        del denominators  # as in `_input`
     end = fractional_tree(party, shape, _LEAF_ORDER, witness)
     selector, rho = _point(end)
     ones = real(rho, shape[1:])
