@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -72,13 +73,15 @@ def lines() -> list[str]:
         time = memory = EMPTY
         if entry := found.get(job.name):
             time = results.seconds(entry["seconds"]["prove"])
-            memory = f"{entry['device_memory_bytes'] / 1e9:.1f} / {entry['peak_memory_bytes']['prove'] / 1e9:.1f} GB"
+            host = entry["peak_memory_bytes"].get("prove")
+            memory = f"{entry['device_memory_bytes'] / 1e9:.1f} / {f'{host / 1e9:.1f}' if host else '-'} GB"
         rows.append(
             f"| {job.name} | {job.h} | {time} | {TARGETS[job.name]:g} s | {memory} | {MEMORY_TARGET / 1e9:g} GB |"
         )
+    remarks = dict.fromkeys(f" {entry['remark']}" for entry in found.values() if "remark" in entry)
     return [
         "All h hidden triggers in one proof on a GPU, against the targets, which for memory are about the device"
-        f"{''.join(f'; {name}' for name in hosts)}.{results.disturbed([*found.values()])}",
+        f"{''.join(f'; {name}' for name in hosts)}.{''.join(remarks)}{results.disturbed([*found.values()])}",
         "",
         "| network | h | prove | target | memory, device / host | target |",
         "|---|---|---|---|---|---|",
@@ -93,8 +96,11 @@ def phase_lines() -> list[str]:
     found = [entry for job in DEVICE if (entry := results.load(f"device/{job.name}"))]
     micro = results.load("device/micro")
     text = ["", "# On a GPU", ""]
-    if not found or not micro:
+    if not found:
         return [*text, "Not measured."]
+    if not micro:
+        return [*text, "How fast the device multiplies, hashes and moves is not measured.",
+                *(line for job in found for line in _seconds(job))]  # fmt: skip
     text.append(
         f"{micro['device']} ({results.host(micro['machine'])}). *busy* is about kernels of the processor alone, "
         f"*memory*, *products* and *floor* are of the whole device: K {micro['extension_multiply_ns']:.4f} ns, F "
@@ -103,3 +109,16 @@ def phase_lines() -> list[str]:
         f"{micro['sha256_gb_per_s']:.0f} GB/s."
     )
     return [*text, *(line for job in found for line in results.phase_table(job, micro))]
+
+
+def _seconds(job: dict[str, Any]) -> list[str]:
+    """The phases of one proof without a floor."""
+    whole = sum(entry["seconds"] for entry in job["phases"].values())
+    busy = f" The device computed or copied for {job['device_seconds']:.2f} s." if "device_seconds" in job else ""
+    return [
+        "", f"## {job['job']}", "", f"{job['device']} ({results.host(job['machine'])}).{busy}", "",
+        "| phase | s | share | in kernels of the processor |", "|---|---|---|---|",
+        *(f"| {phase} | {entry['seconds']:.2f} | {entry['seconds'] / whole:.0%} | {entry['kernel_seconds']:.2f} s |"
+          for phase, entry in job["phases"].items()),
+        f"| **all** | {whole:.2f} | 100% | {sum(entry['kernel_seconds'] for entry in job['phases'].values()):.2f} s |",
+    ]  # fmt: skip

@@ -186,6 +186,7 @@ def test_the_device_fills_its_table_and_no_other(monkeypatch: pytest.MonkeyPatch
     assert device.lines()[4:-3] == before[4:-3] and device.lines()[-1] == before[-1]
     assert device.lines()[-3] == "| resnet50-224x224-64 | 64 | 0.25 s | 120 s | 7.0 / 3.0 GB | 100 GB |"
     assert "GPU" in device.lines()[0] and not results.jobs()
+    assert device.phase_lines()[-2:] == ["| open | 0.50 | 100% | 0.50 s |", "| **all** | 0.50 | 100% | 0.50 s |"]
     main._measure(["device/micro", "device/marking"], 1)
     assert any(line.startswith("| open |") for line in device.phase_lines())
     assert device.lines()[-1].endswith(" 250.00 ms on GPU for 7 billion operations.")
