@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+from threading import Lock
 from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of mallopt(3)
 _libc: Any = ctypes.CDLL(None) if os.name == "posix" else None
 _known = hasattr(_libc, "mallopt")
+_lock, _keepers = Lock(), 0
 
 
 def share() -> None:
@@ -22,14 +24,20 @@ def share() -> None:
 
 def keep() -> None:
     """What is freed from now on stays with this process, large arrays, too."""
-    if _known:
-        _libc.mallopt(_MMAP_MAX, 0)
-        _libc.mallopt(_TRIM_THRESHOLD, -1)
+    global _keepers
+    with _lock:
+        _keepers += 1
+        if _known and _keepers == 1:
+            _libc.mallopt(_MMAP_MAX, 0)
+            _libc.mallopt(_TRIM_THRESHOLD, -1)
 
 
 def give_back() -> None:
-    """The end of `keep`."""
-    if _known:
-        _libc.mallopt(_MMAP_MAX, 1 << 16)
-        _libc.mallopt(_TRIM_THRESHOLD, 1 << 17)
-        _libc.malloc_trim(0)
+    """The end of one `keep`; with the last of them the memory goes."""
+    global _keepers
+    with _lock:
+        _keepers -= 1
+        if _known and _keepers == 0:
+            _libc.mallopt(_MMAP_MAX, 1 << 16)
+            _libc.mallopt(_TRIM_THRESHOLD, 1 << 17)
+            _libc.malloc_trim(0)

@@ -258,3 +258,7 @@ def main() -> None:
     """The console script."""
     quiet_grpc()
     cli()
+
+
+if __name__ == "__main__":
+    main()

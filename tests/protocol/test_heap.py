@@ -34,6 +34,9 @@ def kept():
 before = resident()
 assert not kept()
 heap.keep()
+heap.keep()
+assert kept()
+heap.give_back()
 assert kept()
 heap.give_back()
 assert resident() - before < {LARGE} // 4
