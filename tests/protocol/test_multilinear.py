@@ -42,6 +42,7 @@ def test_eq_table(rng, n):
     full = eq_table(x, 1 << lg(n))
     assert field.equal(field.total(full), field.ONE)
     assert eq_table(x, 0).shape == (5, 0)
+    assert field.equal(eq_table(x, 1 + (1 << lg(n))), full)  # there are no more
 
 
 @given(seeds, shapes)
