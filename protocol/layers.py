@@ -322,6 +322,7 @@ def _product(party: Party, context: Context, index: int, product: Product, rho: 
         a, b = (field.embed(z.reshape(-1)) for z in (left, right))
         value = field.dot(field.mul(a, b), eq_tensor(rho, shape))
         sums = of_product(a, b, shape)
+        del a, b  # they are in the tables, which shrink
     wire = party.exchange("product", 1, value)
     form, point = eq_sumcheck(party, variables(shape, _PRODUCT_ORDER), rho, Form().add(wire, field.ONE), sums)
     ends = sums.ends()[:2] if sums is not None else (None, None)

@@ -87,8 +87,9 @@ class Sums:
 
 def of_product(a: Vector, b: Vector, shape: tuple[int, ...]) -> Sums:
     """The sum over A B alone."""
-    none = np.zeros_like(a)
-    return Sums(np.concatenate([a, b, none, none]), field.zeros(4), shape, field.ZERO)
+    tables = np.zeros((4 * field.DEGREE, a.shape[1]), np.uint32)
+    tables[: field.DEGREE], tables[field.DEGREE : 2 * field.DEGREE] = a, b
+    return Sums(tables, field.zeros(4), shape, field.ZERO)
 
 
 def eq_sumcheck(

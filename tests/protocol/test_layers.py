@@ -24,6 +24,8 @@ from protocol.network import (
     affine,
     rounding_offset,
 )
+from protocol.pads import Need, Party
+from protocol.transcript import FiatShamir, Transcript
 from tests.adversary import faults, ideal
 from tests.protocol.conftest import Case, cases, finish
 
@@ -73,6 +75,34 @@ def test_witness(case):
                 one_hot, column[c], one_hot * column[c], match, difference, match * difference,
                 match * difference & 0x7FFF, match * difference >> 15)]  # fmt: skip
     assert sum(int(b) << j for j, b in enumerate(values.arrays["count"])) == matched - layout.k_min
+
+
+def test_a_node_holds_what_it_folds_and_no_more():
+    """Three elements a leaf: the leaves and all levels above, the leaves and their pairs, or these and the first fold.
+
+    The tables of a product with a shift are as large as these pairs; `argument._TREE_BYTES` is for both.
+    """
+    rng, one, shape = np.random.default_rng(3), Window(1), (2, 8, 8)
+    table = Table(11, np.clip(np.arange(-1024, 1024), 0, 200).astype(np.int64))
+    alone = Edge(0, np.full((2, 1, 1, 1), 9), one, one, 2)
+    nodes = [Node((alone,), np.zeros(2, np.int64), 0, table),
+             Node((), np.zeros(2, np.int64), 0, table, product=Product(0, 1))]  # fmt: skip
+    dense = Edge(2, np.ones((2, *shape), np.int64), Window(8), Window(8))
+    network = finish(shape, rng.integers(0, 200, (2, 256)), nodes, Node((dense,), np.zeros(2, np.int64)))
+    images = rng.integers(0, 256, (300, *shape), dtype=np.uint8)
+    layout, values = built(Case(network, images, np.zeros(300, np.int64), 0))
+    context = layers.Context(layout, *(field.from_base(rng.integers(1, P, (2, 5, 1), dtype=np.uint32))), values)
+    for index in range(3):
+        need = layers.need(layout, index)
+        pads = field.zeros(3 * need.triples + need.free)
+        peaks = []
+        for _ in range(2):  # the first may compile kernels
+            party = Party(Transcript("test", FiatShamir()), need, Need(), need.triples, pads=pads)
+            tracemalloc.start()
+            layers.run(party, context, index)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert peaks[1] < 1.1 * 3 * field.ELEMENT_BYTES * layers.work(layout, index)
 
 
 # Affine maps
