@@ -59,4 +59,4 @@ def _run_all() -> None:
     cpu.histogram(signed[0].reshape(-1), 0, 1, 0, 8)
     matrix = np.ones((4, 2), np.uint32)
     reed_solomon.encode(matrix, matrix, 8)
-    reed_solomon.interpolate_subgroup(matrix)
+    reed_solomon.evaluate_domain(matrix, 4, 8)

@@ -9,6 +9,7 @@ import numba
 import pytest
 
 from protocol import warm_up
+from protocol.kernels import cpu
 
 KERNEL = "def kernel(n):\n    return n + 1\n"
 
@@ -44,6 +45,16 @@ def test_compiling_is_said_once_and_loading_is_not(kernel, monkeypatch):
     assert said_by(lambda: both(cached, cached), monkeypatch) == []
     assert sum(cached.stats.cache_hits.values()) == 2  # loaded it was, and not forgotten
     assert said_by(lambda: both(cached, cached), monkeypatch) == []
+
+
+def test_every_kernel_is_run(monkeypatch):
+    kernels = {name: value for name, value in vars(cpu).items()
+               if hasattr(value, "targetoptions") and not value.targetoptions.get("forceinline")}  # fmt: skip
+    ran = set()
+    for name, kernel in kernels.items():
+        monkeypatch.setattr(cpu, name, lambda *given, name=name, kernel=kernel: ran.add(name) or kernel(*given))
+    warm_up._run_all()
+    assert ran == set(kernels)
 
 
 def test_a_busy_machine_is_no_compilation(monkeypatch):
