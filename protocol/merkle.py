@@ -59,7 +59,7 @@ class Tree:
         out, known = [], sorted(indices)
         for level in self.levels[:-1]:
             have = set(known)
-            out += [level[HASH_BYTES * (i ^ 1) :][:HASH_BYTES] for i in known if i ^ 1 not in have]
+            out += [level[HASH_BYTES * i : HASH_BYTES * (i + 1)] for i in (k ^ 1 for k in known) if i not in have]
             known = sorted({i >> 1 for i in known})
         return out
 
