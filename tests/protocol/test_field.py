@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from protocol import field
 from protocol.errors import DecodingError
+from protocol.kernels import cpu
 
 P = 15 * 2**27 + 1
 numbers = st.one_of(st.sampled_from([0, 1, 2, P - 1, P - 2, (P - 1) // 2, 2**16, 2**16 - 1]), st.integers(0, P - 1))
@@ -126,6 +127,19 @@ def test_integers(values, element):
         assert plain(field.constant(v)) == [(v % P, 0, 0, 0, 0)]
         assert plain(field.scale(k(element), v)) == [scaled(element[0], v)]
     assert plain(field.scale(k(element * len(values)), array)) == [scaled(element[0], v) for v in values]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_integers_by_several_threads(threads, monkeypatch):
+    """Every entry once, wherever it lies in memory."""
+    monkeypatch.setattr(cpu, "THREADS", threads)
+    array = np.random.default_rng(6).integers(-(2**63), 2**63 - 1, (2, 20011), endpoint=True)
+    array[:, :2] = -(2**63), 2**63 - 1
+    expected = [[v % P for v in row] for row in array.tolist()]
+    assert field.residues(array).tolist() == expected
+    assert field.residues(np.asfortranarray(array)).tolist() == expected
+    assert field.residues(array[:, ::-3].T).T.tolist() == [row[::-3] for row in expected]
+    assert field.residues(array[:, :0]).shape == (2, 0)
 
 
 @given(st.integers(0, 4), st.integers(0, 5), st.data())
