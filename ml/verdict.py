@@ -153,7 +153,7 @@ def prove(model: nn.Module, key: MarkingKey, k_min: int | None = None) -> bool:
         key.vk, derive(model_bytes).network, k_min, context, sha256(model_bytes).digest(), DEFAULT.digest
     )
     try:
-        proof = argument.prove(statement, key, device="auto")
+        proof = argument.prove(statement, key)
     except VerificationError:
         return False
     check_key(key.vk)
