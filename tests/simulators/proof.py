@@ -94,7 +94,7 @@ def opening(shape: ligero.Shape, systems: Any, transcript: Transcript, random: R
     leaves = [random.randbytes(merkle.HASH_BYTES) for _ in range(shape.columns)]
     for column, salt, row in zip(columns, salts, rows, strict=True):
         leaves[column] = merkle.leaf(salt, row.astype("<u4").tobytes())
-    tree = merkle.Tree(leaves)
+    tree = merkle.Tree(b"".join(leaves))
     out = b"".join(field.to_bytes(polynomial) for polynomial in polynomials)
     return tree.root, out + rows.astype("<u4").tobytes() + b"".join(salts) + b"".join(tree.open(columns))
 
