@@ -106,13 +106,14 @@ def test_an_upload_that_moves_keeps_its_place(world, prover):
             assert not any(one.done() for one in held)
 
 
-def test_room_for_bytes_and_jobs_is_given_away_too(world, prover):
+@pytest.mark.parametrize("what", ["bytes", "jobs"])
+def test_room_for_bytes_and_jobs_is_given_away_too(what, world, prover):
     """One that announces much and sends little would hold it with a single upload."""
-    for quota in (Quota(room=len(world.marked) + 1), Quota(jobs=1)):
-        with running(prover, replace(HURRIED, quota=quota)) as target, calling(target) as stub:
-            with stalling(world, prover, *of(stub)[:1]) as held:
-                wait_until(lambda stub=stub: accepted(stub, world))
-                assert (held[0].code(), held[0].details()) == STALLED
+    quota = Quota(room=len(world.marked) + 1) if what == "bytes" else Quota(jobs=1)
+    with running(prover, replace(HURRIED, quota=quota)) as target, calling(target) as stub:
+        with stalling(world, prover, *of(stub)[:1]) as held:
+            wait_until(lambda: accepted(stub, world))
+            assert (held[0].code(), held[0].details()) == STALLED
 
 
 def test_who_has_too_much_already_drives_nobody_out(world, prover):
