@@ -1,7 +1,8 @@
 """What can be measured about soundness and hiding: `python -m tests.assurance` (`make assurance`), some minutes.
 
-Runs the experiments of the tests and larger ones, writes the numbers to benchmarks/results/assurance.json, and draws
-them: how often cheats succeed against the exact rates, and what shows in thousands of proofs with one key.
+Runs the experiments of the tests and larger ones, writes the numbers to benchmarks/results/assurance.json, each part
+with a digest of the package's sources that it ran on, and draws them: how often cheats succeed against the exact rates,
+and what shows in thousands of proofs with one key.
 """
 
 from __future__ import annotations
@@ -12,18 +13,16 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
-from fractions import Fraction
-from math import comb
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from Crypto.Hash import cSHAKE256
 from scipy import stats
 
-from protocol import soundness
 from tests.adversary import rates
+from tests.adversary.agree import sources
+from tests.adversary.coins import accepted, coins, exactly
 from tests.adversary.rates import Observed, agrees
 from tests.assurance import hiding
 
@@ -31,27 +30,6 @@ RESULTS = Path("benchmarks/results")
 EXPERIMENTS = ("tests/protocol/test_soundness_by_experiment.py", "tests/ml/test_false_claims.py")
 SIZES = (16, 40, 160)
 GROUND = 10  # ill-formed items of the grinding owner, among 160
-
-
-def coins(ell: int, count: int) -> Any:
-    """bool [count, ell]: which triggers are opened in so many keys, by the coin of SPEC section 4."""
-    size = -(-ell // 8)
-    read = b"".join(
-        cSHAKE256.new(b"%d %d" % (ell, k), custom=b"zkmark/cnc").read(size) for k in range(count))
-    bits = np.unpackbits(np.frombuffer(read, np.uint8).reshape(count, size), axis=1, bitorder="little")
-    return bits[:, :ell].astype(bool)
-
-
-def accepted(opened: Any, bad: int) -> Any:
-    """bool [count]: keys in which the first `bad` items stay hidden, and the number of hidden ones is accepted."""
-    low, high = soundness.window(opened.shape[1])
-    hidden = opened.shape[1] - opened.sum(axis=1)
-    return ~opened[:, :bad].any(axis=1) & (low <= hidden) & (hidden <= high)
-
-
-def exactly(ell: int, bad: int) -> Fraction:
-    low, high = soundness.window(ell)
-    return Fraction(sum(comb(ell - bad, h - bad) for h in range(max(low, bad), high + 1)), 2**ell)
 
 
 def cut_and_choose(count: int) -> list[dict[str, Any]]:
@@ -183,12 +161,13 @@ def main() -> int:
         "grinding": lambda: grinding(arguments.coins),
         "hiding": lambda: hidden(arguments.proofs),
     }
-    path = RESULTS / "assurance.json"
+    path, digest = RESULTS / "assurance.json", sources()
     for name in arguments.parts or parts:
         if name in parts:
             part = parts[name]()
             found = json.loads(path.read_text()) if path.exists() else {}
-            path.write_text(json.dumps(found | {name: part}, indent=1) + "\n")
+            ran_on = found.get("sources", {}) | {name: digest}
+            path.write_text(json.dumps(found | {name: part, "sources": ran_on}, indent=1) + "\n")
     draw(json.loads(path.read_text()), RESULTS / "catch-rates.svg")
     return 0
 

@@ -582,7 +582,9 @@ def choose(rows, counts):
 
     counts: lookups + table rows, layers, rounds, points, equations, variables of an image.
     """
-    return choose_for(124, rows, counts) or choose_for(128, rows, counts)
+    found = choose_for(124, rows, counts) or choose_for(128, rows, counts)
+    require(found is not None)
+    return found
 
 
 def choose_for(bits, rows, counts):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from protocol import soundness
 from protocol.errors import ParameterError
 from protocol.soundness import Counts, Parameters, argument_ledger, bits, choose_parameters, query_error, tail
+from tests.protocol import plain_verifier
 
 P = 15 * 2**27 + 1
 
@@ -326,9 +327,22 @@ def test_more_queries_where_there_is_no_room_for_their_error():
         choose_parameters(replace(large, leaves=3 * 2**29), rows)
 
 
+def plainly(counts, rows):
+    """(a, t) by the plain verifier."""
+    layers = sum(2 * j + 2 for depth in counts.trees for j in range(depth))
+    return plain_verifier.choose(rows, (counts.leaves + counts.table_rows, layers, counts.affine_rounds,
+                                        counts.point_coordinates, counts.equations, 12))  # fmt: skip
+
+
 def test_no_parameters_for_too_much_work():
+    """Both verifiers refuse such a statement before they read a proof of it."""
+    large = replace(RESNET, leaves=2**40)
     with pytest.raises(ParameterError):
-        choose_parameters(replace(RESNET, leaves=2**40), lambda a: 10)
+        choose_parameters(large, lambda a: 10)
+    with pytest.raises(plain_verifier.Failed, match=r"^malformed$"):
+        plainly(large, lambda a: 10)
+    chosen = choose_parameters(RESNET, lambda a: 10)
+    assert plainly(RESNET, lambda a: 10) == (chosen.log2_row, chosen.queries)
 
 
 def test_parameters_have_to_do_for_all_sessions():

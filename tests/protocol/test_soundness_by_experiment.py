@@ -5,7 +5,6 @@ asks that the count is within its confidence interval of the rate, and that the 
 formula of `protocol.soundness` has for these parameters.  Where the formula is attained the test says so.
 """
 
-import hashlib
 from fractions import Fraction
 from itertools import product
 from math import comb
@@ -13,10 +12,12 @@ from random import Random
 
 import numpy as np
 import pytest
-from Crypto.Hash import cSHAKE256
 
 from protocol import pedersen, soundness
+from protocol.keygen import check_key
+from tests.adversary.coins import accepted, coins, commitments, exactly
 from tests.adversary.rates import agrees
+from tests.protocol import plain_verifier
 from tests.toy.ligero import Challenge, Claims, Code, Committed, answer, times, verify
 from tests.toy.link import Link
 from tests.toy.sumcheck import Verifier, difference, sumcheck, tree
@@ -392,44 +393,36 @@ def test_openings_checked_at_once():
 # Keys
 
 
-def coin(seed, ell):
-    """Bits e of a key with this seed, as in section 4."""
-    stream = cSHAKE256.new(seed, custom=b"zkmark/cnc").read(-(-ell // 8))
-    return np.unpackbits(np.frombuffer(stream, np.uint8), bitorder="little")[:ell]
-
-
-def all_hidden(ell, bad):
-    """P[all `bad` items stay hidden, and the number of hidden items is accepted]."""
-    low, high = soundness.window(ell)
-    ways = sum(comb(ell - bad, h - bad) for h in range(max(low, bad), high + 1))
-    return Fraction(ways, 2**ell)
-
-
 @pytest.mark.parametrize(("ell", "bad"), [(16, 1), (16, 3), (40, 2), (160, 4)])
 def test_cut_and_choose(ell, bad):
     """Ill-formed items that all stay hidden: the formula behind `hidden_bad`, with the real coin."""
-    low, high = soundness.window(ell)
-    trials, hits = 8000, 0
-    for k in range(trials):
-        bits = coin(hashlib.sha256(b"%d %d %d" % (ell, bad, k)).digest(), ell)
-        hits += not bits[:bad].any() and low <= ell - int(bits.sum()) <= high
-    agrees("cut and choose", hits, trials, all_hidden(ell, bad))
+    trials = 8000
+    hits = accepted(coins(ell, trials), bad).sum()
+    agrees("cut and choose", hits, trials, exactly(ell, bad))
 
 
 def test_hidden_bad_is_where_the_work_is_spent():
     """b bad items pass within 2^W tries with good chance, b + 1 with less than one: measured for W = 6."""
     ell, work = 40, 6
     bad = soundness.hidden_bad(ell, work)
-    assert all_hidden(ell, bad) >= Fraction(1, 2**work) > all_hidden(ell, bad + 1)
-    low, high = soundness.window(ell)
-
-    def tries(bad, trial):
-        for k in range(1 << work):
-            bits = coin(hashlib.sha256(b"grind %d %d" % (trial, k)).digest(), ell)
-            if not bits[:bad].any() and low <= ell - int(bits.sum()) <= high:
-                return True
-        return False
-
+    assert exactly(ell, bad) >= Fraction(1, 2**work) > exactly(ell, bad + 1)
+    opened = coins(ell, 150 << work)
     for b in (bad, bad + 1):
-        wins = sum(tries(b, trial) for trial in range(150))
-        agrees("grinding", wins, 150, 1 - (1 - all_hidden(ell, b)) ** (1 << work), (1 << work) * all_hidden(ell, b))
+        wins = accepted(opened, b).reshape(150, -1).any(axis=1).sum()
+        agrees("grinding", wins, 150, 1 - (1 - exactly(ell, b)) ** (1 << work), (1 << work) * exactly(ell, b))
+
+
+@pytest.mark.parametrize("ell", [16, 40])
+def test_these_are_the_coins_of_keys(ell):
+    """A key that is finished with such a beacon opens what `coins` says, for the package and for the plain verifier."""
+    pending, drawn = commitments(ell), 0
+    for k, opened in enumerate(coins(ell, 30)):
+        key = pending.draw(k.to_bytes(8, "little"))
+        assert (key is None) == (not accepted(opened[None], 0)[0])
+        if key is not None:
+            drawn += 1
+            check_key(key.vk)
+            assert (key.vk.opened == np.flatnonzero(opened)).all()
+            assert (key.vk.openings.images == key.images[opened]).all()
+            assert plain_verifier.Key(key.vk.to_bytes()).bits == opened.tolist()
+    assert drawn > 20
