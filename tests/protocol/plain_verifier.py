@@ -67,8 +67,14 @@ class K:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def __pow__(self, n):
+    def __pow__(self, n, _=None):
+        if n < 0:
+            return self.inverse() ** -n
         return (self * self) ** (n // 2) * (self if n & 1 else one) if n else one
+
+    def __mod__(self, _):
+        """It is reduced: the twins of tests/toy, which compute modulo p, take it for a number."""
+        return self
 
     def inverse(self):
         """The product of the other four conjugates over the norm; x^p = 2^((p-1)/5) x."""

@@ -20,7 +20,7 @@ from tests.adversary.rates import agrees
 from tests.protocol import plain_verifier
 from tests.toy.ligero import Challenge, Claims, Code, Committed, answer, times, verify
 from tests.toy.link import Link
-from tests.toy.sumcheck import Verifier, difference, sumcheck, tree
+from tests.toy.sumcheck import Verifier, difference, fractions_agree, lookup_key, sumcheck, tree
 
 # Sumchecks and lookups
 
@@ -81,15 +81,6 @@ def test_an_honest_tree():
         assert tree(Verifier(101, random), leaves)
 
 
-def fractions_agree(p, beta, looked_up, table, uses):
-    """Sum of 1 / (beta - x) against sum of uses / (beta - t); None where a denominator is zero (T2)."""
-    if any((beta - v) % p == 0 for v in (*looked_up, *table)):
-        return False
-    left = sum(pow(beta - x, -1, p) for x in looked_up)
-    right = sum(u * pow(beta - t, -1, p) for u, t in zip(uses, table, strict=True))
-    return (left - right) % p == 0
-
-
 @pytest.mark.parametrize(("p", "rows"), [(31, 4), (61, 6), (101, 20)])
 def test_a_value_in_no_table(p, rows):
     """The best multiplicities are residues of a numerator with `rows` roots, counted over all challenges.
@@ -126,11 +117,8 @@ def test_no_lookup_of_two_columns_beats_the_formula():
         uses[random.randrange(rows)] += 1  # she counts the false one as some other row
         hits = 0
         for alpha in range(1, p):
-            def key(row, alpha=alpha):
-                return (alpha * row[0] + alpha * alpha * row[1]) % p
-
-            for beta in range(1, p):
-                hits += fractions_agree(p, beta, [key(v) for v in (*values, false)], [key(t) for t in table], uses)
+            looked_up, keys = ([lookup_key(alpha, row, p) for row in some] for some in ([*values, false], table))
+            hits += sum(fractions_agree(p, beta, looked_up, keys, uses) for beta in range(1, p))
         assert Fraction(hits, (p - 1) ** 2) <= Fraction(2 * (4 + rows), p - 1)
         most = max(most, hits)
     assert most > p // 2  # two rows are one for a single alpha, and then for every beta
@@ -359,9 +347,9 @@ def test_link(p, repetitions):
             hoped = random.randrange(p)
             residue = (mu + hoped * (value - other)) % p
             gamma = random.randrange(p)
-            z, tau = toy.answer(mu, omega, gamma, value, r)
-            assert toy.opens(toy.commit(mu, omega), published, gamma, z, tau)
-            passed &= toy.agrees(residue, other, gamma, z)
+            z, tau = toy.answer(mu, omega, [gamma], [value], [r])
+            assert toy.opens(toy.commit(mu, omega), [published], [gamma], z, tau)
+            passed &= toy.gap(residue, [other], [gamma], z) == 0
         hits += passed
     agrees("link", hits, trials, Fraction(1, p**repetitions), Fraction(1, p**repetitions))
 
@@ -375,8 +363,8 @@ def test_a_rational_opening_is_one_pixel_modulo_p():
         accepted = 0
         for gamma in range(0, p, 2):
             z = mu + gamma // 2
-            assert toy.opens(toy.commit(mu, 0), published, gamma, z, 0)
-            accepted += toy.agrees(mu % p, pixel, gamma, z)
+            assert toy.opens(toy.commit(mu, 0), [published], [gamma], z, 0)
+            accepted += toy.gap(mu % p, [pixel], [gamma], z) == 0
         assert accepted == (len(range(0, p, 2)) if pixel == pow(2, -1, p) else 1)
 
 

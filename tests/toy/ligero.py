@@ -1,7 +1,8 @@
 """The commitment of SPEC section 8 over a small prime field, plainly, for many independent runs at once.
 
 Every array has a leading axis of runs, so that all coin tosses of a tiny instance can be enumerated, and the rate of
-rare events be measured.  One field takes the place of F and K.  Points are any outside the subgroup.
+rare events be measured.  One field takes the place of F and K.  Points are any outside the subgroup.  Arrays of objects
+(integers, elements of K) serve as well as int64: test_ligero_twin.py compares with the package so, at its own fields.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-Ints = Any  # int64 arrays
+Ints = Any  # arrays of int64 or of objects
 
 
 def order(x: int, p: int) -> int:
@@ -25,7 +26,7 @@ def order(x: int, p: int) -> int:
 def times(a: Ints, b: Ints, p: int) -> Ints:
     """Products of polynomials [..., m] and [..., n], coefficients lowest first."""
     shape = np.broadcast_shapes(a.shape[:-1], b.shape[:-1])
-    out = np.zeros((*shape, a.shape[-1] + b.shape[-1] - 1), np.int64)
+    out = np.zeros((*shape, a.shape[-1] + b.shape[-1] - 1), np.result_type(a, b))
     for i in range(a.shape[-1]):
         out[..., i : i + b.shape[-1]] += a[..., i : i + 1] * b % p
     return out % p
@@ -34,7 +35,8 @@ def times(a: Ints, b: Ints, p: int) -> Ints:
 def plus(a: Ints, b: Ints, p: int) -> Ints:
     """Sum of polynomials of any lengths."""
     longer, shorter = (a, b) if a.shape[-1] >= b.shape[-1] else (b, a)
-    out = np.broadcast_to(longer, (*np.broadcast_shapes(a.shape[:-1], b.shape[:-1]), longer.shape[-1])).copy()
+    shape = (*np.broadcast_shapes(a.shape[:-1], b.shape[:-1]), longer.shape[-1])
+    out = np.broadcast_to(longer, shape).astype(np.result_type(a, b))
     out[..., : shorter.shape[-1]] += shorter
     return out % p
 
@@ -129,9 +131,8 @@ class Claims:
 
     def batched(self, eta: Ints, p: int) -> tuple[Ints, Ints]:
         """eta [runs] to (coefficients [runs, rows, N], target [runs])."""
-        weights = np.ones((len(eta), len(self.right)), np.int64)
-        for e in range(len(self.right)):
-            weights[:, e] = [pow(int(x), e + self.first, p) for x in eta]
+        exponents = range(self.first, self.first + len(self.right))
+        weights = np.array([[pow(x, e, p) for e in exponents] for x in eta.tolist()], eta.dtype)
         return np.einsum("re,ens->rns", weights, self.coefficients) % p, weights @ self.right % p
 
 
@@ -167,7 +168,7 @@ def verify(
     prox, lin, quad = polynomials
     a, target = claims.batched(challenge.eta, p)
     rows = words.shape[-2] - 3
-    folded = np.zeros((*quad.shape[:-1], size), np.int64)
+    folded = np.zeros((*quad.shape[:-1], size), quad.dtype)
     for at in range(quad.shape[-1]):
         folded[..., at % size] += quad[..., at]
     at_columns = [np.take_along_axis(code.evaluate(q), columns, axis=-1) for q in (prox, lin, quad)]

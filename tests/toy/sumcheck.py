@@ -1,7 +1,8 @@
 """Sumchecks and lookup trees of SPEC section 7 over a small prime field, without pads: an honest verifier's view.
 
 The cheating prover plays the best strategy there is: as long as her claim is false, she sends the true polynomial plus
-a difference that vanishes at as many challenges as its degree allows.
+a difference that vanishes at as many challenges as its degree allows.  Numbers may be elements of K as well:
+test_sumcheck_twin.py compares with the package so.
 """
 
 from __future__ import annotations
@@ -94,6 +95,35 @@ def levels(p: int, leaves: list[tuple[int, int]]) -> list[list[tuple[int, int]]]
     return out
 
 
+def layer(below: list[tuple[int, int]], lam: int, p: int) -> tuple[list[Table], Callable[..., int]]:
+    """P_0, P_1, Q_0, Q_1 of the pairs of a level, and what the level above sums: P_0 Q_1 + P_1 Q_0 + lam Q_0 Q_1."""
+    tables = [[v[i] for v in below[side::2]] for i in (0, 1) for side in (0, 1)]
+    return tables, lambda p0, p1, q0, q1: (p0 * q1 + p1 * q0 + lam * q0 * q1) % p
+
+
+def tree_messages(p: int, leaves: list[tuple[int, int]], challenges: Sequence[int]) -> tuple[list[int], list[int]]:
+    """All that an honest prover says about a tree, before masking, and the last point.
+
+    Q, 1/Q, P, 1/Q, S; in each layer the rounds and the ends P_0, P_1, Q_1, Q_0.
+    """
+    all_levels, said, x = levels(p, leaves), [], []
+    draws = iter(challenges)
+    top_p, top_q = all_levels[-1][0]
+    inverse = pow(top_q, -1, p)
+    said += [top_q, inverse, top_p, inverse, top_p * inverse]
+    for below in reversed(all_levels[:-1]):
+        tables, value = layer(below, next(draws), p)
+        rs = []
+        for j in range(len(x)):
+            said += round_polynomial(value, tables, x[j + 1 :], p)
+            rs.append(next(draws))
+            tables = [fold(table, rs[-1], p) for table in tables]
+        p0, p1, q0, q1 = (table[0] for table in tables)
+        said += [p0, p1, q1, q0]
+        x = [next(draws), *rs]
+    return [v % p for v in said], x
+
+
 def tree(verifier: Verifier, leaves: list[tuple[int, int]], errors: tuple[int, int] = (0, 0)) -> bool:
     """Whether the verifier accepts that the fractions sum to (P + errors[0]) / (Q + errors[1]).
 
@@ -106,11 +136,7 @@ def tree(verifier: Verifier, leaves: list[tuple[int, int]], errors: tuple[int, i
     claim_p, claim_q = (top_p + errors[0]) % p, (top_q + errors[1]) % p
     for level in reversed(all_levels[:-1]):
         lam = verifier.draw()
-        tables = [[v[i] for v in level[side::2]] for i in (0, 1) for side in (0, 1)]  # P_0, P_1, Q_0, Q_1
-
-        def value(p0: int, p1: int, q0: int, q1: int, lam: int = lam) -> int:
-            return (p0 * q1 + p1 * q0 + lam * q0 * q1) % p
-
+        tables, value = layer(level, lam, p)
         claim = (claim_p + lam * claim_q) % p
         rs, last, ends = sumcheck(verifier, value, tables, x, claim, cheat=True)
         p0, p1, q0, q1 = (table[0] for table in ends)
@@ -134,3 +160,17 @@ def false_ends(verifier: Verifier, lam: int, true: tuple[int, int, int, int], cl
         ends = ((p0 + u * e0) % p, (p1 + u * e1) % p, (q0 + v * e0) % p, (q1 + v * e1) % p)
         if (ends[0] * ends[3] + ends[1] * ends[2] + lam * ends[2] * ends[3] - claim) % p == 0:
             return ends
+
+
+def fractions_agree(p: int, beta: int, looked_up: Sequence[int], table: Sequence[int], uses: Sequence[int]) -> bool:
+    """Sum of 1 / (beta - x) against sum of uses / (beta - t); False where a denominator is zero (T2)."""
+    if any((beta - v) % p == 0 for v in (*looked_up, *table)):
+        return False
+    left = sum(pow(beta - x, -1, p) for x in looked_up)
+    right = sum(u * pow(beta - t, -1, p) for u, t in zip(uses, table, strict=True))
+    return (left - right) % p == 0
+
+
+def lookup_key(alpha: int, row: tuple[int, int], p: int) -> int:
+    """What stands for a row of two columns: alpha a + alpha^2 b."""
+    return (alpha * row[0] + alpha * alpha * row[1]) % p

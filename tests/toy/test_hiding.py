@@ -9,7 +9,7 @@ import pytest
 
 from tests.toy.ligero import Challenge, Claims, Code, Committed, answer, verify
 from tests.toy.link import Link
-from tests.toy.sumcheck import eq, extension, levels, round_polynomial
+from tests.toy.sumcheck import eq, extension, tree_messages
 
 
 def every(p, count):
@@ -128,38 +128,13 @@ def test_less_randomness_is_noticed(lack):
 # Pads
 
 
-def tree_messages(p, leaves, challenges):
-    """All that a prover says about a tree, before masking: Q, 1/Q, P, 1/Q, S; rounds; ends."""
-    all_levels, said, x = levels(p, leaves), [], []
-    draws = iter(challenges)
-    top_p, top_q = all_levels[-1][0]
-    inverse = pow(top_q, -1, p)
-    said += [top_q, inverse, top_p, inverse, top_p * inverse % p]
-    for level in reversed(all_levels[:-1]):
-        lam = next(draws)
-        tables = [[v[i] for v in level[side::2]] for i in (0, 1) for side in (0, 1)]
-
-        def value(p0, p1, q0, q1, lam=lam):
-            return p0 * q1 + p1 * q0 + lam * q0 * q1
-
-        rs = []
-        for j in range(len(x)):
-            said += round_polynomial(value, tables, x[j + 1 :], p)
-            rs.append(next(draws))
-            tables = [[(a + rs[-1] * (b - a)) % p for a, b in zip(t[::2], t[1::2], strict=True)] for t in tables]
-        p0, p1, q0, q1 = (table[0] for table in tables)
-        said += [p0, p1, q1, q0]
-        x = [next(draws), *rs]
-    return np.array(said) % p
-
-
 def test_masked_messages_of_a_tree():
     """Over F_3, all pads: the nine messages of a tree over two fractions are uniform for all fractions."""
     p, count = 3, 0
     pads = every(p, 9)
     for leaves in product(product(range(p), range(1, p)), repeat=2):
         for challenges in product(range(1, p), repeat=2):
-            said = tree_messages(p, list(leaves), challenges)
+            said = np.array(tree_messages(p, list(leaves), challenges)[0])
             _, counts = histogram(p, (said - pads) % p)
             assert len(counts) == p**9
             count += 1
@@ -175,11 +150,12 @@ def test_the_messages_are_those_of_the_protocol():
     p, random = 101, Random(2)
     leaves = [(random.randrange(p), random.randrange(1, p)) for _ in range(4)]
     draws = [random.randrange(1, p) for _ in range(5)]
-    said = tree_messages(p, leaves, draws)
+    said, x = tree_messages(p, leaves, draws)
+    assert x == [draws[-1], draws[-2]]
     assert len(said) == 2 * 2 + 3 * 2 + 5  # m^2 + 3 m + 5
-    p0, p1, _, _ = said[-4:].tolist()
+    p0, p1, _, _ = said[-4:]
     at = (p0 + draws[-1] * (p1 - p0)) % p
-    assert at == extension([leaf[0] for leaf in leaves], [draws[-1], draws[-2]], p)
+    assert at == extension([leaf[0] for leaf in leaves], x, p)
     assert sum(eq(draws[:2], i, p) for i in range(4)) % p == 1
 
 
@@ -195,10 +171,10 @@ def test_the_link():
             published = link.commit(value, r)
             view = Counter()
             for mu, omega in product(range(1 << link.width), range(7)):
-                given = link.answer(mu, omega, gamma, value, r)
+                given = link.answer(mu, omega, [gamma], [value], [r])
                 if given is not None:
                     mask = link.commit(mu, omega)
-                    assert link.opens(mask, published, gamma, *given)
+                    assert link.opens(mask, [published], [gamma], *given)
                     # M is a function of (z, tau) and public values: the simulator's.
                     assert mask == (link.commit(*given) - gamma * published) % 7
                 view[given] += 1
@@ -217,7 +193,7 @@ def test_many_proofs_with_one_key():
     for gammas in product(range(3), repeat=2):
         views = []
         for value, r in product(range(3), range(7)):
-            single = [Counter(filter(None, (link.answer(mu, omega, gamma, value, r)
+            single = [Counter(filter(None, (link.answer(mu, omega, [gamma], [value], [r])
                                             for mu, omega in product(range(1 << link.width), range(7)))))
                       for gamma in gammas]  # fmt: skip
             published = link.commit(value, r)
