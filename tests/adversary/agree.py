@@ -39,7 +39,8 @@ from protocol.soundness import window
 from protocol.transcript import Channel
 from tests.adversary import faults, networks
 from tests.protocol import plain_verifier as plain
-from tests.vectors import generate, generate_keys
+from tests.vectors import keys as key_vectors
+from tests.vectors import proof as proof_vectors
 
 REPORT = Path("benchmarks/results/agreement.json")
 COLUMNS = 2  # of the opened columns, so many meet the plain verifier's column tests, where all would take too long
@@ -109,7 +110,7 @@ class Base:
             parameters = KeyParameters(networks.SHAPE, classes, ell, rule)
             pending = commit_key(parameters, images, labels=labels, entropy=random.randbytes)
         logged = random.random() < 0.5
-        key = generate_keys.anchored(pending) if logged else pending.finish(random.randbytes)
+        key = key_vectors.anchored(pending) if logged else pending.finish(random.randbytes)
         while True:
             network, kinds = networks.random_network(rng, classes)
             matches = int((network.classify(key.hidden_images) == key.hidden_labels).sum())
@@ -154,10 +155,10 @@ def flipped(data: bytes, at: int, random: Random) -> bytes:
 
 def damaged(base: Base, random: Random) -> Iterator[Case]:
     """One byte of each field changed, a number that is not canonical, lengths; signed anew where it says so."""
-    with generate.recording() as record:
+    with proof_vectors.recording() as record:
         argument.verify(base.statement, base.proof)
     body = base.proof[: -identity.SIGNATURE_BYTES]
-    for name, (at, length) in generate.proof_fields(base.statement, record.drawn["columns"][0]).items():
+    for name, (at, length) in proof_vectors.proof_fields(base.statement, record.drawn["columns"][0]).items():
         words = name in ("messages", "columns") or name.endswith("polynomial")
         place = at + (random.randrange(length // 4) * 4 if words else random.randrange(length))  # canonical, mostly
         if name == "signature":
@@ -232,7 +233,7 @@ def keys(base: Base, random: Random) -> Iterator[Case]:
     swapped = list(vk.shares)
     swapped[0], swapped[1] = swapped[1], swapped[0]
     yield "shares in another order", sign(shares=tuple(swapped))
-    anchor = vk.anchor or Anchor(generate_keys.LOG, 2, 1, (bytes(32),) * 3, 7, bytes(32), bytes(64))
+    anchor = vk.anchor or Anchor(key_vectors.LOG, 2, 1, (bytes(32),) * 3, 7, bytes(32), bytes(64))
     yield "another anchor", sign(beacon=replace(anchor, **random.choice([
         {"root": bytes(32)}, {"unix_time": 1}, {"index": 0}, {"path": anchor.path[1:]}, {"size": anchor.size - 1},
     ])).to_bytes())  # fmt: skip

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import resource
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -31,6 +29,7 @@ from protocol.log import (
     LogKey,
 )
 from tests.service.conftest import memorize, two_layers
+from tests.vectors.proof import load, statement_and_key
 
 ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).with_name("corpus")
@@ -187,14 +186,8 @@ def mutated_model(random: Random, seeds: tuple[bytes, ...]) -> bytes:
 @cache
 def world() -> tuple[Statement, MarkingKey, bytes]:
     """The frozen statement, its marking key, and the frozen proof."""
-    path = ROOT / "tests" / "vectors" / "generate.py"
-    spec = importlib.util.spec_from_file_location("vectors_generate", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    statement, key = module.statement_and_key()
-    frozen, proof, _ = module.load()
+    statement, key = statement_and_key()
+    frozen, proof, _ = load()
     if frozen.digest != statement.digest:
         raise RuntimeError("the vectors are of another statement")
     return frozen, key, proof

@@ -80,7 +80,7 @@ def warm_up() -> None:
         pytest.main([*PYTEST, "--collect-only", "tests/protocol/test_merkle.py"])
     kept = ("protocol.kernels", "tests.mutation.operators", "tests.mutation.report", "tests.mutation.targets")
     for name in [*sys.modules]:
-        if name.partition(".")[0] in ("protocol", "tests", "generate") and not name.startswith(kept):
+        if name.partition(".")[0] in ("protocol", "tests") and not name.startswith(kept):
             del sys.modules[name]
     gc.collect()
     gc.freeze()

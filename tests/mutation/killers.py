@@ -6,9 +6,7 @@ proof of another statement, whose axes are no powers of two and whose k_min is h
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -27,17 +25,15 @@ from protocol.errors import DecodingError, VerificationError
 from protocol.keygen import KeyParameters, MarkingKey, VerificationKey, check_key, generate_key
 from protocol.network import Network
 
-VECTORS = Path(__file__).parents[1] / "vectors"
-
-
 # --- made by the code as it is --------------------------------------------------------------------
 
 
 def build(folder: Path) -> None:
     """Write the corpus into an empty folder."""
-    generate = _load(VECTORS / "generate.py")
-    statement, key = generate.statement_and_key()
-    frozen, proof, vectors = generate.load()
+    from tests.vectors import proof as source
+
+    statement, key = source.statement_and_key()
+    frozen, proof, vectors = source.load()
     if frozen.digest != statement.digest:
         raise RuntimeError("the frozen vectors are not those of this code")
     odd, odd_key = _odd()
@@ -53,7 +49,7 @@ def build(folder: Path) -> None:
     for change in vectors["altered"]:
         seen[change["outcome"]] += 1
         if change["outcome"] == "malformed" or seen[change["outcome"]] == 1:
-            cases.append((generate.altered(frozen, key.owner_secret_seed, proof, change), change["outcome"]))
+            cases.append((source.altered(frozen, key.owner_secret_seed, proof, change), change["outcome"]))
     for lies, check in _cheats(statement, key):
         with ExitStack() as stack:
             for lie in lies:
@@ -200,13 +196,3 @@ def _facts(statement: Statement) -> Any:
         "shape": [shape.rows, shape.column_rows, shape.columns, shape.pad_count, statement.layout.lookups],
         "arrays": statement.layout.arrays,
     }))  # fmt: skip
-
-
-def _load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module

@@ -11,7 +11,7 @@ from protocol import argument
 from protocol.errors import VerificationError
 from tests.adversary import faults
 from tests.protocol.test_cheating import entry, rejected
-from tests.vectors import generate
+from tests.vectors.proof import statement_and_key
 
 
 @pytest.mark.reaches("linear.columns")
@@ -26,7 +26,7 @@ def test_the_example(statement, key, capsys):
 @pytest.fixture(scope="module")
 def every_kind():
     """The statement of the vectors: groups, a scaled shortcut, a stride, pools, shift 0, a gate and a product."""
-    return generate.statement_and_key()
+    return statement_and_key()
 
 
 @pytest.mark.reaches("linear.sum")

@@ -5,9 +5,7 @@ No test takes an argument, and none makes a proof: `make mutate` calls them one 
 
 import base64
 import importlib
-import importlib.util
 import io
-import sys
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -45,18 +43,15 @@ from protocol.network import Edge, Network, Node, Product, Table, Window, affine
 from protocol.pads import Form, Need, Party, System, Wire
 from protocol.soundness import Parameters
 from protocol.transcript import FiatShamir, MaskedElements, Transcript
+from tests.vectors import proof as proof_vectors
 
-VECTORS, SPEC = Path(__file__).parents[1] / "vectors", Path(__file__).parents[2] / "protocol" / "SPEC.md"
+SPEC = Path(__file__).parents[2] / "protocol" / "SPEC.md"
 
 
 @cache
 def frozen():
     """(statement, proof, vectors, the module that made them)"""
-    spec = importlib.util.spec_from_file_location("killers_generate", VECTORS / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["killers_generate"] = module
-    spec.loader.exec_module(module)
-    return (*module.load(), module)
+    return (*proof_vectors.load(), proof_vectors)
 
 
 @contextmanager

@@ -9,9 +9,10 @@ import pytest
 from py_ecc.bls import G2ProofOfPossession
 
 from tests.protocol import plain_verifier as plain
-from tests.vectors import generate_primitives as generate
+from tests.vectors import primitives
+from tests.vectors.common import HERE
 
-VECTORS = json.loads(generate.FILE.read_text())
+VECTORS = json.loads((HERE / primitives.FILE).read_text())
 
 
 def elements(data):
@@ -24,7 +25,7 @@ def wire(values):
 
 @pytest.mark.parametrize("name", VECTORS)
 def test_the_package(name):
-    assert json.loads(json.dumps(generate.primitives()[name])) == VECTORS[name]
+    assert json.loads(json.dumps(primitives.primitives()[name])) == VECTORS[name]
 
 
 def test_field_and_extension():

@@ -8,10 +8,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
-import importlib.util
 import json
 import re
-import sys
 from dataclasses import replace
 from functools import cache
 from math import ceil
@@ -19,12 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from protocol import claim, pedersen, soundness
+from protocol import argument, claim, pedersen, soundness
 from protocol.errors import VerificationError
 from protocol.layers import tree_shape
 from protocol.layout import PRODUCTS
 from protocol.lookup import variables
 from protocol.multilinear import lg
+from tests.protocol import plain_verifier as plain
+from tests.vectors import keys as key_vectors
+from tests.vectors import primitives as primitive_vectors
+from tests.vectors import proof as proof_vectors
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "tests" / "vectors"
@@ -33,30 +35,17 @@ PROTOCOL = sorted((ROOT / "protocol").rglob("*.py"))
 OUTSIDE = [path for package in ("prover", "verifier", "ml") for path in sorted((ROOT / package).rglob("*.py"))]
 
 
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-generate = load(VECTORS / "generate.py")
-generate_keys = load(VECTORS / "generate_keys.py")
-plain = load(Path(__file__).with_name("plain_verifier.py"))
-
-
 @pytest.fixture(scope="module")
 def frozen():
     """(statement, proof, vectors)"""
-    return generate.load()
+    return proof_vectors.load()
 
 
 @pytest.fixture(scope="module")
 def record(frozen):
     statement, proof, _ = frozen
-    with generate.recording() as found:
-        generate.argument.verify(statement, proof)
+    with proof_vectors.recording() as found:
+        argument.verify(statement, proof)
     return found
 
 
@@ -114,7 +103,7 @@ def test_tags():
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Constant) and isinstance(node.value, bytes) and node.value.startswith(b"zkmark")
     }
-    assert sorted(stated) == sorted(found | {generate.argument.VERSION.encode()})
+    assert sorted(stated) == sorted(found | {argument.VERSION.encode()})
 
 
 def test_generators():
@@ -298,16 +287,26 @@ def test_vectors_are_small():
 
 
 def test_other_bytes_are_another_version():
-    stated = {name: digest for version, name, digest in tables("version") if version == generate.argument.VERSION}
+    stated = {name: digest for version, name, digest in tables("version") if version == argument.VERSION}
     assert stated == {name: hashlib.sha256((VECTORS / name).read_bytes()).hexdigest() for name in stated}
     assert [*stated] == ["key.vk", "model.network", "claim.proof"]
 
 
-def test_the_frozen_files_are_made_as_they_were():
+@pytest.mark.parametrize(("part", "names"), [
+    (proof_vectors, {"key.vk", "model.network", "claim.proof", "vectors.json"}),
+    (key_vectors, {"keys.json"}),
+    (primitive_vectors, {"primitives.json"}),
+])  # fmt: skip
+def test_the_frozen_files_are_made_as_they_were(part, names):
     """Every byte, of the proof too: the prover's randomness is fixed, down to what she reads ahead of it."""
-    statement, key = generate.statement_and_key()
-    made = generate.binary(statement, generate.frozen_proof(statement, key))
-    assert {name: (VECTORS / name).read_bytes() == data for name, data in made.items()} == dict.fromkeys(made, True)
+    made = part.files()
+    assert {name: (VECTORS / name).read_bytes() == data for name, data in made.items()} == dict.fromkeys(names, True)
+
+
+def test_no_other_files_are_frozen():
+    """One command makes them all."""
+    made = {"key.vk", "model.network", "claim.proof", "vectors.json", "keys.json", "primitives.json"}
+    assert {path.name for path in VECTORS.iterdir() if path.is_file() and path.suffix != ".py"} == made
 
 
 def test_fields_of_a_proof(frozen):
@@ -320,7 +319,7 @@ def test_fields_of_a_proof(frozen):
 
 def test_frozen_values(frozen):
     statement, proof, vectors = frozen
-    found = json.loads(json.dumps(generate.intermediate(statement, proof)))
+    found = json.loads(json.dumps(proof_vectors.intermediate(statement, proof)))
     assert found == {name: vectors[name] for name in found}
     entries = [name for row in tables("entry") for name in bare(row[0])]
     assert entries == list(vectors)
@@ -330,8 +329,8 @@ def test_frozen_values(frozen):
 def test_frozen_outcomes(frozen, number):
     statement, proof, vectors = frozen
     case = vectors["altered"][number]
-    bad = generate.altered(statement, bytes.fromhex(vectors["owner_secret_seed"]), proof, case)
-    assert bad != proof and generate.outcome(statement, bad) == case["outcome"] != "true"
+    bad = proof_vectors.altered(statement, bytes.fromhex(vectors["owner_secret_seed"]), proof, case)
+    assert bad != proof and proof_vectors.outcome(statement, bad) == case["outcome"] != "true"
 
 
 def test_every_frozen_outcome_is_tested(frozen):
@@ -344,7 +343,7 @@ def test_every_frozen_outcome_is_tested(frozen):
 
 @pytest.fixture(scope="module")
 def frozen_keys():
-    return generate_keys.load()
+    return key_vectors.load()
 
 
 def test_frozen_keys(frozen_keys):
@@ -357,16 +356,12 @@ def test_frozen_keys(frozen_keys):
             key, plainly = plain.Key(data), "true"
         except plain.Failed as failed:
             plainly = failed.args[0]
-        assert generate_keys.outcome(data) == plainly == case["outcome"], case["name"]
+        assert key_vectors.outcome(data) == plainly == case["outcome"], case["name"]
         if plainly == "true":
-            stated = {name: case[name] for name in generate_keys.values(data)}
-            assert generate_keys.values(data) == stated and set(stated) == set(case) - {"name", "outcome", "bytes"}
+            stated = {name: case[name] for name in key_vectors.values(data)}
+            assert key_vectors.values(data) == stated and set(stated) == set(case) - {"name", "outcome", "bytes"}
             assert key.seed.hex() == case["key_seed"] and key.offsets == case["offsets"]
             assert key.commitments_digest.hex() == case["commitments_digest"] and key.hidden == case["hidden"]
-
-
-def test_keys_are_made_as_they_were(frozen_keys):
-    assert [case for case, _ in frozen_keys] == json.loads(json.dumps(generate_keys.cases()))
 
 
 # --- the plain verifier ------------------------------------------------------------------------
@@ -389,7 +384,7 @@ def test_plain_verifier_rejects(frozen, files):
     wanted = [next(case for case in cases if case["outcome"] == check)
               for check in ("owner.signature", "link.range", "linear.sum")]  # fmt: skip
     for case in wanted:
-        bad = generate.altered(statement, bytes.fromhex(vectors["owner_secret_seed"]), proof, case)
+        bad = proof_vectors.altered(statement, bytes.fromhex(vectors["owner_secret_seed"]), proof, case)
         bad = claim.Claim(statement.k_min, statement.context, claim.statement_digests(statement), bad)
         with pytest.raises(plain.Failed) as raised:
             plain.verify(**{**files, "claim_data": bad.to_bytes()})

@@ -1,17 +1,10 @@
-"""Known answers of every primitive; `python tests/vectors/generate_primitives.py` rewrites primitives.json.
-
-Frozen with the protocol's version, as the proof is.
-"""
+"""primitives.json: known answers of every primitive."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from Crypto.Hash import SHAKE256
 
 from protocol import field as f
 from protocol import group, identity, log, lookup, merkle, pedersen, reed_solomon
@@ -20,13 +13,9 @@ from protocol.multilinear import eq_tensor, real
 from protocol.network import Window
 from protocol.pads import Need, Party
 from protocol.transcript import FiatShamir, Masked, Transcript
+from tests.vectors.common import as_object, stream
 
-FILE = Path(__file__).with_name("primitives.json")
-
-
-def stream(name: str) -> Any:
-    """Bytes that look random and are always the same: read(count)."""
-    return SHAKE256.new(b"zkmark test vectors\0" + name.encode()).read
+FILE = "primitives.json"
 
 
 def elements(name: str, count: int) -> Any:
@@ -129,10 +118,6 @@ def primitives() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
-    lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in primitives().items())
-    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def files() -> dict[str, bytes]:
+    """All files of this part, by name."""
+    return {FILE: as_object(primitives())}

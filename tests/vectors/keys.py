@@ -1,20 +1,17 @@
-"""Makes keys.json of SPEC.md section 14: keys of both label rules, with and without an anchor; true, false, malformed.
+"""keys.json: keys of both label rules, with and without an anchor; true, false, malformed.
 
-`python tests/vectors/generate_keys.py` rewrites it.  The keys are small: 12 triggers of two pixels, three classes.
+They are small: 12 triggers of two pixels, three classes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from Crypto.Hash import SHAKE256
 
 from protocol import identity
 from protocol.anchor import Anchor
@@ -41,23 +38,20 @@ from protocol.log import (
     root_hash,
     sign_checkpoint,
 )
+from tests.vectors.common import HERE, as_list, stream
 
-FILE = Path(__file__).with_name("keys.json")
+FILE = "keys.json"
 SHAPE, CLASSES, ELL, TIME = (1, 1, 2), 3, 12, 1_700_000_000
 SECRET = hashlib.sha256(b"zkmark test log").digest()
 LOG = LogKey("log.example/keys", identity.public_key(SECRET))
 
 
-def stream(name: str) -> Any:
-    """Bytes that look random and are always the same: read(count)."""
-    return SHAKE256.new(b"zkmark key vectors\0" + name.encode()).read
-
-
 def committed(name: str, rule: LabelRule) -> PendingKey:
     """A small key whose coin has not fallen; so few triggers are not allowed under the joint coin, but well formed."""
-    images = np.frombuffer(stream("images")(2 * ELL), np.uint8).reshape(ELL, *SHAPE)
+    images = np.frombuffer(stream("images", "key")(2 * ELL), np.uint8).reshape(ELL, *SHAPE)
     parameters = KeyParameters(SHAPE, CLASSES, ELL, LabelRule.CHOSEN)
-    secrets = commit_key(parameters, images, labels=[k % CLASSES for k in range(ELL)], entropy=stream(name)).secrets
+    labels = [k % CLASSES for k in range(ELL)]
+    secrets = commit_key(parameters, images, labels=labels, entropy=stream(name, "key")).secrets
     return PendingKey(replace(secrets, vk=replace(secrets.vk, parameters=replace(parameters, label_rule=rule))))
 
 
@@ -93,7 +87,7 @@ def signed(key: MarkingKey, **changes: Any) -> bytes:
 def keys() -> Iterator[tuple[str, bytes]]:
     """(what it is, bytes)"""
     pending = {rule: committed(rule.name, rule) for rule in LabelRule}
-    bare = {rule: key.finish(stream("finish")) for rule, key in pending.items()}
+    bare = {rule: key.finish(stream("finish", "key")) for rule, key in pending.items()}
     logged = {rule: anchored(key) for rule, key in pending.items()}
     for rule in LabelRule:
         yield rule.name.lower().replace("_", " "), bare[rule].vk.to_bytes()
@@ -180,7 +174,7 @@ def _common(a: bytes, b: bytes) -> int:
 
 def load() -> list[tuple[dict[str, Any], bytes]]:
     """The cases of keys.json with the bytes of their keys."""
-    read = json.loads(FILE.read_text())
+    read = json.loads((HERE / FILE).read_text())
     bases = {case["name"]: bytes.fromhex(case["bytes"]) for case in read if "base" not in case}
     return [(case, bases.get(case["name"]) or _changed(bases[case["base"]], case)) for case in read]
 
@@ -189,10 +183,6 @@ def _changed(base: bytes, case: dict[str, Any]) -> bytes:
     return base[: case["prefix"]] + bytes.fromhex(case["bytes"]) + base[len(base) - case["suffix"] :]
 
 
-def main() -> None:
-    lines = ",\n".join(json.dumps(case) for case in cases())
-    FILE.write_text(f"[\n{lines}\n]\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def files() -> dict[str, bytes]:
+    """All files of this part, by name."""
+    return {FILE: as_list(cases())}

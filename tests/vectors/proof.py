@@ -1,7 +1,6 @@
-"""Makes the frozen statement and proof of SPEC.md section 14; `python tests/vectors/generate.py` rewrites the files.
+"""The frozen statement and proof, and vectors.json with what a verification computes and how altered proofs fail.
 
-Frozen means that they change only with the protocol's version: later code has to accept them byte for byte, and SPEC.md
-has their digests.  The key is a test key, its owner's secret is printed in vectors.json.
+SPEC.md has the digests of the three files of bytes.  The key is a test key: vectors.json has its owner's secret.
 """
 
 from __future__ import annotations
@@ -9,16 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
-from Crypto.Hash import SHAKE256
 
 from protocol import argument, identity, ligero, link, merkle
 from protocol import field as f
@@ -28,15 +24,10 @@ from protocol.errors import DecodingError, VerificationError
 from protocol.keygen import KeyParameters, MarkingKey, VerificationKey, generate_key
 from protocol.network import Edge, Network, Node, Product, Table, Window
 from protocol.transcript import Transcript
+from tests.vectors.common import HERE, as_object, stream
 
-HERE = Path(__file__).parent
 SHAPE, CLASSES, ELL, FEATURES = (1, 4, 4), 10, 160, 128
 ONE = Window(1)
-
-
-def stream(name: str) -> Any:
-    """Bytes that look random and are always the same: read(count)."""
-    return SHAKE256.new(b"zkmark test vectors\0" + name.encode()).read
 
 
 # --- the statement --------------------------------------------------------------------------------------------------
@@ -288,7 +279,8 @@ def binary(statement: Statement, proof: bytes) -> dict[str, bytes]:
     }
 
 
-def main() -> None:
+def files() -> dict[str, bytes]:
+    """All files of this part, by name."""
     statement, key = statement_and_key()
     proof = frozen_proof(statement, key)
     values = intermediate(statement, proof)
@@ -296,14 +288,5 @@ def main() -> None:
     for change in changes(proof, values["fields"]):
         found = outcome(statement, altered(statement, key.owner_secret_seed, proof, change))
         cases.append({**change, "outcome": found})
-    for name, data in binary(statement, proof).items():
-        (HERE / name).write_bytes(data)
     values = {"owner_secret_seed": key.owner_secret_seed.hex(), **values, "altered": cases}
-    lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
-    (HERE / "vectors.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    for case in cases:
-        print(case)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return binary(statement, proof) | {"vectors.json": as_object(values)}
