@@ -2,7 +2,8 @@
 
 With atheris (pip install atheris) inputs are kept that reach new code; without it they are mutated at random.  What
 misbehaves is written to build/fuzz/TARGET-*, and the exit code is 1.  Put it into tests/fuzz/corpus/TARGET when fixed.
-`--report` puts what was run into the table of tests/fuzz/REPORT.md.
+`--report` puts what was run into the table of tests/fuzz/REPORT.md.  `--keep` runs nothing: it chooses anew which
+inputs of interest stay in tests/fuzz/corpus (keeping.py), of those there and in build/fuzz/corpus-TARGET.
 """
 
 from __future__ import annotations
@@ -149,6 +150,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600, help="for each target")
     parser.add_argument("--plain", action="store_true", help="without atheris")
     parser.add_argument("--report", action="store_true", help=f"into the table of {REPORT.name}")
+    parser.add_argument("--keep", action="store_true", help="choose the inputs in tests/fuzz/corpus")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("names", nargs="*", metavar="TARGET")
     arguments = parser.parse_args()
@@ -158,6 +160,14 @@ def main() -> int:
         return (guided if atheris else plain)(arguments.names[0], arguments.seconds)
     from tests.fuzz.targets import targets
 
+    if arguments.keep:
+        from tests.fuzz.keeping import Watch, keep
+
+        with Watch() as watch:
+            for name in arguments.names or targets():
+                looked_at, kept = keep(targets()[name], OUT / f"corpus-{name}", watch)
+                print(f"{name}: {looked_at} inputs, {kept} kept", flush=True)
+        return 0
     failed = []
     for name in arguments.names or targets():
         command = [sys.executable, "-m", "tests.fuzz", "--here", "--seconds", str(arguments.seconds), name]

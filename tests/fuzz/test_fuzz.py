@@ -1,5 +1,7 @@
 """A bounded run of every fuzz target; `make fuzz` is the long one."""
 
+import hashlib
+
 import hypothesis
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 
 from protocol.argument import Context
 from tests.fuzz.__main__ import REPORT, due
+from tests.fuzz.base import CORPUS
+from tests.fuzz.keeping import INPUT_BYTES, INPUTS, TARGET_BYTES, Watch, chosen
 from tests.fuzz.targets import Failure, Target, decoder, mutated, targets
 
 NAMES = [
@@ -40,13 +44,37 @@ def test_seeds_and_corpus(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_mutations(name):
     target = targets()[name]
+    kept = target.corpus()
 
     @hypothesis.settings(max_examples=target.examples, suppress_health_check=list(hypothesis.HealthCheck))
     @hypothesis.given(st.randoms(use_true_random=False))
     def run(random):
-        target(target.mutate(random, target.seeds))
+        target(target.mutate(random, random.choice((target.seeds, (*target.seeds, *kept)))))
 
     run()
+
+
+def test_what_is_kept_is_small_and_of_a_target():
+    """Every file has the name of its digest, but for those that somebody looked at."""
+    folders = {path.name: [file.read_bytes() for file in path.glob("*.input")] for path in CORPUS.iterdir()}
+    assert {*folders} <= {*NAMES} and sum(map(len, folders.values())) > 200
+    for name, inputs in folders.items():
+        assert len(inputs) <= INPUTS and sum(map(len, inputs)) <= TARGET_BYTES
+        assert max(map(len, inputs), default=0) <= INPUT_BYTES
+        assert {path.stem for path in (CORPUS / name).glob("*.input")} == {
+            hashlib.sha256(data).hexdigest()[:16] for data in inputs}  # fmt: skip
+
+
+def test_what_reaches_nothing_new_is_not_kept():
+    """Of inputs that stop at the same place the smallest stays; none that a good one covers, and no large one."""
+    good = Context("a", "b", "c", bytes(32)).to_bytes()
+    target = Target("context", Context.from_bytes, (good,), mutated)
+    short, long, large = good[:-1], good[:-1] + b"xx", bytes(INPUT_BYTES + 1)
+    with Watch() as watch:
+        assert watch.reached(target, short) - watch.reached(target, good)
+        assert chosen(target, [good], watch) == []
+        assert chosen(target, [good[:-2], short, good], watch) == [good[:-2]]
+        assert chosen(target, [large, long, short], watch) == [short, long]
 
 
 def test_a_failure_is_noticed(monkeypatch):
