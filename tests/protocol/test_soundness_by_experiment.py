@@ -25,9 +25,10 @@ from tests.toy.sumcheck import Verifier, difference, fractions_agree, lookup_key
 # Sumchecks and lookups
 
 
+@pytest.mark.parametrize("plain", [False, True], ids=["weighted", "plain"])
 @pytest.mark.parametrize(("p", "rounds"), [(31, 1), (101, 3), (61, 5)])
-def test_sumcheck(p, rounds):
-    """A false claim survives one round in 2 of p - 1 cases: term 2 rounds / size."""
+def test_sumcheck(p, rounds, plain):
+    """A false claim survives one round in 2 of p - 1 cases, whether eq weighs the sum or not: term 2 rounds / size."""
     random, hits, trials = Random(rounds), 0, 2500
     verifier = Verifier(p, random)
     for _ in range(trials):
@@ -37,10 +38,10 @@ def test_sumcheck(p, rounds):
             return a * b + c * d
 
         point = [verifier.draw() if random.random() < 0.9 else 1 for _ in range(rounds)]  # low = 0 is allowed
-        claim = random.randrange(p)
+        point, claim = None if plain else point, random.randrange(p)
         _, last, ends = sumcheck(verifier, value, tables, point, claim, cheat=True)
         truth = sum(
-            value(*row) * np.prod([x if i >> j & 1 else 1 - x for j, x in enumerate(point)], dtype=object)
+            value(*row) * np.prod([x if i >> j & 1 else 1 - x for j, x in enumerate(point or ())], dtype=object)
             for i, row in enumerate(zip(*tables, strict=True))
         )
         hits += last == value(*(table[0] for table in ends)) % p and (truth - claim) % p != 0

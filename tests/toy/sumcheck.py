@@ -46,12 +46,17 @@ class Verifier:
         return (q * claim + (1 - (low + high) * q) * h0 + (r * r - r) * h2) % self.p
 
 
-def round_polynomial(value: Callable[..., int], tables: list[Table], rest: Sequence[int], p: int) -> tuple[int, int]:
-    """(h(0), h_2) of the sum over eq(rest, .) of value(tables) along the lowest variable."""
-    at = []
-    for x in (0, 1, 2):
-        folded = [fold(table, x, p) for table in tables]
-        at.append(sum(eq(rest, i, p) * value(*row) for i, row in enumerate(zip(*folded, strict=True))) % p)
+def weighted(value: Callable[..., int], tables: list[Table], point: Sequence[int] | None, p: int) -> int:
+    """The sum of eq(point, .) value(tables); with no point the plain sum."""
+    rows = enumerate(zip(*tables, strict=True))
+    return sum((1 if point is None else eq(point, i, p)) * value(*row) for i, row in rows) % p
+
+
+def round_polynomial(
+    value: Callable[..., int], tables: list[Table], rest: Sequence[int] | None, p: int
+) -> tuple[int, int]:
+    """(h(0), h_2) of that sum along the lowest variable, `rest` being the point of the others."""
+    at = [weighted(value, [fold(table, x, p) for table in tables], rest, p) for x in (0, 1, 2)]
     return at[0], (at[2] - 2 * at[1] + at[0]) * pow(2, -1, p) % p
 
 
@@ -67,21 +72,23 @@ def difference(error: int, low: int, high: int, verifier: Verifier) -> tuple[int
 
 
 def sumcheck(
-    verifier: Verifier, value: Callable[..., int], tables: list[Table], point: Sequence[int], claim: int,
+    verifier: Verifier, value: Callable[..., int], tables: list[Table], point: Sequence[int] | None, claim: int,
     cheat: bool = False,
 ) -> tuple[list[int], int, list[Table]]:
-    """(challenges, the last claim, the folded tables) for the claim: sum of eq(point, .) value(tables)."""
+    """(challenges, the last claim, the folded tables) for a claim about the sum of eq(point, .) value(tables).
+
+    With no point, about the plain sum.
+    """
     p, rs = verifier.p, []
-    for j, tau in enumerate(point):
-        low, high = (1 - tau) % p, tau
-        h0, h2 = round_polynomial(value, tables, point[j + 1 :], p)
-        truth = sum(eq(point[j:], i, p) * value(*row) for i, row in enumerate(zip(*tables, strict=True))) % p
-        if cheat and claim != truth:
+    while len(tables[0]) > 1:
+        low, high, rest = (1, 1, None) if point is None else ((1 - point[0]) % p, point[0], point[1:])
+        h0, h2 = round_polynomial(value, tables, rest, p)
+        if cheat and claim != (truth := weighted(value, tables, point, p)):
             d0, d2 = difference((claim - truth) % p, low, high, verifier)
             h0, h2 = (h0 + d0) % p, (h2 + d2) % p
         r = verifier.draw()
         claim = verifier.next_claim(claim, low, high, (h0, h2), r)
-        tables = [fold(table, r, p) for table in tables]
+        tables, point = [fold(table, r, p) for table in tables], rest
         rs.append(r)
     return rs, claim, tables
 

@@ -4,8 +4,8 @@ The challenges are those that the package's transcript gave; tensors have length
 twin fills up with what the package takes to stand there.  The package's messages are compared as they are sent, less
 the pads of their numbers.
 
-Not in the twin, and so not compared: plain sums (`product_sumcheck`), but for the chain of their claims; how forms
-collect coefficients (test_lookup.py, and the plain verifier).  The lies of the twin's cheating prover have no
+Not in the twin, and so not compared: how forms collect coefficients (test_lookup.py, and the plain verifier), and what
+the summed tensors are made of (test_layers.py).  The lies of the twin's cheating prover have no
 counterpart: an honest prover has none, and tests/adversary/faults.py has other ones.
 """
 
@@ -159,16 +159,20 @@ def test_another_sumcheck_is_noticed(lack):
     assert theirs[0] != ours[0] and theirs[1] != ours[1] and theirs[2] == ours[2]
 
 
-def test_the_chain_of_a_plain_sum():
-    """The twin's next claim, with both weights 1, over the package's messages."""
-    rng, shape = np.random.default_rng(3), (3, 4)
-    party, claim = Recorded(Need(free=8), random_k(rng, 8)), random_k(rng, 1)
-    tensors = random_k(rng, 12), random_k(rng, 12)
-    form, _ = product_sumcheck(party, shape, Form().add_constant(claim), tensors)
-    told, ours = Told(party.challenges), elements(claim)[0]
-    for h0, h2 in zip(party.said[::2], party.said[1::2], strict=True):
-        ours = told.next_claim(ours, one, one, (h0, h2), told.draw())
-    assert ours == party.value(form)
+@pytest.mark.parametrize("shape", [(2,), (3, 4), (5, 1, 3)])
+def test_plain_sums(shape):
+    """Those of an edge or a product of nodes, axis by axis: of A B, for a claim that is false."""
+    rng, axes = np.random.default_rng(3), tuple(range(len(shape)))
+    a, b, claim = (random_k(rng, n) for n in (prod(shape), prod(shape), 1))
+    rounds = sum(map(lg, shape))
+    party = Recorded(Need(free=2 * rounds), random_k(rng, 2 * rounds))
+    form, bound = product_sumcheck(party, shape, Form().add_constant(claim), (a.copy(), b.copy()))
+    told = Told(party.challenges)
+    tables = [table(elements(t), shape, axes, zero) for t in (a, b)]
+    rs, last, ((x,), (y,)) = sumcheck(told, lambda a, b: a * b % P, tables, None, elements(claim)[0])
+    assert (told.messages, last, rs) == (party.said, party.value(form), in_order(bound, axes))
+    ends = (elements(field.dot(t, multilinear.eq_tensor(bound, shape)))[0] for t in (a, b))
+    assert [x, y] == [*ends] and len(rs) == rounds
 
 
 def run_tree(shape, order, lack=""):
