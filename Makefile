@@ -47,12 +47,14 @@ fuzz: venv
 
 agree: venv
 	$(BIN)/python -m tests.adversary.agree
+	$(BIN)/python -m tests.adversary.table
 
 mutate: venv
 	nice -n 15 $(BIN)/python -m tests.mutation
 
 assurance: venv
 	$(BIN)/python -m tests.assurance
+	$(BIN)/python -m tests.adversary.table
 
 bench: venv
 	$(BIN)/python -m benchmarks

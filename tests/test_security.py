@@ -64,6 +64,13 @@ def test_the_table_of_checks_is_rendered():
     assert table.NOBODY not in SECURITY, "mark tests that reach these checks with @pytest.mark.reaches(CHECK)"
 
 
+def test_the_table_of_results_is_rendered():
+    """Each says which sources it ran on; that a result is of these sources is for its reader to see."""
+    assert table.results() in SECURITY, "run python -m tests.adversary.table"
+    digests = [quoted(row[-1]) for row in rows(SECURITY, "run")]
+    assert len(digests) == 5 and all(re.fullmatch(r"[0-9a-f]{64}", one) for (one,) in digests)
+
+
 def test_a_check_without_a_cheater_is_noticed(monkeypatch):
     monkeypatch.setattr(table, "checks", lambda: ["linear.sum", "linear.product"])
     monkeypatch.setitem(table.LEDGER, "linear.product", table.EXACT)

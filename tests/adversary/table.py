@@ -4,11 +4,14 @@
     in the code  the functions that raise it, found in the source
     ledger term  the errors that a cheater may hope for there (LEDGER, which has to name every check)
     cheaters     the tests that are marked with `@pytest.mark.reaches(check)`; they fail where another check stops them
+
+And what was run outside of the tests: how much of it, and on which sources.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Iterable
@@ -17,7 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SECURITY = ROOT / "SECURITY.md"
-BEGIN, END = "<!-- rendered by python -m tests.adversary.table -->", "<!-- end of the rendered table -->"
+BEGIN, END = "<!-- {}: rendered by python -m tests.adversary.table -->", "<!-- end of the rendered table -->"
+RESULTS = ROOT / "benchmarks" / "results"
 RAISERS = ("VerificationError", "check_signature", "check_text", "check_name", "_check")
 
 NOBODY = "**nobody**"
@@ -164,11 +168,34 @@ def render() -> str:
     return "\n".join(rows)
 
 
+def results() -> str:
+    """The table of what is kept in benchmarks/results, with the digests of the sources as `agree.sources` has them."""
+    asked, found = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("agreement", "assurance"))
+    passed = found["cut_and_choose"]
+    keys, bad = passed[0]["trials"], passed[-1]["bad"]
+    sizes = ", ".join(map(str, sorted({row["ell"] for row in passed})))
+    ground = max(row["trials"] << row["log2_work"] for row in found["grinding"])
+    parts = {
+        "experiments": f"{len(found['experiments'])} attacks compared with their exact rates",
+        "cut_and_choose": f"{keys:,} coins for each size of keys ({sizes} items), up to {bad} items ill-formed",
+        "grinding": f"{ground:,} coins of keys of 160 items",
+        "hiding": f"{found['hiding']['proofs']:,} proofs with one key",
+    }
+    differences = len(asked["differences"])
+    lines = [("`make agree`", f"{asked['proofs']:,} proofs, {asked['bases']} of them honest, {differences} differences",
+              asked["sources"])]  # fmt: skip
+    lines += [(f"`make assurance`, {name}", what, found["sources"][name]) for name, what in parts.items()]
+    head = ["| run | how much | SHA-256 of the sources of `protocol/` that it ran on |", "|---|---|---|"]
+    return "\n".join([*head, *(f"| {run} | {what} | `{digest}` |" for run, what, digest in lines)])
+
+
 def main() -> int:
     text = SECURITY.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    SECURITY.write_text(f"{before}{BEGIN}\n\n{render()}\n\n{END}{after}")
+    for name, table in (("checks", render()), ("results", results())):
+        before, _, rest = text.partition(BEGIN.format(name))
+        _, _, after = rest.partition(END)
+        text = f"{before}{BEGIN.format(name)}\n\n{table}\n\n{END}{after}"
+    SECURITY.write_text(text)
     return 0
 
 
