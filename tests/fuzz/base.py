@@ -126,9 +126,12 @@ def mutated_model(random: Random, seeds: tuple[bytes, ...]) -> bytes:
     if random.randint(0, 3) == 0:
         return mutated(random, seeds)
     try:
-        model = onnx.ModelProto.FromString(random.choice(seeds))
-    except DecodeError:
+        return _changed_model(random, onnx.ModelProto.FromString(random.choice(seeds)))
+    except (DecodeError, UnicodeDecodeError):  # no model, or with names that are no text
         return mutated(random, seeds)
+
+
+def _changed_model(random: Random, model: onnx.ModelProto) -> bytes:
     graph = model.graph
     for _ in range(random.randint(1, 3)):
         names = [name for node in graph.node for name in (*node.input, *node.output)] or [""]

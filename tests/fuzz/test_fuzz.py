@@ -1,15 +1,17 @@
 """A bounded run of every fuzz target; `make fuzz` is the long one."""
 
 import hashlib
+from random import Random
 
 import hypothesis
 import numpy as np
+import onnx
 import pytest
 from hypothesis import strategies as st
 
 from protocol.argument import Context
 from tests.fuzz.__main__ import REPORT, due
-from tests.fuzz.base import CORPUS
+from tests.fuzz.base import CORPUS, mutated_model
 from tests.fuzz.keeping import INPUT_BYTES, INPUTS, TARGET_BYTES, Watch, chosen
 from tests.fuzz.targets import Failure, Target, decoder, mutated, targets
 
@@ -101,3 +103,11 @@ def test_a_failure_is_noticed(monkeypatch):
     assert large(bytes(40))
     with pytest.raises(Failure, match="MiB"):  # though not much more than an input took before
         large(bytes(90))
+
+
+def test_models_with_names_that_are_no_text_are_changed_too():
+    """Coverage keeps inputs that only the reader turns down."""
+    seed = targets()["model"].seeds[0]
+    name = onnx.ModelProto.FromString(seed).graph.node[0].input[0].encode()
+    broken, random = seed.replace(name, b"\x82" * len(name)), Random(1)
+    assert len({mutated_model(random, (broken,)) for _ in range(50)}) > 25
