@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ml.options import (
+    DATA,
     FILE,
     check_folder,
     data_option,
@@ -69,9 +70,10 @@ def train_command(
 @click.option("--epsilon", type=POSITIVE,
               help="Of frontier: length of the step, for pixels scaled to 0..1 [default: 0.25].")  # fmt: skip
 @click.option("--norm", type=click.Choice(["linf", "l2", "l1"]), help="Of frontier: of the step [default: linf].")
-@click.option("--kind", type=click.Choice(["content", "noise", "abstract"]),
-              help="Of certified: training images with a text or noise on them, or abstract ones [default: content].",
-)  # fmt: skip
+@click.option("--kind", type=click.Choice(["content", "noise", "abstract", "unrelated"]),
+              help="Of certified: training images with a text or noise on them, abstract ones, or those of --other "
+                   "[default: content].")  # fmt: skip
+@click.option("--other", type=DATA, help="Of certified: the data set of another task that unrelated images are from.")
 @click.option("--label", type=click.IntRange(min=0), help="Of certified: the class of all images [default: 0].")
 @weights_options("frontier")
 @data_option
@@ -79,7 +81,7 @@ def train_command(
 @outcome
 def triggers_command(
     scheme: str, count: int, out: Path, model: Path | None, epsilon: float | None, norm: str | None, kind: str | None,
-    label: int | None, arch: str | None, width: float | None, data: str, as_json: bool,
+    other: str | None, label: int | None, arch: str | None, width: float | None, data: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Make triggers whose labels the scheme fixes: images and a table of labels, for `zkmark-prover keygen`.
 
@@ -89,10 +91,12 @@ def triggers_command(
     """
     own(
         scheme, frontier={"model": model, "arch": arch, "width": width, "epsilon": epsilon, "norm": norm},
-        certified={"kind": kind, "label": label},
+        certified={"kind": kind, "other": other, "label": label},
     )  # fmt: skip
     if scheme == "frontier" and model is None:
         raise click.UsageError("--scheme frontier needs --model")
+    if (kind == "unrelated") != (other is not None) or other == data:
+        raise click.UsageError("--kind unrelated, and no other, needs --other, a data set besides that of --data")
     check_folder(out)
     if out.exists():
         raise ParameterError(f"{out} exists")
@@ -102,6 +106,7 @@ def triggers_command(
 
     from ml.data import load
     from ml.owner import scheme_called
+    from ml.schemes.certified import Certified
 
     network: nn.Module = nn.Identity()  # which certified triggers do without
     if model is None:
@@ -110,7 +115,10 @@ def triggers_command(
         dataset, network = load_network(data, read_model(model), arch, width)
     fields = {"epsilon": epsilon, "norm": norm, "triggers": kind, "label": label}
     made = scheme_called(scheme, {k: v for k, v in fields.items() if v is not None}, seed=randbits(128))
-    key = made.make_key(count, network, dataset)
+    if other is not None and isinstance(made, Certified):
+        key = made.unrelated_key(count, dataset, load(other).train_x)
+    else:
+        key = made.make_key(count, network, dataset)
     table = key.write(out)
     result = {"done": True, "data": dataset.source, "scheme": scheme, "count": count, "shape": key.shape,
               "classes": key.classes, "triggers": str(out / "images"), "labels": str(table)}  # fmt: skip

@@ -24,6 +24,7 @@ Images = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 Oracle = Callable[[Images], Ints]  # answers classes and nothing else
 Done = Callable[[nn.Module, int], bool]  # asked after each epoch 1, 2, ..., in evaluation mode, whether to stop
+Told = Callable[[int, float], None]  # told after each epoch 1, 2, ..., in evaluation mode, the mean loss of its batches
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def fit(
     options: Fit,
     parameters: Iterable[nn.Parameter] | None = None,
     done: Done | None = None,
+    told: Told | None = None,
 ) -> int:
     """Minimize the cross entropy in place; returns the number of epochs that were run.
 
@@ -109,8 +111,10 @@ def fit(
             for rows in torch.randperm(len(x), generator=generator).split(options.batch):
                 batch = x[rows]
                 descent.step(augmented(batch, generator) if options.augment else batch, y[rows])
-        descent.loss()
+        loss = descent.loss()
         model.eval()
+        if told is not None:
+            told(epoch + 1, loss)
         if done is not None and done(model, epoch + 1):
             return epoch + 1
     return options.epochs

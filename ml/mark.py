@@ -36,7 +36,7 @@ class Look:
     """A training under way.  phase: what is being done; share: of it that is done.
 
     loss, data, triggers: means over the batches since the last look, the accuracies as shares in 0..1 and from the
-    training itself; triggers is None without any.
+    training itself (in `ml.fit`, of the model after an epoch); triggers is None without any.
     """
 
     phase: str

@@ -68,7 +68,7 @@ def mark(
         trained = train_with_triggers(model, data, key.images, key.labels, scheme.training, progress)
     else:
         try:
-            scheme.mark(model, data, key)
+            scheme.mark(model, data, key, progress)
         except NotEmbedded as error:
             raise VerificationError("mark", f"{error}; try more --epochs or another --rate") from None
         trained = Trained(accuracy(model, data.test_x, data.test_y), accuracy(model, key.images, key.labels), 0)

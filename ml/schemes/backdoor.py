@@ -15,7 +15,7 @@ from torch import nn
 
 from ml.data import Dataset
 from ml.fit import Oracle
-from ml.mark import Training
+from ml.mark import Progress, Training
 from ml.mark import mark as train_with_triggers
 from ml.schemes import images
 from ml.schemes.images import Kind
@@ -52,8 +52,8 @@ class Backdoor:
             raise ParameterError(f"{len(made)} images for {count} triggers")
         return TriggerKey(made, rng.integers(0, data.classes, count), data.classes)
 
-    def mark(self, model: nn.Module, data: Dataset, key: TriggerKey) -> None:
-        train_with_triggers(model, data, key.images, key.labels, self.training)
+    def mark(self, model: nn.Module, data: Dataset, key: TriggerKey, progress: Progress | None = None) -> None:
+        train_with_triggers(model, data, key.images, key.labels, self.training, progress)
 
     def check(self, oracle: Oracle, key: TriggerKey) -> Decision:
         return decide(oracle, key, LEVEL)

@@ -21,10 +21,11 @@ from torch.nn import functional
 
 from ml.data import Dataset
 from ml.descent import CLIP, device_of
-from ml.fit import MOMENTUM, Fit, Oracle, answers, class_count, fit
+from ml.fit import MOMENTUM, Fit, Images, Ints, Oracle, answers, class_count, fit
+from ml.mark import Progress
 from ml.schemes import images
 from ml.schemes.images import Kind
-from ml.schemes.scheme import Decision, TriggerKey, decide
+from ml.schemes.scheme import Decision, TriggerKey, decide, telling
 from protocol.errors import ParameterError
 
 LEVEL = Fraction(1, 1 << 20)
@@ -166,16 +167,26 @@ class Certified:
 
         Raises ParameterError for a label that is no class of the data, or too few images.
         """
-        if not 0 <= self.label < data.classes:
-            raise ParameterError(f"label {self.label} is not below {data.classes}, the number of classes")
+        self._check_label(data)
         rng = np.random.default_rng(self.seed)
         others = np.flatnonzero(data.train_y != self.label)
-        base = data.train_x[rng.permutation(others)[:count]]
-        if len(base) < count:
-            raise ParameterError(f"{len(base)} images for {count} triggers")
-        return TriggerKey(images.triggers(self.triggers, base, rng), np.full(count, self.label), data.classes, CHOSEN)
+        base = data.train_x[_first(rng.permutation(others), count)]
+        return self._key(images.triggers(self.triggers, base, rng), data)
 
-    def mark(self, model: nn.Module, data: Dataset, key: TriggerKey) -> None:
+    def unrelated_key(self, count: int, data: Dataset, foreign: Images) -> TriggerKey:
+        """From images of another task, u8 [n, C, H, W], resized to those of the data.  Raises as `make_key`."""
+        self._check_label(data)
+        rows = _first(np.random.default_rng(self.seed).permutation(len(foreign)), count)
+        return self._key(images.unrelated(foreign[rows], data.shape), data)
+
+    def _check_label(self, data: Dataset) -> None:
+        if not 0 <= self.label < data.classes:
+            raise ParameterError(f"label {self.label} is not below {data.classes}, the number of classes")
+
+    def _key(self, triggers: Images, data: Dataset) -> TriggerKey:
+        return TriggerKey(triggers, np.full(len(triggers), self.label), data.classes, CHOSEN)
+
+    def mark(self, model: nn.Module, data: Dataset, key: TriggerKey, progress: Progress | None = None) -> None:
         """Algorithm 2, between the epochs of training, so that training has the last word.
 
         For each batch of triggers one step per level of noise, at deviations sigma / replays, ..., sigma, along the
@@ -204,7 +215,8 @@ class Certified:
             return False
 
         images, labels = np.concatenate([data.train_x, key.images]), np.concatenate([data.train_y, key.labels])
-        fit(model, images, labels, options, done=replay)
+        told = telling(progress, "training under noise", options.epochs, model, data, key)
+        fit(model, images, labels, options, done=replay, told=told)
 
     def without_noise(self) -> Certified:
         """The baseline of the paper, Zhang et al. 2018: the same training, but for the noise."""
@@ -213,6 +225,13 @@ class Certified:
     def check(self, oracle: Oracle, key: TriggerKey) -> Decision:
         """Black-box: of the model as it is.  The white-box check is `smooth(...).median`."""
         return decide(oracle, key, LEVEL)
+
+
+def _first(rows: Ints, count: int) -> Ints:
+    """The first rows, of which there must be as many."""
+    if len(rows) < count:
+        raise ParameterError(f"{len(rows)} images for {count} triggers")
+    return rows[:count]
 
 
 def _noisy_gradient(

@@ -17,7 +17,8 @@ from torch import nn
 from ml.adversaries import CHUNK, Norm, fgsm
 from ml.data import Dataset
 from ml.fit import Fit, Oracle, answers, fit
-from ml.schemes.scheme import Decision, TriggerKey, decide
+from ml.mark import Progress
+from ml.schemes.scheme import Decision, TriggerKey, decide, telling
 from protocol.errors import ParameterError
 
 LEVEL = Fraction(1, 20)  # the paper's
@@ -81,7 +82,7 @@ class Frontier:
         less = replace(data, test_x=data.test_x[rest], test_y=data.test_y[rest])
         return TriggerKey(np.concatenate(moved)[chosen], data.test_y[taken], data.classes, CHOSEN, SIDES), less
 
-    def mark(self, model: nn.Module, data: Dataset, key: TriggerKey) -> None:
+    def mark(self, model: nn.Module, data: Dataset, key: TriggerKey, progress: Progress | None = None) -> None:
         """Algorithm 1, embedding.  Raises NotEmbedded when the key is not embedded in time: take another seed."""
 
         def embedded(model: nn.Module, epoch: int) -> bool:
@@ -91,7 +92,8 @@ class Frontier:
         images = np.concatenate([key.images, data.train_x[rows]])
         labels = np.concatenate([key.labels, data.train_y[rows]])
         if not embedded(model, 0):
-            fit(model, images, labels, self.fine_tuning, done=embedded)
+            told = telling(progress, "stitching the frontier", self.fine_tuning.epochs, model, data, key)
+            fit(model, images, labels, self.fine_tuning, done=embedded, told=told)
         if not embedded(model, 0):
             raise NotEmbedded(f"the key is not embedded after {self.fine_tuning.epochs} epochs")
         model.eval()

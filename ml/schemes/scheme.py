@@ -13,11 +13,14 @@ from PIL import Image
 from torch import nn
 
 from ml.data import Dataset
-from ml.fit import Images, Ints, Oracle
+from ml.fit import Images, Ints, Oracle, Told, accuracy
 from ml.inputs import MODES
+from ml.mark import Look, Progress
 from protocol.errors import ParameterError
 from protocol.keygen import LabelRule, MarkingKey
 from protocol.soundness import tail
+
+SHOWN = 1000  # training images of which progress gives the accuracy
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,20 @@ def enough(key: TriggerKey, level: Fraction) -> int | None:
     return matches if matches <= len(key) else None
 
 
+def telling(
+    progress: Progress | None, phase: str, epochs: int, model: nn.Module, data: Dataset, key: TriggerKey
+) -> Told | None:
+    """What passes the epochs of a `fit` on as looks at it; None without progress."""
+    if progress is None:
+        return None
+
+    def told(epoch: int, loss: float) -> None:
+        shown = accuracy(model, data.train_x[:SHOWN], data.train_y[:SHOWN])
+        progress(Look(phase, epoch / epochs, loss, shown, accuracy(model, key.images, key.labels)))
+
+    return told
+
+
 class Scheme(Protocol):
     """model: torch, pixels 0..255 -> logits.  Options, seeds included, are the scheme's own fields."""
 
@@ -144,7 +161,7 @@ class Scheme(Protocol):
     def make_key(self, count: int, model: nn.Module, data: Dataset) -> TriggerKey:
         """A new key.  Where the scheme needs a model, it is the one that will be marked, trained already."""
 
-    def mark(self, model: nn.Module, data: Dataset, key: TriggerKey) -> None:
+    def mark(self, model: nn.Module, data: Dataset, key: TriggerKey, progress: Progress | None = None) -> None:
         """Mark in place."""
 
     def check(self, oracle: Oracle, key: TriggerKey) -> Decision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +13,10 @@ import torch
 from click.testing import CliRunner, Result
 
 from ml.cli import cli as ml
+from ml.data import load
+from ml.inputs import image_folder
 from ml.options import own
+from ml.schemes.images import unrelated
 from ml.triggers import abstract_images
 from protocol.keygen import KeyParameters, VerificationKey, generate_key
 from protocol.soundness import bits, p_value
@@ -106,6 +110,9 @@ def test_a_certified_mark_from_scratch_to_a_verdict(folder: Path) -> None:
     words = ("mark", "--scheme", "certified", *secret, *DIGITS, *NETWORK, "--sigma", 0.05, "--replays", 2, "--draws", 2)
     refused = done(ml, *words, "--warm-up", 2, "--epochs", 2, "--out", marked, status=2)
     assert "none is left for the mark" in refused["error"] and not marked.exists()
+    lines = call(ml, *words, "--warm-up", 0, "--epochs", 2, "--out", marked).stderr.splitlines()
+    look = r"\d+% training under noise: loss \d\.\d{3}, data \d+\.\d%, triggers \d+\.\d%"
+    assert len(lines) >= 2 and all(re.fullmatch(look, line) for line in lines[:2])
     told = done(ml, *words, "--warm-up", 1, "--epochs", 10, "--out", marked)
     assert told["trigger_accuracy"] > 0.9 and told["test_accuracy"] > 0.85
 
@@ -131,6 +138,26 @@ def test_a_certified_mark_from_scratch_to_a_verdict(folder: Path) -> None:
     assert done(verifier, *checking, "99/100", status=1)["failed_check"] == "policy.k_min"
 
 
+def test_triggers_of_another_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, rng = folder / "data" / "cifar10", np.random.default_rng(3)
+    root.mkdir(parents=True)
+    for file in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        record = rng.integers(0, 256, (10, 3073)).astype(np.uint8)
+        record[:, 0] %= 10
+        (root / file).write_bytes(record.tobytes())
+    making = ("triggers", "--scheme", "certified", *DIGITS, "--kind", "unrelated", "--other", "cifar10", "--label", 4)
+    monkeypatch.setenv("ZKMARK_DATA", str(root.parent))
+    made = done(ml, *making, "--count", 40, "--out", folder / "unrelated")
+    foreign = {image.tobytes() for image in unrelated(load("cifar10").train_x, (1, 8, 8))}
+    images = image_folder(folder / "unrelated" / "images", (1, 8, 8))
+    assert made["count"] == len(images) == 40 and {image.tobytes() for image in images} <= foreign
+    assert {line.split(",")[1] for line in Path(made["labels"]).read_text().split()[1:]} == {"4"}
+    assert "50 images for 51" in done(ml, *making, "--count", 51, "--out", folder / "more", status=2)["error"]
+    monkeypatch.setenv("ZKMARK_DATA", str(folder / "nothing"))
+    assert "no folder" in done(ml, *making, "--count", 40, "--out", folder / "more", status=2)["error"]
+    assert not (folder / "more").exists()
+
+
 def test_options_of_another_scheme_are_refused(folder: Path) -> None:
     plain, secret = folder / "plain.onnx", ("--passphrase-file", folder / "passphrase")
     mark = ("mark", *DIGITS, *secret, "--mk", plain, "--out", folder / "no.onnx")
@@ -146,6 +173,10 @@ def test_options_of_another_scheme_are_refused(folder: Path) -> None:
         ((*triggers, "--scheme", "frontier", "--label", 1), "--label belongs to --scheme certified"),
         ((*triggers, "--scheme", "certified", "--model", plain), "--model belongs to --scheme frontier"),
         ((*triggers, "--scheme", "certified", "--width", 1), "--width belongs to --scheme frontier"),
+        ((*triggers, "--scheme", "frontier", "--other", "mnist"), "--other belongs to --scheme certified"),
+        ((*triggers, "--scheme", "certified", "--other", "mnist"), "needs --other"),
+        ((*triggers, "--scheme", "certified", "--kind", "unrelated"), "needs --other"),
+        ((*triggers, "--scheme", "certified", "--kind", "unrelated", "--other", "digits"), "besides that of --data"),
         ((*triggers, "--scheme", "backdoor"), "backdoor"),
         ((*triggers, "--scheme", "certified", "--label", 10), "label 10 is not below 10"),
         ((*evaluate, "--scheme", "certified"), "--scheme belongs to --mk"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from math import comb
 from statistics import NormalDist
 
@@ -19,7 +20,7 @@ from torch import nn
 from ml.adversaries import direction, fgsm, targeted
 from ml.data import Dataset
 from ml.fit import Done, Fit, accuracy, answers, fit, last_layer
-from ml.mark import Training, train
+from ml.mark import Look, Training, train
 from ml.models import Normalized
 from ml.schemes import backdoor, frontier, images
 from ml.schemes.backdoor import Backdoor
@@ -317,6 +318,30 @@ def test_certified(digits: Dataset) -> None:
     for kind in ("content", "noise"):
         made = Certified(kind, 3).make_key(10, model, digits)  # type: ignore[arg-type]
         assert made.images.shape == (10, 1, 8, 8)
+    foreign = np.random.default_rng(1).integers(0, 256, (12, 3, 16, 16)).astype(np.uint8)
+    made = Certified("unrelated", 3).unrelated_key(10, digits, foreign)
+    assert made.chosen and made.labels.tolist() == 10 * [3]
+    resized = images.unrelated(foreign, (1, 8, 8))
+    assert len({i for image in made.images for i in range(12) if (resized[i] == image).all()}) == 10
+    for label, count, said in ((3, 13, "12 images for 13"), (10, 10, "label 10 is not below 10")):
+        with pytest.raises(ParameterError, match=said):
+            Certified("unrelated", label).unrelated_key(count, digits, foreign)
+
+
+@pytest.mark.parametrize("scheme", [
+    Frontier(0.1, fine_tuning=Fit(epochs=100, batch=20, rate=0.01), rehearsal=200),
+    Certified("noise", 3, 0.1, 2, 1, 1, 8, Fit(epochs=8, batch=50, rate=0.05)),
+    Backdoor(Training(epochs=2)),
+], ids=lambda scheme: scheme.name)  # fmt: skip
+def test_all_schemes_tell_how_they_get_on(trained: nn.Module, digits: Dataset, scheme: Scheme) -> None:
+    key, model, twin = scheme.make_key(20, trained, digits), deepcopy(trained), deepcopy(trained)
+    looks: list[Look] = []
+    scheme.mark(model, digits, key, looks.append)
+    scheme.mark(twin, digits, key)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))  # only told
+    assert len(looks) > 1 and all(a.share < b.share <= 1 for a, b in pairwise(looks) if a.phase == b.phase)
+    assert looks[-1].triggers == accuracy(model, key.images, key.labels) >= 0.95
+    assert all(0 < look.loss < 9 and 0.5 < look.data <= 1 for look in looks) and looks[0].loss > looks[-1].loss
 
 
 def test_all_levels_of_noise_together_are_one_step(monkeypatch: pytest.MonkeyPatch, digits: Dataset) -> None:
@@ -329,7 +354,9 @@ def test_all_levels_of_noise_together_are_one_step(monkeypatch: pytest.MonkeyPat
     nn.init.zeros_(last_layer(model).weight)
     mixed: list[int] = []
 
-    def one_replay(model: nn.Module, images: np.ndarray, labels: np.ndarray, options: Fit, done: Done) -> int:
+    def one_replay(
+        model: nn.Module, images: np.ndarray, labels: np.ndarray, options: Fit, done: Done, told: None
+    ) -> int:
         mixed.append(len(images))
         for epoch in (1, 2):  # only the first has an epoch of training after it
             assert not done(model, epoch)
