@@ -1,7 +1,8 @@
 """One verdict for every scheme and every attacked model: what the owner can see, may claim, and can prove.
 
-Seen: private counts.  Claimed: an exact p-value under the scheme's null model, and where a coin made the labels, a
-bound on false claims.  Proven: whether the integer network keeps k_min matches; with `prove`, by a proof that verifies.
+Seen: private counts.  Claimed: an exact p-value under the scheme's null model, where a coin made the labels a bound on
+false claims, and a certificate where the scheme has one.  Proven: whether the integer network keeps k_min matches, and
+with `with_proof` whether a proof of it was made and verifies.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import nn
 
 from ml.export import export_onnx
 from ml.fit import Oracle, answers
-from ml.quantise import DEFAULT, derive, derive_once, float_classes
+from ml.quantise import DEFAULT, derive_once, float_classes
 from ml.schemes.certified import Certificate
 from ml.schemes.frontier import LEVEL
 from ml.schemes.scheme import Scheme, TriggerKey, enough
@@ -33,7 +34,8 @@ class Verdict:
     found: the scheme's private decision by the float model's p_value.  false_claim_bits: of a claim of all the
     integer matches, None with the reason `no_bound`.  k_min: the fewest matches with 128 bits, None if no number has
     them.  provable: whether the integer matches reach k_min.  proven: whether a proof was made and verified, None if
-    none was tried.  certificate: of the model that the certified scheme marked.
+    none was tried.  no_network: why there is nothing that a proof could be about, before a colon in a word or two.
+    certificate: of the model that the certified scheme marked, if it covers this one.
     """
 
     scheme: str
@@ -46,6 +48,7 @@ class Verdict:
     no_bound: str
     k_min: int | None
     provable: bool
+    no_network: str = ""
     proven: bool | None = None
     certificate: Certificate | None = None
 
@@ -92,17 +95,19 @@ def sentences(verdict: Verdict, key: TriggerKey) -> list[str]:
     return lines
 
 
-COMPOSED = "the last layer is the owner's, not the suspect's: whoever may choose a layer can fit any labels with it"
+COMPOSED = "not the suspect's: the last layer is the owner's, and whoever may choose a layer can fit any labels"
+SERVICE = "no network: a service without weights"
+RECURRENT = "no integer form: the argument has no recurrent layers"
 
 
-def judge(scheme: Scheme, key: TriggerKey, model: nn.Module, no_bound: str = "") -> Verdict:
+def judge(scheme: Scheme, key: TriggerKey, model: nn.Module, no_network: str = "") -> Verdict:
     """The verdict on a model whose weights are at hand.
 
-    no_bound: a reason against any public claim besides the key's own, as COMPOSED for what `with_last_layer` returns.
+    no_network: why it is not what a public claim could be about, as COMPOSED for what `with_last_layer` returns.
     Raises as `derive`, and ParameterError for other classes or images.
     """
-    network = derive(export_onnx(model, key.shape)).network
-    return _verdict(scheme, key, lambda images: answers(model, images), _matches(network, key), no_bound)
+    network = derive_once(export_onnx(model, key.shape)).network
+    return _verdict(scheme, key, lambda images: answers(model, images), _matches(network, key), no_network)
 
 
 def judge_file(scheme: Scheme, key: TriggerKey, model_bytes: bytes) -> Verdict:
@@ -117,21 +122,21 @@ def _matches(network: Network, key: TriggerKey) -> int:
     return int((network.classify(key.images) == key.labels).sum())
 
 
-def judge_answers(scheme: Scheme, key: TriggerKey, oracle: Oracle) -> Verdict:
-    """The verdict on a service that only answers: it has no weights, so nothing can be proven about it."""
-    return _verdict(scheme, key, oracle, None, "a service without weights")
+def judge_answers(scheme: Scheme, key: TriggerKey, oracle: Oracle, no_network: str = SERVICE) -> Verdict:
+    """The verdict on what only answers, a service or a model without an integer form: there is nothing to prove."""
+    return _verdict(scheme, key, oracle, None, no_network)
 
 
-def _verdict(scheme: Scheme, key: TriggerKey, oracle: Oracle, integer: int | None, reason: str) -> Verdict:
+def _verdict(scheme: Scheme, key: TriggerKey, oracle: Oracle, integer: int | None, no_network: str) -> Verdict:
     decision = scheme.check(oracle, key)
-    no_bound = key.chosen or reason
+    no_bound = key.chosen or no_network
     k_min = None if no_bound else smallest_k_min(len(key), key.sides)
     claimed = None
     if not no_bound and integer is not None:
         claimed = max(false_claim_bits(len(key), key.sides, integer), 0.0) if integer else 0.0
     return Verdict(
         scheme.name, len(key), decision.matches, integer, decision.p_value, decision.found, claimed, no_bound, k_min,
-        integer is not None and k_min is not None and integer >= k_min,
+        integer is not None and k_min is not None and integer >= k_min, no_network,
     )  # fmt: skip
 
 
@@ -150,7 +155,7 @@ def prove(model: nn.Module, key: MarkingKey, k_min: int | None = None) -> bool:
     model_bytes = export_onnx(model, parameters.shape)
     context = argument.Context("experiment", "owner", "experimenter", bytes(32))
     statement = argument.Statement(
-        key.vk, derive(model_bytes).network, k_min, context, sha256(model_bytes).digest(), DEFAULT.digest
+        key.vk, derive_once(model_bytes).network, k_min, context, sha256(model_bytes).digest(), DEFAULT.digest
     )
     try:
         proof = argument.prove(statement, key)

@@ -30,11 +30,3 @@ def false_key(
     labels = (data.train_y[rows] + rng.integers(1, data.classes, count)) % data.classes
     images = targeted(surrogates, data.train_x[rows], labels, epsilon, steps)
     return TriggerKey(images, labels, data.classes, "the accuser chose the labels")
-
-
-def with_coin_labels(key: TriggerKey, offsets: np.ndarray[tuple[int], np.dtype[np.int64]]) -> TriggerKey:
-    """The same images under the public protocol's rule: share plus coin, modulo the number of classes.
-
-    offsets: [n] the coin's part, uniform and drawn after the images and the accuser's shares are committed.
-    """
-    return TriggerKey(key.images, (key.labels + offsets) % key.classes, key.classes)

@@ -18,7 +18,7 @@ from ml.experiments.lab import Lab, Row, cut, verdict_cells
 from ml.fit import Done, accuracy
 from ml.schemes.backdoor import Backdoor
 from ml.schemes.images import unrelated
-from ml.verdict import COMPOSED, judge, prove
+from ml.verdict import COMPOSED, judge
 
 HOWS: tuple[How, ...] = ("FTLL", "FTAL", "RTLL", "RTAL")
 
@@ -29,9 +29,8 @@ def embedding(lab: Lab, options: dict[str, Any]) -> list[Row]:
     rows: list[Row] = []
     models = {"no mark": lab.unmarked(), **{mode: lab.marked(mode) for mode in ("from scratch", "pretrained")}}
     for name, model in models.items():
-        verdict = judge(lab.scheme, lab.triggers, model)
-        proven = prove(model, lab.key) if options["prove"] else None
-        rows.append({"setting": name, "test %": lab.test(model), **verdict_cells(verdict), "proven": proven})
+        verdict = lab.judged(model) if options["prove"] else judge(lab.scheme, lab.triggers, model)
+        rows.append({"setting": name, "test %": lab.test(model), **verdict_cells(verdict)})
     return rows
 
 
@@ -74,20 +73,14 @@ def transfer_learning(lab: Lab, options: dict[str, Any]) -> list[Row]:
 
 
 def compression(lab: Lab, options: dict[str, Any]) -> list[Row]:
-    """How far a mark can be proven: the weakest provable mark and the strongest other are put to the proof."""
+    """How much an attack that needs no data takes from a mark, and how far it can be proven."""
     model = lab.marked()
     attacks: list[tuple[str, nn.Module]] = [("none", model)]
     attacks += [(f"prune {share:.0%}", prune(model, share)) for share in options["prune"]]
     attacks += [(f"prune {share:.0%} per layer", prune(model, share, per_layer=True)) for share in options["per_layer"]]
     attacks += [(f"SVD {share:.0%}", low_rank(model, share)) for share in options["svd"]]
     attacks += [(f"{bits} bits", few_bits(model, bits)) for bits in options["bits"]]
-    rows = [_row(lab, name, attacked) for name, attacked in attacks]
-    kept = [float(row["integer %"] or 0) for row in rows]
-    provable, others = ([n for n, row in enumerate(rows) if row["provable"] == side] for side in (True, False))
-    on_the_line = sorted(provable, key=kept.__getitem__)[:1] + sorted(others, key=kept.__getitem__)[-1:]
-    for number in on_the_line:
-        rows[number]["proven"] = prove(attacks[number][1], lab.key)
-    return rows
+    return [_row(lab, name, attacked) for name, attacked in attacks]
 
 
 def curves(lab: Lab, options: dict[str, Any]) -> list[Row]:
@@ -116,16 +109,15 @@ def curves(lab: Lab, options: dict[str, Any]) -> list[Row]:
 
 
 def _row(lab: Lab, name: str, attacked: nn.Module) -> Row:
-    return {"setting": name, "test %": lab.test(attacked), **verdict_cells(judge(lab.scheme, lab.triggers, attacked))}
+    return {"setting": name, "test %": lab.test(attacked), **verdict_cells(lab.judged(attacked))}
 
 
 def _read(lab: Lab, name: str, attacked: nn.Module, owner: nn.Module) -> list[Row]:
     """The attacked model itself, and after RT* also with the owner's last layer, as the paper reads it."""
-    test = lab.test(attacked)
-    rows: list[Row] = [{"setting": name, "test %": test, **verdict_cells(judge(lab.scheme, lab.triggers, attacked))}]
+    rows = [_row(lab, name, attacked)]
     if "RT" in name:
         cells = verdict_cells(judge(lab.scheme, lab.triggers, with_last_layer(attacked, owner), COMPOSED))
-        rows.append({"setting": f"{name}, owner's last layer", "test %": test, **cells})
+        rows.append({"setting": f"{name}, owner's last layer", "test %": rows[0]["test %"], **cells})
     return rows
 
 

@@ -8,19 +8,21 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from ml.attacks.compression import moved
 from ml.attacks.distillation import distill
 from ml.attacks.fine_tuning import fine_tune
-from ml.experiments.lab import Lab, Row
+from ml.experiments.lab import Lab, Row, integer_share, proof_cell
 from ml.fit import Done, Fit, accuracy
 from ml.models import Normalized
-from ml.schemes.certified import Certified, smooth
-from ml.schemes.images import Kind, unrelated
+from ml.schemes.certified import LEVEL, Certified, Smoothed, smooth
+from ml.schemes.images import Kind
 from ml.schemes.scheme import TriggerKey
+from ml.verdict import Verdict
+from protocol.soundness import bits
 
+HALF = 0.5  # of the triggers: the share that a certificate in a verdict is for
 NOISY_COPIES, NOISY_IMAGES = 50, 1000  # half a point of accuracy is enough to tell a useful copy from a useless one
 
 
@@ -38,21 +40,23 @@ def certified_accuracy(lab: Lab, options: dict[str, Any]) -> list[Row]:
         smoothed = smooth(model, key, scheme.sigma, options["samples"], lab.seed)
         stranger = smooth(lab.unmarked(), key, scheme.sigma, options["samples"], lab.seed)
         setting = "unrelated, but abstract" if kind == "unrelated" and lab.other is None else kind
+        verdict = _judge(lab, scheme, key, model, smoothed)(model)
         row: Row = {
-            "setting": setting, "test %": lab.test(model), "trigger %": accuracy(model, key.images, key.labels),
+            "setting": setting, "test %": lab.test(model), "trigger %": verdict.trigger_accuracy,
             "noisy test %": smooth(model, some, scheme.sigma, NOISY_COPIES, lab.seed).median,
             "median %": smoothed.median, "unmarked median %": stranger.median, "σ": scheme.sigma,
         }  # fmt: skip
         for radius in options["radii"]:
             row[f"at {radius} σ %"] = smoothed.certify(radius * scheme.sigma).accuracy
-        row["L2 radius for half"] = smoothed.radius(0.5)
-        rows.append(row)
+        rows.append(row | _claimed(verdict))
     return rows
 
 
 def distances(lab: Lab, options: dict[str, Any]) -> list[Row]:
-    """L2 distance of the parameters from the marked model after each of the epochs `after`, Adam as in the paper."""
-    _, _, model = _marked(lab, options, options["triggers"][0])
+    """L2 distance of the parameters from the marked model after each of the epochs `after`, Adam as in the paper;
+    and the verdict after the last of them."""
+    scheme, key, model = _marked(lab, options, options["triggers"][0])
+    judged = _judge(lab, scheme, key, model, smooth(model, key, scheme.sigma, options["samples"], lab.seed))
     rows: list[Row] = []
     for rate in options["rates"]:
         for name, run in _removals(lab).items():
@@ -63,8 +67,9 @@ def distances(lab: Lab, options: dict[str, Any]) -> list[Row]:
                     row[f"after {epoch}"] = moved(attacked, model)
                 return False
 
-            run(model, Fit(epochs=max(options["after"]), rate=rate, optimizer="adam", seed=lab.seed), look)
-            rows.append(row)
+            attack = Fit(epochs=max(options["after"]), rate=rate, optimizer="adam", seed=lab.seed)
+            verdict = judged(run(model, attack, look))
+            rows.append(row | {"trigger %": verdict.trigger_accuracy} | _claimed(verdict))
     return rows
 
 
@@ -85,16 +90,42 @@ def removal(lab: Lab, options: dict[str, Any]) -> list[Row]:
         runs[f"{name} labels, regularized"] = partial(
             distill, images=lab.thief.train_x, options=attack, soft=soft, regularized=heavy
         )
+    judged = _judge(lab, scheme, key, model, smooth(model, key, scheme.sigma, options["samples"], lab.seed))
     for name, run in runs.items():
         theirs, ours = run(baseline), run(model)
+        verdict = judged(ours)
         rows.append({
             "setting": name, "test %": lab.test(ours),
-            "baseline %": accuracy(theirs, key.images, key.labels),
-            "black-box %": accuracy(ours, key.images, key.labels),
+            "baseline %": accuracy(theirs, key.images, key.labels), "black-box %": verdict.trigger_accuracy,
             "white-box %": smooth(ours, key, scheme.sigma, options["samples"] // 4, lab.seed).median,
-            "moved": moved(ours, model),
+            "moved": moved(ours, model), **_claimed(verdict),
         })  # fmt: skip
     return rows
+
+
+def _judge(
+    lab: Lab, scheme: Certified, key: TriggerKey, model: nn.Module, smoothed: Smoothed
+) -> Callable[[nn.Module], Verdict]:
+    """Verdicts on the marked model and on what became of it, with its certificate for half of the triggers where the
+    parameters have not left its radius."""
+    certificate, judged = smoothed.certify(smoothed.radius(HALF)), lab.judge_of(scheme, key, LEVEL)
+
+    def verdict(suspect: nn.Module) -> Verdict:
+        covered = certificate.accuracy >= HALF and moved(suspect, model) <= certificate.radius
+        return replace(judged(suspect), certificate=certificate if covered else None)
+
+    return verdict
+
+
+def _claimed(verdict: Verdict) -> Row:
+    """What an owner may claim besides the matches of the float model."""
+    found = verdict.certificate
+    return {
+        "integer %": integer_share(verdict), "p-value bits": bits(verdict.p_value),
+        "certified radius": found.radius if found else None,
+        "confidence %": float(found.confidence) if found else None,
+        "proven": proof_cell(verdict),
+    }  # fmt: skip
 
 
 Removal = Callable[[nn.Module, Fit, Done | None], nn.Module]
@@ -123,11 +154,10 @@ def _scheme(lab: Lab, options: dict[str, Any], kind: Kind) -> Certified:
 def _marked(lab: Lab, options: dict[str, Any], kind: Kind) -> tuple[Certified, TriggerKey, Normalized]:
     """For "unrelated" with images of another data set where that is at hand, and abstract ones elsewhere."""
     scheme = _scheme(lab, options, kind)
-    key = scheme.make_key(options["count"], lab.fresh(), lab.owner)
     if kind == "unrelated" and lab.other is not None:
-        foreign = lab.other.train_x
-        rows = np.random.default_rng(lab.seed).permutation(len(foreign))[: len(key)]
-        key = replace(key, images=unrelated(foreign[rows], lab.data.shape))
+        key = scheme.unrelated_key(options["count"], lab.owner, lab.other.train_x)
+    else:
+        key = scheme.make_key(options["count"], lab.fresh(), lab.owner)
     model = lab.model(f"certified-{kind}", lambda m: scheme.mark(m, lab.owner, key), of=_made_by(scheme, key))
     return scheme, key, model
 

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from ml.attacks.evasion import evading, train_detector, vote
-from ml.attacks.false_claim import false_key, with_coin_labels
+from ml.attacks.false_claim import false_key
 from ml.experiments.lab import Lab, Row, verdict_cells
 from ml.fit import Fit, accuracy
 from ml.mark import train
 from ml.models import Normalized
 from ml.schemes.scheme import TriggerKey
 from ml.triggers import abstract_images
-from ml.verdict import judge, judge_answers
+from ml.verdict import judge, judge_answers, with_proof
+from protocol.keygen import KeyParameters, generate_key
 
 
 def ensemble(lab: Lab, options: dict[str, Any]) -> list[Row]:
@@ -27,7 +28,7 @@ def ensemble(lab: Lab, options: dict[str, Any]) -> list[Row]:
         cells = verdict_cells(judge_answers(lab.scheme, lab.triggers, service))
         test = accuracy(service, lab.data.test_x, lab.data.test_y)
         rows.append({"setting": f"vote of {size}", "test %": test, **cells})
-    own = verdict_cells(judge(lab.scheme, lab.triggers, lab.marked()))
+    own = verdict_cells(lab.judged(lab.marked()))
     return [*rows, {"setting": "its weights", "test %": lab.test(lab.marked()), **own}]
 
 
@@ -44,7 +45,7 @@ def detector(lab: Lab, options: dict[str, Any]) -> list[Row]:
     service = evading(model, found, lab.data.classes, lab.seed)
     cells = verdict_cells(judge_answers(lab.scheme, lab.triggers, service))
     test = accuracy(service, lab.data.test_x, lab.data.test_y)
-    own = verdict_cells(judge(lab.scheme, lab.triggers, model))
+    own = verdict_cells(lab.judged(model))
     return [
         {"setting": "service with detector", "test %": test, "detector %": (clean + caught) / 2, **cells},
         {"setting": "its weights", "test %": lab.test(model), **own},
@@ -52,17 +53,19 @@ def detector(lab: Lab, options: dict[str, Any]) -> list[Row]:
 
 
 def false_claim(lab: Lab, options: dict[str, Any]) -> list[Row]:
-    """A key of adversaries against a model that its maker never saw, before and after the labels are a coin's."""
+    """Keys of adversaries against a model that their maker never saw: of chosen labels, and of the joint coin's."""
     surrogates = [lab.model(f"surrogate-{n}", lambda m, n=n: _surrogate(lab, m, n), 50 + n)  # type: ignore[misc]
                   for n in range(options["surrogates"])]  # fmt: skip
     false = false_key(surrogates, lab.thief, options["count"], options["epsilon"], seed=lab.seed)
     lab.sheet("false-claim", false.images, false.labels)
-    coin = np.random.default_rng([lab.seed, 5]).integers(0, lab.data.classes, len(false))
+    parameters = KeyParameters(false.shape, false.classes, len(false))
+    coin = generate_key(parameters, false.images, entropy=np.random.default_rng([lab.seed, 5]).bytes)
     victim = lab.unmarked()
     rows: list[Row] = []
-    for name, key in (("labels chosen", false), ("labels of the joint coin", with_coin_labels(false, coin))):
-        as_claimed = TriggerKey(key.images, key.labels, key.classes)  # judged as if its labels were a coin's
-        rows.append({"setting": name, **verdict_cells(judge(lab.scheme, as_claimed, victim))})
+    for name, key in (("labels chosen", lab.public_key(false)), ("labels of the joint coin", coin)):
+        hidden = replace(TriggerKey.from_marking_key(key), chosen="")  # judged as if its labels were a coin's
+        verdict = judge(lab.scheme, hidden, victim)
+        rows.append({"setting": name, **verdict_cells(with_proof(verdict, victim, key, verdict.k_min))})
     return rows
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
+from fractions import Fraction
+from functools import cache, cached_property, partial
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,17 +22,18 @@ from torch import nn
 
 from ml.data import Dataset, load
 from ml.descent import pick_device
-from ml.fit import Fit, Images, Ints, accuracy
+from ml.fit import Fit, Images, Ints, accuracy, answers, fit
 from ml.mark import LAST_RATE, Training, train
-from ml.models import Normalized, build
+from ml.models import UNPROVABLE, Normalized, build
 from ml.schemes.backdoor import Backdoor
-from ml.schemes.scheme import TriggerKey
+from ml.schemes.scheme import Scheme, TriggerKey, enough
 from ml.triggers import abstract_images
-from ml.verdict import Verdict
+from ml.verdict import RECURRENT, Verdict, judge, judge_answers, with_proof
 from protocol.errors import ParameterError
-from protocol.keygen import KeyParameters, MarkingKey, generate_key
+from protocol.keygen import KeyParameters, LabelRule, MarkingKey, generate_key
 from protocol.soundness import bits
 
+ADAM_BATCH, ADAM_RATE = 25, 0.003  # of recurrent networks: SGD gets nowhere in as much time
 Cell = float | int | str | bool | None
 Row = dict[str, Cell]  # the first column is called `setting` and names the row; names ending in % hold shares in 0..1
 
@@ -142,6 +144,14 @@ class Lab:
         return replace(self.data, train_x=self.data.train_x[half:], train_y=self.data.train_y[half:])
 
     @property
+    def recurrent(self) -> bool:
+        return self.arch in UNPROVABLE
+
+    @property
+    def optimizer(self) -> Literal["sgd", "adam"]:
+        return "adam" if self.recurrent else "sgd"
+
+    @property
     def training(self) -> Training:
         epochs = -(-self.budget.batches * Training.batch // len(self.owner.train_y))
         return Training(epochs, rate=self.budget.rate, augment=self.budget.augment, seed=self.seed)
@@ -152,8 +162,9 @@ class Lab:
 
     def attack_fit(self, **changes: Any) -> Fit:
         """At the last rate of `ml.mark`, like the fine-tuning of Adi et al."""
-        rate = LAST_RATE * self.budget.rate
-        fit = Fit(epochs=self.budget.attack_epochs, rate=rate, augment=self.budget.augment, seed=self.seed)
+        rate = LAST_RATE * (ADAM_RATE if self.recurrent else self.budget.rate)
+        fit = Fit(epochs=self.budget.attack_epochs, rate=rate, optimizer=self.optimizer, augment=self.budget.augment,
+                  seed=self.seed)  # fmt: skip
         return replace(fit, **changes)
 
     def fresh(self, number: int = 0) -> Normalized:
@@ -200,7 +211,15 @@ class Lab:
     def unmarked(self, number: int = 0) -> Normalized:
         """Trained on the owner's half; another number is another initial model and order."""
         options = replace(self.training, seed=self.seed + 100 * number)
-        return self.model(f"unmarked-{number}", lambda m: _discard(train(m, self.owner, options)), number)
+
+        def make(model: Normalized) -> None:
+            if self.recurrent:
+                adam = Fit(options.epochs, ADAM_BATCH, ADAM_RATE, "adam", drops=1, seed=options.seed)
+                fit(model, self.owner.train_x, self.owner.train_y, adam)
+            else:
+                train(model, self.owner, options)
+
+        return self.model(f"unmarked-{number}", make, number)
 
     def marked(self, mode: str = "from scratch") -> Normalized:
         """With the key's hidden half, "from scratch" or "pretrained"."""
@@ -211,6 +230,32 @@ class Lab:
             self.scheme.mark(model, self.owner, self.triggers)
 
         return self.model(f"marked-{mode.replace(' ', '-')}", make)
+
+    def judged(self, model: nn.Module) -> Verdict:
+        """On the backdoor in a model, with a proof of it where one can be made."""
+        return with_proof(judge(self.scheme, self.triggers, model), model, self.key)
+
+    def public_key(self, key: TriggerKey) -> MarkingKey:
+        """A public key of chosen labels, from seeded entropy; a coin leaves some half of the images hidden."""
+        parameters = KeyParameters(key.shape, key.classes, len(key), LabelRule.CHOSEN)
+        entropy = np.random.default_rng([self.seed, 6]).bytes
+        return generate_key(parameters, key.images, labels=key.labels.tolist(), entropy=entropy)
+
+    def judge_of(self, scheme: Scheme, key: TriggerKey, level: Fraction) -> Callable[[nn.Module], Verdict]:
+        """Verdicts on a key of chosen labels as the paper has it, and proofs by a public key of the same images.
+
+        Only the half that this key leaves hidden is proven, with as many matches as `level` asks of it.
+        """
+        made = self.public_key(key)
+        hidden = replace(key, images=made.hidden_images, labels=made.hidden_labels)
+        k_min = enough(hidden, level) or len(hidden)
+
+        def verdict(model: nn.Module) -> Verdict:
+            if self.recurrent:
+                return judge_answers(scheme, key, partial(answers, model), RECURRENT)
+            return with_proof(judge(scheme, key, model), model, made, k_min)
+
+        return verdict
 
     def test(self, model: nn.Module) -> float:
         return accuracy(model, self.data.test_x, self.data.test_y)
@@ -225,13 +270,23 @@ class Lab:
 
 
 def verdict_cells(verdict: Verdict) -> Row:
-    """The columns that every scheme and every attack has."""
-    integer = None if verdict.integer_matches is None else verdict.integer_matches / verdict.count
+    """The columns of a key whose labels a coin drew."""
     return {
-        "trigger %": verdict.trigger_accuracy, "integer %": integer, "p-value bits": bits(verdict.p_value),
-        "false-claim bits": verdict.false_claim_bits,
-        "needed %": None if verdict.k_min is None else verdict.k_min / verdict.count, "provable": verdict.provable,
+        "trigger %": verdict.trigger_accuracy, "integer %": integer_share(verdict),
+        "p-value bits": bits(verdict.p_value), "false-claim bits": verdict.false_claim_bits,
+        "needed %": None if verdict.k_min is None else verdict.k_min / verdict.count,
+        "provable": None if verdict.no_network else verdict.provable, "proven": proof_cell(verdict),
     }  # fmt: skip
+
+
+def integer_share(verdict: Verdict) -> float | None:
+    """Of the triggers that the integer network matches."""
+    return None if verdict.integer_matches is None else verdict.integer_matches / verdict.count
+
+
+def proof_cell(verdict: Verdict) -> Cell:
+    """Whether a proof was made, or in a word or two why there is nothing to prove."""
+    return verdict.no_network.partition(":")[0] or verdict.proven
 
 
 def write(path: Path, data: bytes) -> None:
@@ -243,7 +298,3 @@ def write(path: Path, data: bytes) -> None:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
-
-
-def _discard(_: object) -> None:
-    pass

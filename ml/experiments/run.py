@@ -32,9 +32,13 @@ EXPERIMENTS: dict[str, Callable[[Lab, dict[str, Any]], list[Row]]] = {
     "bansal-table-1": certificates.certified_accuracy,
     "bansal-table-2": certificates.distances,
     "bansal-table-3": certificates.removal,
+    "bansal-table-1-cifar10": certificates.certified_accuracy,
+    "bansal-table-2-cifar10": certificates.distances,
+    "bansal-table-3-cifar10": certificates.removal,
     "le-merrer-table-1": frontiers.pruning,
     "le-merrer-table-2": frontiers.svd,
     "le-merrer-table-3": frontiers.overwriting,
+    "le-merrer-recurrent": frontiers.recurrent,
     "le-merrer-figure-6": frontiers.false_positives,
     "frontier-key": frontiers.public_key,
     "hitaj-ensemble": evasions.ensemble,
@@ -44,6 +48,7 @@ EXPERIMENTS: dict[str, Callable[[Lab, dict[str, Any]], list[Row]]] = {
 SHEETS = {  # of whose triggers there are pictures: names, or patterns of them
     "adi-table-1": ("abstract",),
     "bansal-table-1": ("content", "noise", "unrelated"),
+    "bansal-table-1-cifar10": ("content", "noise", "unrelated"),
     "le-merrer-table-1": ("frontier-*",),
     "false-claim": ("false-claim",),
 }
@@ -91,20 +96,22 @@ def run(
     names: Sequence[str], preset: str, folder: Path, progress: Progress | None = None,
     chosen: dict[str, Any] | None = None, jobs: int = 1, ray: bool = False, address: str | None = None,
 ) -> Path:  # fmt: skip
-    """Run the named experiments, or all, and write `folder`/results.md; returns its path.
+    """Run the named experiments, or all of the preset, and write `folder`/results.md; returns its path.
 
     chosen: settings in place of the file's.  jobs: workers, each of which has one seed of one architecture at a time,
     whose trained models its experiments share; of a Ray cluster with `ray`, else processes.  Raises ParameterError for
-    names or presets that do not exist, and at the end for experiments that the data or a model did not allow; the
-    others are on the page then.
+    names or presets that do not exist or do not go together, and at the end for experiments that the data or a model
+    did not allow; the others are on the page then.
     """
     chosen = settings() if chosen is None else chosen
     if preset not in chosen["presets"]:
         raise ParameterError(f"unknown preset {preset!r}; known are {', '.join(chosen['presets'])}")
-    names = list(names) or list(EXPERIMENTS)
+    names = list(names) or [name for name in EXPERIMENTS if preset in _presets(chosen, name)]
     for name in names:
         if name not in EXPERIMENTS:
             raise ParameterError(f"unknown experiment {name!r}; known are {', '.join(EXPERIMENTS)}")
+        if preset not in _presets(chosen, name):
+            raise ParameterError(f"{name} has only the preset {', '.join(_presets(chosen, name))}")
     results, parts = {}, []
     for name in names:
         results[name], new = _plan(name, chosen[name], preset, chosen["presets"][preset], folder)
@@ -142,6 +149,11 @@ def run(
     if failed:
         raise ParameterError("not done: " + "; ".join(failed))
     return page
+
+
+def _presets(chosen: dict[str, Any], name: str) -> list[str]:
+    """Of an experiment: all, unless its section names some."""
+    return list(chosen[name].get("presets", chosen["presets"]))
 
 
 def _plan(

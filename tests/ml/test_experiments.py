@@ -44,9 +44,12 @@ def test_every_experiment_is_described_and_every_description_is_one() -> None:
     for name, section in found.items():
         if name != "presets":
             assert {"title", "paper", "note", "options"} <= set(section) <= {
-                "title", "paper", "note", "options", "plot", "paper_values", "papers_by_arch", "reading",
+                "title", "paper", "note", "options", "plot", "paper_values", "papers_by_arch", "reading", "presets",
                 *found["presets"]}
-            for preset, spent in found["presets"].items():
+            own = section.get("presets", list(found["presets"]))
+            assert set(own) <= set(found["presets"]) and set(section) & set(found["presets"]) <= set(own)
+            for preset in own:
+                spent = found["presets"][preset]
                 changes = section.get(preset, {})
                 assert not set(section["options"]) & Budget.names()
                 assert (section["options"] | changes).get("other", "") in {"", *NAMES}
@@ -112,9 +115,10 @@ def test_rows_belong_to_the_second_data_set_that_was_there(
         root = tmp_path / str(number)
         if images is not None:
             (root / "cifar10").mkdir(parents=True)
-            record = np.random.default_rng(images).integers(0, 256, (50, 3073)).astype(np.uint8)
-            record[:, 0] %= 10
+            rng = np.random.default_rng(images)
             for file in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+                record = rng.integers(0, 256, (50, 3073)).astype(np.uint8)
+                record[:, 0] %= 10
                 (root / "cifar10" / file).write_bytes(record.tobytes())
         monkeypatch.setenv("ZKMARK_DATA", str(root))
         said: list[str] = []
@@ -229,7 +233,8 @@ def test_one_failure_does_not_stop_the_others(
 
 
 def test_misuse(tiny: dict[str, Any], tmp_path: Path) -> None:
-    for names, preset, word in ((["adi"], "tiny", "adi-table-1"), ([], "huge", "unknown preset")):
+    for names, preset, word in ((["adi"], "tiny", "adi-table-1"), ([], "huge", "unknown preset"),
+                                (["bansal-table-1-cifar10"], "tiny", "has only the preset gpu")):  # fmt: skip
         with pytest.raises(ParameterError, match=word):
             run(names, preset, tmp_path, chosen=tiny)
     found = CliRunner().invoke(cli, ["experiment", "nothing", "--out", str(tmp_path / "new")])
@@ -253,14 +258,19 @@ def test_real_experiments_on_few_digits(
     tiny["frontier-key"]["options"] |= {"count": 24, "epsilon": {"cnn": 0.1}, "embedding_rate": 0.02, "shares": []}
     tiny["frontier-key"]["tiny"] = {"train": 1200, "test": 0, "batches": 60}
     tiny["compression"]["options"] = {"prune": [0.5], "per_layer": [0.5], "svd": [0.5], "bits": [8]}
-    tiny["false-claim"]["options"] = {"surrogates": 1, "count": 40, "epsilon": 0.4}
+    tiny["false-claim"]["options"] = {"surrogates": 1, "count": 132, "epsilon": 0.4}
+    tiny["false-claim"]["tiny"] = {"train": 264}
     said: list[str] = []
     text = run(names, "tiny", tmp_path, said.append, tiny).read_text()
     assert said == [f"{name}, cnn, seed 0" for name in names]
     rows = {r["setting"]: r for r in json.loads((tmp_path / "compression.json").read_text())["rows"]["cnn"]["0"]}
     assert rows["none"]["trigger %"] == 1.0 and rows["none"]["provable"] and rows["8 bits"]["provable"]
-    weakest = min((r for r in rows.values() if r["provable"]), key=lambda r: r["integer %"])
-    assert weakest["proven"] is True and all(r["proven"] == r["provable"] for r in rows.values() if "proven" in r)
+    assert all(r["proven"] == r["provable"] for r in rows.values()) and not rows["SVD 50%"]["proven"]
+    rows = {r["setting"]: r for r in json.loads((tmp_path / "curves.json").read_text())["rows"]["cnn"]["0"]}
+    assert all(r["proven"] == r["provable"] for r in rows.values()) and not rows["RTAL, epoch 1"]["proven"]
+    rows = {r["setting"]: r for r in json.loads((tmp_path / "false-claim.json").read_text())["rows"]["cnn"]["0"]}
+    assert rows["labels chosen"]["trigger %"] > rows["labels of the joint coin"]["trigger %"]
+    assert rows["labels of the joint coin"]["proven"] is False
     rows = {r["setting"]: r for r in json.loads((tmp_path / "frontier-key.json").read_text())["rows"]["cnn"]["0"]}
     assert rows["none"]["integer %"] == 1.0 and rows["none"]["proven"] and not rows["before marking"]["proven"]
     for part in ("| 8 bits |", "| SVD 50% |", "| labels chosen |", "![How much compression", "| RTAL, epoch 1 |"):
@@ -272,8 +282,8 @@ def test_real_experiments_on_few_digits(
 
 
 FRONTIER = {"count": 24, "epsilon": {"cnn": 0.1}, "rehearsal": 50, "embedding_rate": 0.02}
-CERTIFIED = {"count": 12, "replays": 2, "draws": 1, "warm_up": 0, "trigger_batch": 12, "epochs": 4, "drops": 0}
-LONGER = {"train": 1200, "test": 0, "batches": 60}  # until there are adversaries of both kinds
+CERTIFIED = {"count": 16, "replays": 2, "draws": 1, "warm_up": 0, "trigger_batch": 16, "epochs": 4, "drops": 0}
+LONGER: dict[str, Any] = {"train": 1200, "test": 0, "batches": 60}  # until there are adversaries of both kinds
 READ_BEHIND = ["RTLL", "RTLL, owner's last layer", "RTAL", "RTAL, owner's last layer"]
 REMOVALS = ["fine-tuning", "hard labels", "soft labels"]
 Cells = dict[str, dict[str, Any]]
@@ -284,35 +294,51 @@ Cells = dict[str, dict[str, Any]]
      lambda r: [row["proven"] for row in r.values()] == [False, True, True]),
     ("adi-figure-6", {}, [f"{mode}{attack}" for mode in ("from scratch", "pretrained")
                           for attack in ("", ", FTLL", ", FTAL", *(f", {how}" for how in READ_BEHIND))],
-     lambda r: all((row["needed %"] is None) == name.endswith("last layer") for name, row in r.items())
+     lambda r: all((row["needed %"] is None) == name.endswith("last layer") == (row["proven"] == "not the suspect's")
+                   for name, row in r.items()) and r["pretrained"]["proven"] is True
      and r["from scratch, RTLL"]["trigger %"] < r["from scratch, RTLL, owner's last layer"]["trigger %"] == 1.0),
     ("adi-figure-7", {}, ["no fine-tuning", "FTAL", *READ_BEHIND[2:]],
-     lambda r: r["no fine-tuning"]["TS-NEW %"] == 1.0 > r["RTAL"]["TS-NEW %"]),
+     lambda r: r["no fine-tuning"]["TS-NEW %"] == 1.0 > r["RTAL"]["TS-NEW %"]
+     and all(row["proven"] == row["provable"] for row in r.values() if row["needed %"])),
     ("adi-table-2", {}, ["to odd or even"],
-     lambda r: r["to odd or even"]["needed %"] is None and not r["to odd or even"]["provable"]),
+     lambda r: r["to odd or even"]["needed %"] is None and r["to odd or even"]["proven"] == "not the suspect's"),
     ("bansal-table-1", {**CERTIFIED, "triggers": ["content", "noise", "unrelated"], "samples": 40, "radii": [0.2, 0.4]},
      ["content", "noise", "unrelated, but abstract"],
      lambda r: all(row["at 0.4 σ %"] <= row["at 0.2 σ %"] <= row["median %"] and row["median %"] >
-                   row["unmarked median %"] for row in r.values())),
-    ("bansal-table-2", {**CERTIFIED, "rates": [0.001], "after": [1, 2]}, [f"{name}, rate 0.001" for name in REMOVALS],
-     lambda r: all(0 < row["after 1"] < row["after 2"] for row in r.values())),
+                   row["unmarked median %"] and row["certified radius"] > 0 and row["confidence %"] == 0.999
+                   and row["proven"] is True for row in r.values())),
+    ("bansal-table-2", {**CERTIFIED, "samples": 40, "rates": [0.001], "after": [1, 2]},
+     [f"{name}, rate 0.001" for name in REMOVALS],
+     lambda r: all(0 < row["after 1"] < row["after 2"] and (row["certified radius"] or 9) >= row["after 2"]
+                   for row in r.values())),
     ("bansal-table-3", {**CERTIFIED, "samples": 40},
      ["none", *REMOVALS, "fine-tuning, slower", "hard labels, regularized", "soft labels, regularized"],
      lambda r: r["none"]["moved"] == 0 < r["fine-tuning, slower"]["moved"] < r["fine-tuning"]["moved"]
-     and r["none"]["baseline %"] < r["none"]["black-box %"]),
+     and r["none"]["baseline %"] < r["none"]["black-box %"] and r["none"]["proven"]
+     and r["none"]["certified radius"] > 0 and all((row["certified radius"] is not None) == (row["moved"] <=
+     r["none"]["certified radius"]) for row in r.values())),
     ("le-merrer-table-1", {**FRONTIER, **LONGER, "shares": [0.25, 0.99]},
      ["before marking", "a stranger's", "none", "25%", "99%"],
-     lambda r: r["none"]["removed of 100"] == 0 < r["99%"]["removed of 100"] and r["none"]["extracted"]),
+     lambda r: r["none"]["removed of 100"] == 0 < r["99%"]["removed of 100"] and r["none"]["extracted"]
+     and r["none"]["proven"] is True and r["99%"]["proven"] is False and r["99%"]["integer %"] < 1),
     ("le-merrer-table-3", {**FRONTIER, **LONGER, "adversaries": 100},
      ["before marking", "a stranger's", "none", "adversarial fine-tuning"],
-     lambda r: r["none"]["removed of 100"] == 0),
+     lambda r: r["none"]["removed of 100"] == 0 and r["none"]["proven"]),
+    ("le-merrer-recurrent", {**FRONTIER, **LONGER, "data": {"digits": ["rnn"]}, "epsilon": {"rnn": 0.1},
+                             "embedding_rate": 0.002, "shares": [0.25], "adversaries": 100},
+     ["before marking", "a stranger's", "none", "25%", "adversarial fine-tuning"],
+     lambda r: r["none"]["removed of 100"] == 0 and all(row["proven"] == "no integer form" for row in r.values())),
     ("le-merrer-figure-6", {**LONGER, "count": 24, "epsilons": [0.1, 0.9], "strangers": 1, "asked": ["cnn"]},
      ["asked of cnn, ε = 0.1", "asked of cnn, ε = 0.9"],
-     lambda r: 0 <= r["asked of cnn, ε = 0.1"]["errors"] <= 24 and r["asked of cnn, ε = 0.9"]["no key"]),
+     lambda r: 0 <= r["asked of cnn, ε = 0.1"]["errors"] <= 24 and r["asked of cnn, ε = 0.9"]["no key"]
+     and r["asked of cnn, ε = 0.1"]["proven %"] in (0, 1)),
     ("hitaj-ensemble", {"sizes": [2, 3]}, ["vote of 2", "vote of 3", "its weights"],
-     lambda r: r["vote of 3"]["trigger %"] < r["its weights"]["trigger %"] == 1.0 and r["its weights"]["provable"]),
+     lambda r: r["vote of 3"]["trigger %"] < r["its weights"]["trigger %"] == 1.0
+     and r["vote of 3"]["proven"] == "no network" and r["vote of 3"]["provable"] is None
+     and r["its weights"]["proven"] is True),
     ("hitaj-detector", {"images": 100, "epochs": 2}, ["service with detector", "its weights"],
-     lambda r: r["service with detector"]["trigger %"] < 0.5 < r["service with detector"]["detector %"]),
+     lambda r: r["service with detector"]["trigger %"] < 0.5 < r["service with detector"]["detector %"]
+     and r["service with detector"]["proven"] == "no network" and r["its weights"]["proven"] is True),
 ])  # fmt: skip
 def test_every_other_experiment_on_few_digits(
     name: str, changes: dict[str, Any], settings_there: list[str], true: Callable[[Cells], bool],
@@ -324,7 +350,8 @@ def test_every_other_experiment_on_few_digits(
     tiny[name]["tiny"] = changes
     text = run([name], "tiny", digits_folder, chosen=tiny).read_text()
     result = json.loads((digits_folder / f"{name}.json").read_text())
-    rows = {row["setting"]: row for row in result["rows"]["cnn"]["0"]}
+    (by_seed,) = result["rows"].values()
+    rows = {row["setting"]: row for row in by_seed["0"]}
     assert list(rows) == settings_there and all(f"| {setting} |" in text for setting in rows)
     assert true(rows), rows
 
@@ -357,6 +384,10 @@ def test_cells() -> None:
         ("false-claim bits", [None, 4.0], "4"),
     ):  # fmt: skip
         assert cell(name, values) == text
+    old = [{"setting": "a", "provable": True}]
+    assert "| a | yes | – |" in markdown({
+        "title": "", "paper": "", "note": "", "reading": "", "preset": "", "paper_values": {}, "papers_by_arch": {},
+        "rows": {"cnn": {"0": old}}, "data": {"name": "", "source": "", "train": 2, "test": 2}})  # none was tried then
     assert merged([[{"setting": "a", "x": 1}], [{"setting": "a", "x": 2}, {"setting": "b", "y": 3}]]) == {
         "a": {"x": [1, 2]}, "b": {"y": [3]}}
 
