@@ -24,10 +24,11 @@ Where several seeds were run, a cell is their mean ± the standard deviation of 
 papers' own numbers are in the columns on the right. "trigger %" counts the float model's matches, "integer %" those of
 the integer network that a proof is about; a claim with "needed %" of them keeps 128 bits against false claims, so that
 it can be proven: "provable" is that count. "proven" is no count: the argument was run on the network, and the proof
-verified. It says "not the suspect's" of what is read behind the owner's last layer, "no network" of a service, whose
-weights nobody shows, and "no integer form" of recurrent layers; "–" where none was tried. Of keys whose owner chose
-the labels (certified marks, frontier stitching) it is about the half of the images that a public key made of them keeps
-hidden, with as many matches as the paper's own test asks of these.
+verified; "no" where too few match for one. It says "not the suspect's" of what is read behind the owner's last layer,
+"no network" of a service, whose weights nobody shows, and "no integer form" of recurrent layers; "–" where none was
+tried. Where the owner chose the labels it is about the half of the images that a public key made of them keeps hidden,
+and as many matches of these as have a p-value below 1/20 (frontier stitching, as in the paper) or 2^-20 (certified
+marks), so that it can differ from the test of all of them.
 
 The transfer of Adi et al. goes from CIFAR-10 and CIFAR-100 to STL-10 in the paper, and to Fashion-MNIST here.
 """

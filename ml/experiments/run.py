@@ -45,11 +45,12 @@ EXPERIMENTS: dict[str, Callable[[Lab, dict[str, Any]], list[Row]]] = {
     "hitaj-detector": evasions.detector,
     "false-claim": evasions.false_claim,
 }
-SHEETS = {  # of whose triggers there are pictures: names, or patterns of them
+SHEETS = {  # of whose triggers there are pictures; {arch}: of each architecture's own
     "adi-table-1": ("abstract",),
     "bansal-table-1": ("content", "noise", "unrelated"),
     "bansal-table-1-cifar10": ("content", "noise", "unrelated"),
-    "le-merrer-table-1": ("frontier-*",),
+    "le-merrer-table-1": ("frontier-{arch}",),
+    "le-merrer-recurrent": ("frontier-{arch}",),
     "false-claim": ("false-claim",),
 }
 PACKAGES = ("numpy", "onnx", "pillow", "scikit-learn", "torch", "zkmark")
@@ -228,9 +229,10 @@ def _summary(folder: Path) -> Path:
     results = [json.loads(path.read_text()) for name in EXPERIMENTS if (path := folder / f"{name}.json").exists()]
     sections = [INTRODUCTION, *([cost(results)] if results else [])]
     for result in results:
-        patterns = (f"triggers-{name}-{result['data']['name']}.png" for name in SHEETS.get(result["name"], ()))
-        sheets = [path.name for pattern in patterns for path in sorted(folder.glob(pattern))]
-        sections.append(markdown(result, sheets))
+        shown = dict.fromkeys(name.format(arch=arch) for name in SHEETS.get(result["name"], ())
+                              for arch in sorted(result["rows"]))  # fmt: skip
+        files = (f"triggers-{name}-{result['data']['name']}.png" for name in shown)
+        sections.append(markdown(result, [file for file in files if (folder / file).exists()]))
     out = folder / "results.md"
     write(out, "\n".join(sections).encode())
     return out

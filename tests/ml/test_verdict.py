@@ -21,7 +21,7 @@ from ml.schemes.certified import Smoothed
 from ml.schemes.frontier import Frontier
 from ml.schemes.scheme import TriggerKey
 from ml.triggers import abstract_images
-from ml.verdict import COMPOSED, judge, judge_answers, prove, with_proof
+from ml.verdict import COMPOSED, RECURRENT, SERVICE, judge, judge_answers, prove, with_proof
 from protocol.errors import ParameterError
 from protocol.keygen import KeyParameters, LabelRule, MarkingKey, generate_key
 from protocol.soundness import false_claim_bits, smallest_k_min
@@ -77,7 +77,7 @@ def test_a_service_has_no_provable_mark(marked: nn.Module, marking_key: MarkingK
     key = TriggerKey.from_marking_key(marking_key)
     verdict = judge_answers(SCHEME, key, lambda x: answers(marked, x))
     assert verdict.found and verdict.integer_matches is None and not verdict.provable
-    assert verdict.false_claim_bits is None and "without weights" in verdict.no_bound
+    assert verdict.false_claim_bits is None and verdict.no_bound == verdict.no_network == SERVICE
 
 
 def test_a_borrowed_layer_gives_no_claim(marked: nn.Module, marking_key: MarkingKey) -> None:
@@ -89,7 +89,7 @@ def test_a_borrowed_layer_gives_no_claim(marked: nn.Module, marking_key: Marking
     verdict = judge(SCHEME, key, stranger, COMPOSED)
     assert verdict.trigger_accuracy > 0.95  # though its features have never seen a trigger
     assert verdict.false_claim_bits is None and verdict.k_min is None and not verdict.provable
-    assert "fit any labels" in verdict.no_bound
+    assert verdict.no_bound == verdict.no_network == COMPOSED
 
 
 def test_chosen_labels_have_no_bound_but_can_be_proven_under_their_own_rule(marked: nn.Module, digits: Dataset) -> None:
@@ -98,6 +98,10 @@ def test_chosen_labels_have_no_bound_but_can_be_proven_under_their_own_rule(mark
     verdict = judge(scheme, key, marked)
     assert verdict.matches == 10 and not verdict.found and verdict.p_value == Fraction(616666, 2**20)
     assert verdict.false_claim_bits is None and verdict.k_min is None and "chose" in verdict.no_bound
+    assert verdict.no_network == ""  # there is a network, and no bound
+    answered = judge_answers(scheme, key, lambda x: answers(marked, x), RECURRENT)
+    assert answered.no_network == RECURRENT and answered.no_bound == verdict.no_bound
+    assert (answered.matches, answered.integer_matches, answered.found) == (verdict.matches, None, verdict.found)
     parameters = KeyParameters((1, 8, 8), 10, 20, LabelRule.CHOSEN)
     rng = np.random.default_rng(1)
     made = generate_key(parameters, key.images, labels=key.labels.tolist(), entropy=rng.bytes)
