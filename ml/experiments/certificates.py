@@ -8,6 +8,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
+import torch
 from torch import nn
 
 from ml.attacks.compression import moved
@@ -106,12 +107,13 @@ def removal(lab: Lab, options: dict[str, Any]) -> list[Row]:
 def _judge(
     lab: Lab, scheme: Certified, key: TriggerKey, model: nn.Module, smoothed: Smoothed
 ) -> Callable[[nn.Module], Verdict]:
-    """Verdicts on the marked model and on what became of it, with its certificate for half of the triggers where the
-    parameters have not left its radius."""
+    """Verdicts on the marked model and on what became of it, with its certificate for half of the triggers where it
+    covers that: while the parameters are within its radius, and the statistics of batch norm are still the same."""
     certificate, judged = smoothed.certify(smoothed.radius(HALF)), lab.judge_of(scheme, key, LEVEL)
 
     def verdict(suspect: nn.Module) -> Verdict:
         covered = certificate.accuracy >= HALF and moved(suspect, model) <= certificate.radius
+        covered &= all(map(torch.equal, suspect.buffers(), model.buffers()))
         return replace(judged(suspect), certificate=certificate if covered else None)
 
     return verdict

@@ -246,16 +246,12 @@ class Lab:
 
         Only the half that this key leaves hidden is proven, with as many matches as `level` asks of it.
         """
+        if self.recurrent:
+            return lambda model: judge_answers(scheme, key, partial(answers, model), RECURRENT)
         made = self.public_key(key)
         hidden = replace(key, images=made.hidden_images, labels=made.hidden_labels)
         k_min = enough(hidden, level) or len(hidden)
-
-        def verdict(model: nn.Module) -> Verdict:
-            if self.recurrent:
-                return judge_answers(scheme, key, partial(answers, model), RECURRENT)
-            return with_proof(judge(scheme, key, model), model, made, k_min)
-
-        return verdict
+        return lambda model: with_proof(judge(scheme, key, model), model, made, k_min)
 
     def test(self, model: nn.Module) -> float:
         return accuracy(model, self.data.test_x, self.data.test_y)

@@ -7,6 +7,8 @@ import threading
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,13 @@ from ml.cli import cli
 from ml.data import NAMES, load
 from ml.experiments import run as runner
 from ml.experiments import workers
+from ml.experiments.certificates import _judge
 from ml.experiments.lab import Budget, Lab, data_digest, described, load_first
 from ml.experiments.run import EXPERIMENTS, SETTINGS, run, settings
 from ml.models import ARCHITECTURES, UNPROVABLE, Normalized
+from ml.schemes.certified import Certified, Smoothed
+from ml.schemes.scheme import TriggerKey
+from ml.verdict import Verdict
 from protocol.errors import ParameterError
 
 TINY = {"data": {"digits": ["cnn"]}, "train": 200, "test": 100, "batches": 5, "rate": 0.05, "augment": False,
@@ -374,6 +380,25 @@ def test_every_other_experiment_on_few_digits(
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One for all experiments, which share their models."""
     return tmp_path_factory.mktemp("digits")
+
+
+def test_what_a_certificate_covers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters within its radius, under the same statistics of batch norm; and none where none is certified."""
+    bare = Verdict("certified", 4, 4, 4, Fraction(1, 10), True, None, "", None, False)
+    monkeypatch.setattr(Lab, "judge_of", lambda *_: lambda model: bare)
+    data, (arch,) = load_first(Budget.of(TINY))
+    lab, scheme = Lab(Budget.of(TINY), data, arch, 0, tmp_path), Certified()
+    key, model = TriggerKey(data.test_x[:4], data.test_y[:4], 10), nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))
+    smoothed = Smoothed(np.ones(1000), 0.1)
+    radius = smoothed.radius(0.5)
+    for step, mean, certified, covered in ((0, 0, 1, True), (0.9, 0, 1, True), (1.1, 0, 1, False), (0, 1, 1, False),
+                                           (0, 0, 0.4, False)):  # fmt: skip
+        suspect = deepcopy(model)
+        with torch.no_grad():
+            next(suspect.parameters())[0] += step * radius
+            next(suspect.buffers())[0] += mean
+        found = _judge(lab, scheme, key, model, Smoothed(np.full(1000, float(certified)), 0.1))(suspect).certificate
+        assert (found is not None) == covered and (not found or found.radius == radius > 0)
 
 
 def test_models_come_back_from_their_files(tmp_path: Path) -> None:
