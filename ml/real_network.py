@@ -132,7 +132,9 @@ class Value:
     def constant(self) -> Floats:
         """The bias, or what float32 makes of it where that is another number."""
         rounded = self.rounded
-        return np.where(np.abs(self.bias - rounded) <= ALIKE * np.abs(self.bias), self.bias, rounded)
+        with np.errstate(invalid="ignore"):  # of infinite ones, which are refused later, as too large
+            alike = np.abs(self.bias - rounded) <= ALIKE * np.abs(self.bias)
+        return np.where(alike, self.bias, rounded)
 
     @property
     def plain(self) -> RealEdge | None:
