@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import identity, keygen, pedersen
-from protocol.anchor import Anchor
 from protocol.errors import DecodingError, ParameterError, VerificationError
 from protocol.group import ORDER, encode
 from protocol.keygen import (
@@ -26,19 +25,8 @@ from protocol.keygen import (
     commit_key,
     generate_key,
 )
-from protocol.log import (
-    Checkpoint,
-    Entry,
-    EntryKind,
-    LogKey,
-    appended,
-    inclusion_path,
-    leaf_hash,
-    open_note,
-    root_hash,
-    sign_checkpoint,
-)
 from protocol.soundness import false_claim_bits, smallest_ell, smallest_k_min, window
+from tests.logs import Log
 
 SHAPE, CLASSES, ELL = (1, 4, 4), 10, 160
 PARAMETERS = KeyParameters(SHAPE, CLASSES, ELL)
@@ -542,43 +530,19 @@ def test_the_rule_of_a_key_cannot_be_changed(mk):
 SECRET = bytes(range(32))
 
 
-class Log:
-    """A log in memory that anybody may ask: entries of commitments, checkpoints, anchors."""
-
-    def __init__(self, secret=SECRET, name="log.example/keys"):
-        self.secret, self.key, self.nodes, self.size = secret, LogKey(name, identity.public_key(secret)), {}, 0
-
-    def read(self, level, index):
-        return self.nodes[level, index]
-
-    def take(self, digest, unix_time=1_700_000_000):
-        """The index of a new entry."""
-        leaf = leaf_hash(Entry(EntryKind.COMMITMENTS, digest, b"", unix_time).to_bytes())
-        for level, index, value in appended(self.read, self.size, leaf):
-            self.nodes[level, index] = value
-        self.size += 1
-        return self.size - 1
-
-    def anchor(self, index, size=None, unix_time=1_700_000_000):
-        size = size or self.size
-        checkpoint = Checkpoint(self.key.name, size, root_hash(self.read, size))
-        _, signature = open_note(sign_checkpoint(self.secret, checkpoint), self.key)
-        path = tuple(inclusion_path(self.read, index, size))
-        return Anchor(self.key, index, unix_time, path, size, checkpoint.root, signature)
-
-
 @pytest.fixture(scope="module")
 def pending():
     return commit_key(PARAMETERS, some_images(), entropy=fixed_entropy(b"pending"))
 
 
+def entries(pending):
+    return [pending.digest if n == 5 else hashlib.sha256(bytes([n])).digest() for n in range(12)]
+
+
 @pytest.fixture(scope="module")
 def log(pending):
     """With other entries before and after that of the pending key, which is number 5."""
-    out = Log()
-    for n in range(12):
-        out.take(pending.digest if n == 5 else hashlib.sha256(bytes([n])).digest())
-    return out
+    return Log(SECRET, entries(pending))
 
 
 @pytest.fixture(scope="module")
@@ -616,9 +580,7 @@ def test_the_coin_is_the_logs(pending, log):
     """A coin for each checkpoint, and none that the owner could have computed before the log signed."""
     seeds = {size: replace(pending.secrets.vk, beacon=log.anchor(5, size).to_bytes()).seed for size in range(6, 13)}
     assert len(set(seeds.values())) == 7
-    twin = Log(SECRET[::-1])  # the same entries and roots: all that she can foresee
-    for n in range(12):
-        twin.take(pending.digest if n == 5 else hashlib.sha256(bytes([n])).digest())
+    twin = Log(SECRET[::-1], entries(pending))  # the same entries and roots: all that she can foresee
     foreseen = log.anchor(5), twin.anchor(5)
     assert foreseen[0].root == foreseen[1].root and foreseen[0].path == foreseen[1].path
     assert replace(pending.secrets.vk, beacon=foreseen[1].to_bytes()).seed != seeds[12]
@@ -681,10 +643,7 @@ def test_a_stripped_anchor(anchored):
 @pytest.mark.reaches("log.window")
 def test_an_anchor_of_long_ago(pending, log):
     """Its checkpoint counts for a number of entries, so that there are not as many coins as checkpoints."""
-    late = Log()
-    late.take(pending.digest)
-    for n in range(4096):
-        late.take(n.to_bytes(32, "little"))
+    late = Log(SECRET, [pending.digest, *(n.to_bytes(32, "little") for n in range(4096))])
     for size, fine in ((4096, True), (4097, False)):
         anchor = late.anchor(0, size)
         vk = replace(pending.secrets.vk, beacon=anchor.to_bytes())

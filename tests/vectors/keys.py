@@ -26,24 +26,14 @@ from protocol.keygen import (
     check_key,
     commit_key,
 )
-from protocol.log import (
-    Checkpoint,
-    Entry,
-    EntryKind,
-    LogKey,
-    appended,
-    inclusion_path,
-    leaf_hash,
-    open_note,
-    root_hash,
-    sign_checkpoint,
-)
+from protocol.log import LogKey
+from tests.logs import TIME, Log
 from tests.vectors.common import HERE, as_list, stream
 
 FILE = "keys.json"
-SHAPE, CLASSES, ELL, TIME = (1, 1, 2), 3, 12, 1_700_000_000
+SHAPE, CLASSES, ELL = (1, 1, 2), 3, 12
 SECRET = hashlib.sha256(b"zkmark test log").digest()
-LOG = LogKey("log.example/keys", identity.public_key(SECRET))
+LOG = Log(SECRET).key
 
 
 def committed(name: str, rule: LabelRule) -> PendingKey:
@@ -55,26 +45,11 @@ def committed(name: str, rule: LabelRule) -> PendingKey:
     return PendingKey(replace(secrets, vk=replace(secrets.vk, parameters=replace(parameters, label_rule=rule))))
 
 
-def anchor(digests: list[bytes], index: int, size: int) -> Anchor:
-    """That of entry `index` at the first `size` of the entries with these digests."""
-    nodes: dict[tuple[int, int], bytes] = {}
-
-    def read(level: int, at: int) -> bytes:
-        return nodes[level, at]
-
-    for at, digest in enumerate(digests[:size]):
-        leaf = leaf_hash(Entry(EntryKind.COMMITMENTS, digest, b"", TIME).to_bytes())
-        nodes |= {(level, n): value for level, n, value in appended(read, at, leaf)}
-    checkpoint = Checkpoint(LOG.name, size, root_hash(read, size))
-    _, signature = open_note(sign_checkpoint(SECRET, checkpoint), LOG)
-    path = tuple(inclusion_path(read, index, size))
-    return Anchor(LOG, index, TIME, path, size, checkpoint.root, signature)
-
-
 def anchored(pending: PendingKey) -> MarkingKey:
     """The key at the first checkpoint whose coin is inside the window; its commitments are entry 2."""
     digests = [bytes([n]) * 32 for n in range(2)] + [pending.digest] + [bytes([n]) * 32 for n in range(2, 30)]
-    keys = (pending.draw(anchor(digests, 2, size).to_bytes()) for size in range(5, 30))
+    log = Log(SECRET, digests)
+    keys = (pending.draw(log.anchor(2, size).to_bytes()) for size in range(5, 30))
     return next(key for key in keys if key is not None)
 
 
@@ -115,7 +90,7 @@ def keys() -> Iterator[tuple[str, bytes]]:
     yield "path too short", signed(joint, beacon=replace(found, path=found.path[:-1]).to_bytes())
     yield "path too long", signed(joint, beacon=replace(found, path=(*found.path, bytes(32))).to_bytes())
     many = [joint.vk.commitments_digest, *(n.to_bytes(32, "little") for n in range(4096))]
-    yield "checkpoint too late", signed(joint, beacon=anchor(many, 0, 4097).to_bytes())
+    yield "checkpoint too late", signed(joint, beacon=Log(SECRET, many).anchor(0, 4097).to_bytes())
     yield "checkpoint before the entry", signed(joint, beacon=replace(found, index=found.size).to_bytes())
     yield "anchor cut short", signed(joint, beacon=beacon[:-1])
     yield "anchor and more", signed(joint, beacon=beacon + b"\0")
