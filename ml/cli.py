@@ -265,6 +265,11 @@ def evaluate_command(
     say(as_json, result, "\n".join(lines))
 
 
+def _tell(what: str) -> None:
+    """Also of other processes."""
+    click.echo(what, err=True)
+
+
 @cli.command("experiment")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--preset", default="ci", show_default=True, help="ci: minutes; cpu: hours; gpu: the papers' scale.")
@@ -286,9 +291,8 @@ def experiment_command(
         raise click.UsageError("--address is of a Ray cluster: give --engine ray")
     from ml.experiments.run import run
 
-    report = None if as_json else lambda what: click.echo(f"{what} ...", err=True)
     folder = out or Path(f"watermarks-{preset}")
-    page = run(names, preset, folder, report, jobs=jobs, ray=engine == "ray", address=address)
+    page = run(names, preset, folder, None if as_json else _tell, jobs=jobs, ray=engine == "ray", address=address)
     say(as_json, {"done": True, "results": str(page)}, str(page))
 
 

@@ -45,6 +45,10 @@ class Look:
     data: float
     triggers: float | None
 
+    def __str__(self) -> str:
+        triggers = "" if self.triggers is None else f", triggers {self.triggers:.1%}"
+        return f"{self.phase}: loss {self.loss:.3f}, data {self.data:.1%}{triggers}"
+
 
 Progress = Callable[[Look], None]
 

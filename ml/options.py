@@ -180,7 +180,7 @@ def training_progress(quiet: bool) -> Iterator[Callable[[Look], None]]:
 
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("", total=1.0)
-            yield lambda look: bar.update(task, description=_described(look), completed=look.share)
+            yield lambda look: bar.update(task, description=str(look), completed=look.share)
         return
     seen: list[tuple[str, int]] = []
 
@@ -188,11 +188,6 @@ def training_progress(quiet: bool) -> Iterator[Callable[[Look], None]]:
         tenth = (look.phase, int(10 * look.share))
         if not quiet and seen[-1:] != [tenth]:
             seen.append(tenth)
-            click.echo(f"{look.share:.0%} {_described(look)}", err=True)
+            click.echo(f"{look.share:.0%} {look}", err=True)
 
     yield line
-
-
-def _described(look: Look) -> str:
-    triggers = "" if look.triggers is None else f", triggers {look.triggers:.1%}"
-    return f"{look.phase}: loss {look.loss:.3f}, data {look.data:.1%}{triggers}"

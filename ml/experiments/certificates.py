@@ -79,7 +79,7 @@ def removal(lab: Lab, options: dict[str, Any]) -> list[Row]:
     kind: Kind = options["triggers"][0]
     scheme, key, model = _marked(lab, options, kind)
     plain = scheme.without_noise()
-    baseline = lab.model(f"baseline-{kind}", lambda m: plain.mark(m, lab.owner, key), of=_made_by(plain, key))
+    baseline = lab.model(f"baseline-{kind}", lambda m, p: plain.mark(m, lab.owner, key, p), of=_made_by(plain, key))
     rows: list[Row] = []
     attack = Fit(epochs=lab.budget.attack_epochs, rate=options["attack_rate"], optimizer="adam", seed=lab.seed)
     heavy = Fit(epochs=lab.budget.attack_epochs, rate=0.01, weight_decay=options["decay"], seed=lab.seed)
@@ -160,7 +160,7 @@ def _marked(lab: Lab, options: dict[str, Any], kind: Kind) -> tuple[Certified, T
         key = scheme.unrelated_key(options["count"], lab.owner, lab.other.train_x)
     else:
         key = scheme.make_key(options["count"], lab.fresh(), lab.owner)
-    model = lab.model(f"certified-{kind}", lambda m: scheme.mark(m, lab.owner, key), of=_made_by(scheme, key))
+    model = lab.model(f"certified-{kind}", lambda m, p: scheme.mark(m, lab.owner, key, p), of=_made_by(scheme, key))
     return scheme, key, model
 
 

@@ -54,8 +54,7 @@ def detector(lab: Lab, options: dict[str, Any]) -> list[Row]:
 
 def false_claim(lab: Lab, options: dict[str, Any]) -> list[Row]:
     """Keys of adversaries against a model that their maker never saw: of chosen labels, and of the joint coin's."""
-    surrogates = [lab.model(f"surrogate-{n}", lambda m, n=n: _surrogate(lab, m, n), 50 + n)  # type: ignore[misc]
-                  for n in range(options["surrogates"])]  # fmt: skip
+    surrogates = [_surrogate(lab, number) for number in range(options["surrogates"])]
     false = false_key(surrogates, lab.thief, options["count"], options["epsilon"], seed=lab.seed)
     lab.sheet("false-claim", false.images, false.labels)
     parameters = KeyParameters(false.shape, false.classes, len(false))
@@ -71,8 +70,9 @@ def false_claim(lab: Lab, options: dict[str, Any]) -> list[Row]:
 
 def _marked_by_another(lab: Lab, number: int) -> Normalized:
     key = TriggerKey.from_marking_key(lab.marking_key(number))
-    return lab.model(f"marked-other-{number}", lambda m: lab.scheme.mark(m, lab.owner, key), number)
+    return lab.model(f"marked-other-{number}", lambda m, p: lab.scheme.mark(m, lab.owner, key, p), number)
 
 
-def _surrogate(lab: Lab, model: Normalized, number: int) -> None:
-    train(model, lab.thief, replace(lab.training, seed=1000 + number))
+def _surrogate(lab: Lab, number: int) -> Normalized:
+    options = replace(lab.training, seed=1000 + number)
+    return lab.model(f"surrogate-{number}", lambda m, p: train(m, lab.thief, options, p), 50 + number)

@@ -14,6 +14,7 @@ from ml.attacks.fine_tuning import adversarial
 from ml.data import Dataset
 from ml.experiments.lab import Lab, Row, integer_share, proof_cell
 from ml.fit import Fit, accuracy
+from ml.mark import Progress
 from ml.schemes.frontier import LEVEL, Frontier
 from ml.schemes.scheme import TriggerKey, enough, tolerance
 from ml.verdict import judge, with_proof
@@ -92,9 +93,9 @@ def _scheme(lab: Lab, options: dict[str, Any]) -> Frontier:
 
 
 def _embedded(lab: Lab, scheme: Frontier, key: TriggerKey, rest: Dataset, name: str) -> nn.Module:
-    def make(model: nn.Module) -> None:
+    def make(model: nn.Module, progress: Progress | None) -> None:
         model.load_state_dict(lab.unmarked().state_dict())
-        scheme.mark(model, rest, key)
+        scheme.mark(model, rest, key, progress)
 
     return lab.model(name, make, of=(scheme, len(key)))
 

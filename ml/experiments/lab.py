@@ -7,6 +7,7 @@ Trained models are kept as files of arrays, so that an interrupted run goes on w
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -23,10 +24,10 @@ from torch import nn
 from ml.data import Dataset, load
 from ml.descent import pick_device
 from ml.fit import Fit, Images, Ints, accuracy, answers, fit
-from ml.mark import LAST_RATE, Training, train
+from ml.mark import LAST_RATE, Look, Progress, Training, train
 from ml.models import UNPROVABLE, Normalized, build
 from ml.schemes.backdoor import Backdoor
-from ml.schemes.scheme import Scheme, TriggerKey, enough
+from ml.schemes.scheme import Scheme, TriggerKey, enough, telling
 from ml.triggers import abstract_images
 from ml.verdict import RECURRENT, Verdict, judge, judge_answers, with_proof
 from protocol.errors import ParameterError
@@ -34,6 +35,9 @@ from protocol.keygen import KeyParameters, LabelRule, MarkingKey, generate_key
 from protocol.soundness import bits
 
 ADAM_BATCH, ADAM_RATE = 25, 0.003  # of recurrent networks: SGD gets nowhere in as much time
+SAY_EVERY = 30.0  # seconds of a training
+Say = Callable[[str], None]
+Make = Callable[[Normalized, Progress | None], object]  # trains a model
 Cell = float | int | str | bool | None
 Row = dict[str, Cell]  # the first column is called `setting` and names the row; names ending in % hold shares in 0..1
 
@@ -123,6 +127,7 @@ class Lab:
     """Everything depends on `seed` and the budget.  folder: for models and pictures.
 
     other: the data set that the experiment reads besides its own, None if it reads none or does without.
+    say: hears how long trainings go.
     """
 
     budget: Budget
@@ -131,6 +136,7 @@ class Lab:
     seed: int
     folder: Path
     other: Dataset | None = None
+    say: Say | None = None
 
     @cached_property
     def owner(self) -> Dataset:
@@ -187,7 +193,7 @@ class Lab:
     def triggers(self) -> TriggerKey:
         return TriggerKey.from_marking_key(self.key)
 
-    def model(self, name: str, make: Callable[[Normalized], None], number: int = 0, of: object = None) -> Normalized:
+    def model(self, name: str, make: Make, number: int = 0, of: object = None) -> Normalized:
         """The model that `make` trains, or its file from an earlier run of the same budget and the same `of`."""
         spent = self.budget.batches, self.budget.rate, self.budget.augment, self.budget.ell
         made_by = repr((spent, self._digest, self.arch, self.seed, of))
@@ -198,11 +204,23 @@ class Lab:
             with np.load(path, allow_pickle=False) as arrays:
                 model.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
         else:
-            make(model)
+            make(model, self._progress(name))
             data = BytesIO()
             np.savez(data, **{key: tensor.cpu().numpy() for key, tensor in model.state_dict().items()})
             write(path, data.getvalue())
         return model.eval()
+
+    def _progress(self, name: str) -> Progress | None:
+        """Of the training of the model `name`."""
+        said = time.monotonic()
+
+        def hear(look: Look) -> None:
+            nonlocal said
+            if self.say is not None and time.monotonic() - said >= SAY_EVERY:
+                said = time.monotonic()
+                self.say(f"{name}, {self.arch}, seed {self.seed}: {look.share:.0%} {look}")
+
+        return None if self.say is None else hear
 
     @cached_property
     def _digest(self) -> str:
@@ -212,22 +230,23 @@ class Lab:
         """Trained on the owner's half; another number is another initial model and order."""
         options = replace(self.training, seed=self.seed + 100 * number)
 
-        def make(model: Normalized) -> None:
+        def make(model: Normalized, progress: Progress | None) -> None:
             if self.recurrent:
                 adam = Fit(options.epochs, ADAM_BATCH, ADAM_RATE, "adam", drops=1, seed=options.seed)
-                fit(model, self.owner.train_x, self.owner.train_y, adam)
+                told = telling(progress, "training", options.epochs, model, self.owner, None)
+                fit(model, self.owner.train_x, self.owner.train_y, adam, told=told)
             else:
-                train(model, self.owner, options)
+                train(model, self.owner, options, progress)
 
         return self.model(f"unmarked-{number}", make, number)
 
     def marked(self, mode: str = "from scratch") -> Normalized:
         """With the key's hidden half, "from scratch" or "pretrained"."""
 
-        def make(model: Normalized) -> None:
+        def make(model: Normalized, progress: Progress | None) -> None:
             if mode == "pretrained":
                 model.load_state_dict(self.unmarked().state_dict())
-            self.scheme.mark(model, self.owner, self.triggers)
+            self.scheme.mark(model, self.owner, self.triggers, progress)
 
         return self.model(f"marked-{mode.replace(' ', '-')}", make)
 

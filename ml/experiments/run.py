@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +18,14 @@ from threading import Lock
 from typing import Any
 
 from ml.experiments import backdoors, certificates, evasions, frontiers, workers
-from ml.experiments.lab import Budget, Lab, Row, described, load_first, load_other, write
+from ml.experiments.lab import Budget, Lab, Row, Say, described, load_first, load_other, write
 from ml.experiments.report import INTRODUCTION, cost, figure, markdown
 from protocol.errors import ParameterError
 
 SETTINGS = Path(__file__).parent.parent / "experiments.toml"
 EXPERIMENTS: dict[str, Callable[[Lab, dict[str, Any]], list[Row]]] = {
     "adi-table-1": backdoors.embedding,
+    "adi-table-1-resnet18": backdoors.embedding,
     "adi-figure-6": backdoors.fine_tuning,
     "adi-figure-7": backdoors.piracy,
     "adi-table-2": backdoors.transfer_learning,
@@ -55,9 +57,6 @@ SHEETS = {  # of whose triggers there are pictures; {arch}: of each architecture
 }
 PACKAGES = ("numpy", "onnx", "pillow", "scikit-learn", "torch", "zkmark")
 
-Progress = Callable[[str], None]
-
-
 @dataclass(frozen=True)
 class Part:
     """One architecture and one seed of an experiment.  data, other: as the result describes them."""
@@ -76,13 +75,13 @@ Measured = tuple[list[Row], float]  # and seconds
 Measure = Callable[[Part], Measured]
 
 
-def measure(part: Part) -> Measured:
+def measure(part: Part, say: Say | None = None) -> Measured:
     """Raises ParameterError where the data or a model do not allow the experiment, or the data are others by now."""
     start = time.monotonic()
     data, other = load_first(part.budget)[0], load_other(part.options.get("other", ""))
     if (described(data), _other(part.options)) != (part.data, part.other):
         raise ParameterError("the data sets here are not those that the run began with")
-    lab = Lab(part.budget, data, part.arch, part.seed, part.folder, other)
+    lab = Lab(part.budget, data, part.arch, part.seed, part.folder, other, say)
     rows = EXPERIMENTS[part.name](lab, part.options)
     return rows, round(time.monotonic() - start, 1)
 
@@ -94,13 +93,14 @@ def settings() -> dict[str, Any]:
 
 
 def run(
-    names: Sequence[str], preset: str, folder: Path, progress: Progress | None = None,
+    names: Sequence[str], preset: str, folder: Path, progress: Say | None = None,
     chosen: dict[str, Any] | None = None, jobs: int = 1, ray: bool = False, address: str | None = None,
 ) -> Path:  # fmt: skip
     """Run the named experiments, or all of the preset, and write `folder`/results.md; returns its path.
 
     chosen: settings in place of the file's.  jobs: workers, each of which has one seed of one architecture at a time,
-    whose trained models its experiments share; of a Ray cluster with `ray`, else processes.  Raises ParameterError for
+    whose trained models its experiments share; of a Ray cluster with `ray`, else processes.  progress: hears what is
+    measured and how it goes; a function of a module, where others measure.  Raises ParameterError for
     names or presets that do not exist or do not go together, and at the end for experiments that the data or a model
     did not allow; the others are on the page then.
     """
@@ -140,10 +140,11 @@ def run(
     lanes: dict[tuple[str, str, int], list[Part]] = {}
     for part in parts:
         lanes.setdefault((part.data["name"], part.arch, part.seed), []).append(part)
+    work = partial(measure, say=progress)
     if jobs == 1 and not ray:
-        run_lane(parts, measure)
+        run_lane(parts, work)
     else:
-        start = workers.cluster(measure, jobs, address) if ray else workers.processes(measure, jobs)
+        start = workers.cluster(work, jobs, address) if ray else workers.processes(work, jobs)
         with start as measured, ThreadPoolExecutor(jobs) as pool:
             list(pool.map(lambda lane: run_lane(lane, measured), lanes.values()))
     page = _summary(folder)

@@ -20,7 +20,7 @@ from protocol.errors import ParameterError
 from protocol.keygen import LabelRule, MarkingKey
 from protocol.soundness import tail
 
-SHOWN = 1000  # training images of which progress gives the accuracy
+SHOWN = 200  # training images of which progress gives the accuracy
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def enough(key: TriggerKey, level: Fraction) -> int | None:
 
 
 def telling(
-    progress: Progress | None, phase: str, epochs: int, model: nn.Module, data: Dataset, key: TriggerKey
+    progress: Progress | None, phase: str, epochs: int, model: nn.Module, data: Dataset, key: TriggerKey | None
 ) -> Told | None:
     """What passes the epochs of a `fit` on as looks at it; None without progress."""
     if progress is None:
@@ -147,7 +147,8 @@ def telling(
 
     def told(epoch: int, loss: float) -> None:
         shown = accuracy(model, data.train_x[:SHOWN], data.train_y[:SHOWN])
-        progress(Look(phase, epoch / epochs, loss, shown, accuracy(model, key.images, key.labels)))
+        triggers = accuracy(model, key.images, key.labels) if key else None
+        progress(Look(phase, epoch / epochs, loss, shown, triggers))
 
     return told
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -205,7 +207,7 @@ def test_seeds_run_in_lanes(tiny: dict[str, Any], tmp_path: Path, monkeypatch: p
     seen: list[str] = []
     meeting = threading.Barrier(2, timeout=60)
 
-    def measure(part: runner.Part) -> runner.Measured:
+    def measure(part: runner.Part, say: object) -> runner.Measured:
         meeting.wait()  # returns only when both seeds are here
         seen.append(part.name)
         if part.name == "adi-table-2" and part.seed == 1:
@@ -246,7 +248,7 @@ def test_a_preset_has_its_experiments(tiny: dict[str, Any], tmp_path: Path, monk
     tiny["le-merrer-recurrent"]["tiny"] = {"data": {"digits": ["rnn"]}}
     said: list[str] = []
     text = run([], "tiny", tmp_path, said.append, tiny).read_text()
-    assert [part.partition(",")[0] for part in said] == [n for n in EXPERIMENTS if not n.endswith("cifar10")]
+    assert [part.partition(",")[0] for part in said] == [n for n in EXPERIMENTS if "presets" not in tiny[n]]
     pruning, after = text.partition("## Frontier stitching under compression")[::2]
     assert pruning.count("frontier-cnn-digits.png") == after.count("frontier-rnn-digits.png") == 1
     assert "frontier-rnn" not in pruning and "frontier-cnn" not in after
@@ -406,8 +408,22 @@ def test_models_come_back_from_their_files(tmp_path: Path) -> None:
     first, again = (Lab(Budget.of(TINY), data, architectures[0], 0, tmp_path) for _ in range(2))
     calls: list[int] = []
     for lab in (first, again):
-        model = lab.model("plain", lambda m: calls.append(1))
+        model = lab.model("plain", lambda m, p: calls.append(1))
         assert lab.test(model) == first.test(model) and calls == [1]
-    first.model("plain", lambda m: calls.append(2), of="other options")
+    first.model("plain", lambda m, p: calls.append(2), of="other options")
     assert calls == [1, 2] and len(first.owner.train_y) == len(first.thief.train_y) == 100
     assert not (first.owner.train_x[:, None] == first.thief.train_x[None, :5]).all((2, 3, 4)).any()
+
+
+def test_trainings_tell_how_they_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = load_first(Budget.of(TINY))
+    said: list[str] = []
+    lab = Lab(Budget.of(TINY), data, "mlp", 0, tmp_path, say=said.append)
+    lab.unmarked()
+    assert said == []  # too short
+    monkeypatch.setattr("ml.experiments.lab.SAY_EVERY", 0.0)
+    for other in (lab, replace(lab, arch="rnn")):
+        other.unmarked(1)
+        assert re.fullmatch(rf"unmarked-1, {other.arch}, seed 0: 100% training: loss [0-9.]+, data [0-9.]+%", said[-1])
+    lab.marked()
+    assert re.fullmatch("marked-from-scratch, mlp, seed 0: .*: loss .*, data .*%, triggers .*%", said[-1])

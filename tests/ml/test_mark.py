@@ -136,7 +136,7 @@ def test_augmentation_moves_and_mirrors() -> None:
 
 @pytest.mark.parametrize("arch", ["cnn", "resnet20"])
 def test_the_fast_path_takes_the_same_steps(digits: Dataset, arch: str) -> None:
-    """What CUDA gets, but on the CPU and not compiled: channels last, and bfloat16, whose rounding differs."""
+    """What CUDA and large models get, but not compiled: channels last, and bfloat16, whose rounding differs."""
     losses, moves = [], []
     for fast in (False, True):
         torch.manual_seed(3)
@@ -155,6 +155,15 @@ def test_the_fast_path_takes_the_same_steps(digits: Dataset, arch: str) -> None:
         assert derive(export_onnx(model, digits.shape)).network.classes == 10
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
     assert torch.cosine_similarity(moves[0], moves[1], dim=0) > 0.9
+
+
+def test_large_models_train_in_bfloat16_where_the_processor_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    for able in (False, True):
+        monkeypatch.setattr("ml.descent.multiplies_bfloat16", lambda able=able: able)
+        for arch, large in (("lenet", False), ("resnet18", True)):
+            model = build(arch, (3, 32, 32), 10)
+            descent = Descent(model, torch.optim.SGD(model.parameters(), 0.1), model.parameters(), steps=1)
+            assert descent.fast is (large and able)
 
 
 @pytest.mark.parametrize(
