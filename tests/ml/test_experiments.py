@@ -175,7 +175,7 @@ def test_other_processes_measure_the_same(tiny: dict[str, Any], tmp_path: Path) 
     said: list[str] = []
     for folder, where in (("here", {}), ("processes", {"jobs": 2}), ("cluster", {"ray": True})):
         run(["le-merrer-table-2"], "tiny", tmp_path / folder, said.append, tiny, **where)  # type: ignore[arg-type]
-    assert said == 3 * ["le-merrer-table-2, mlp, seed 0"]
+    assert [what for what in said if what.startswith("le")] == 3 * ["le-merrer-table-2, mlp, seed 0"]
     files = (tmp_path / folder / "le-merrer-table-2.json" for folder in ("here", "processes", "cluster"))
     rows = [json.loads(file.read_text())["rows"]["mlp"]["0"] for file in files]
     assert all([row["setting"] for row in found] == ["before marking", "a stranger's", "none", "50%"] for found in rows)
