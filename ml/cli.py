@@ -266,7 +266,7 @@ def evaluate_command(
 
 
 def _tell(what: str) -> None:
-    """Also of other processes."""
+    """A line of progress.  Worker processes are given this function, so it has a name in its module."""
     click.echo(what, err=True)
 
 

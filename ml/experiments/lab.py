@@ -35,7 +35,7 @@ from protocol.keygen import KeyParameters, LabelRule, MarkingKey, generate_key
 from protocol.soundness import bits
 
 ADAM_BATCH, ADAM_RATE = 25, 0.003  # of recurrent networks: SGD gets nowhere in as much time
-SAY_EVERY = 30.0  # seconds of a training
+SAY_EVERY = 30.0  # seconds between two lines about a training
 Say = Callable[[str], None]
 Make = Callable[[Normalized, Progress | None], object]  # trains a model
 Cell = float | int | str | bool | None
@@ -127,7 +127,7 @@ class Lab:
     """Everything depends on `seed` and the budget.  folder: for models and pictures.
 
     other: the data set that the experiment reads besides its own, None if it reads none or does without.
-    say: hears how long trainings go.
+    say: hears how trainings go.
     """
 
     budget: Budget
@@ -212,15 +212,17 @@ class Lab:
 
     def _progress(self, name: str) -> Progress | None:
         """Of the training of the model `name`."""
-        said = time.monotonic()
+        say, said = self.say, time.monotonic()
+        if say is None:
+            return None
 
         def hear(look: Look) -> None:
             nonlocal said
-            if self.say is not None and time.monotonic() - said >= SAY_EVERY:
+            if time.monotonic() - said >= SAY_EVERY:
                 said = time.monotonic()
-                self.say(f"{name}, {self.arch}, seed {self.seed}: {look.share:.0%} {look}")
+                say(f"{name}, {self.arch}, seed {self.seed}: {look.share:.0%} {look}")
 
-        return None if self.say is None else hear
+        return hear
 
     @cached_property
     def _digest(self) -> str:
